@@ -1,0 +1,42 @@
+"""What a task is: which simulator, which environment, which observations, how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from burnish.errors import BurnishError
+
+SUITES = ("gymnasium", "robosuite")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One entry of the config group `task`.
+
+    Attributes:
+        name: the task's name on the command line (`task=lift`).
+        suite: the simulator package, one of `SUITES`.
+        env_id: the suite's own name of the environment ("Hopper-v5", "Lift").
+        max_episode_steps: primitive (not chunk) steps after which an episode is truncated.
+        obs_keys: keys concatenated, in this order, into one flat observation (Do,); for
+            Gymnasium tasks always ["flat"].
+        env_kwargs: passed to `gymnasium.make` or `robosuite.make`.
+        dataset: default demonstrations: a path, or "shipped:NAME" for a file of the package.
+    """
+
+    name: str
+    suite: str
+    env_id: str
+    max_episode_steps: int
+    obs_keys: list[str] = field(default_factory=lambda: ["flat"])
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    dataset: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.suite not in SUITES:
+            raise BurnishError(f"task.suite={self.suite}: expected one of {', '.join(SUITES)}")
+        if self.max_episode_steps < 1:
+            raise BurnishError(f"task.max_episode_steps={self.max_episode_steps}: expected at least 1")
+        if not self.obs_keys:
+            raise BurnishError("task.obs_keys is empty: expected at least one observation key")

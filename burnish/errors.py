@@ -1,0 +1,8 @@
+"""The one exception that stands for a user's mistake."""
+
+
+class BurnishError(Exception):
+    """Bad input, told in one line: which file, key or value, what was expected, what to do.
+
+    The command prints the message without a traceback and exits with status 2.
+    """
