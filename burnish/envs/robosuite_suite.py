@@ -1,0 +1,83 @@
+"""robosuite's manipulation tasks behind the `Simulator` interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.envs.base import Floats, Step
+from burnish.envs.robosuite_env import (
+    env_args_of,
+    import_robosuite,
+    make_task_env,
+    task_from_env_args,
+)
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError
+
+__all__ = ["RobosuiteSimulator", "env_args_of", "import_robosuite", "make_task_env", "task_from_env_args"]
+
+
+class RobosuiteSimulator:
+    """One robosuite environment (Lift, PickPlaceCan, NutAssemblySquare, TwoArmTransport, ToolHang, ...).
+
+    Observations are `task.obs_keys` in robomimic's names ("object" is robosuite's "object-state"),
+    concatenated. Reward and success are robosuite's own: sparse 0/1 unless `reward_shaping`.
+
+    Resets: the default `hard_reset=False` keeps the model and only draws robot and object poses (a few
+    milliseconds instead of about 0.3 s). What robosuite draws while loading a model, like the size of Lift's
+    cube (2.0 to 2.2 cm half width), is then that of one fixed seed in every instance; with
+    `env_kwargs.hard_reset=true` it is drawn anew in each episode. Either way `reset(seed)` depends on
+    the seed alone.
+
+    Raises BurnishError for an unknown environment, robot or observation key.
+    """
+
+    def __init__(self, task: TaskConfig) -> None:
+        self.env = make_task_env(task.env_id, task.env_kwargs)
+        self._keys = list(task.obs_keys)
+        self._reseed(None)
+        self.obs_dim = len(self._flatten(self.env.reset()))
+        low, high = self.env.action_spec
+        self.action_dim = len(low)
+        self._action_center, self._action_scale = (high + low) / 2, (high - low) / 2
+
+    def reset(self, seed: int | None) -> Floats:
+        if seed is not None:
+            self._reseed(seed)
+        return self._flatten(self.env.reset())
+
+    def step(self, action: Floats) -> Step:
+        clipped = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        obs, reward, done, _ = self.env.step(self._action_center + self._action_scale * clipped)
+        return Step(self._flatten(obs), float(reward), bool(done), bool(self.env._check_success()))
+
+    def get_state(self) -> dict[str, Any]:
+        raise NotImplementedError("robosuite keeps state in its controllers: episodes start anew at resume")
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError("robosuite keeps state in its controllers: episodes start anew at resume")
+
+    def render(self, width: int, height: int) -> NDArray[np.uint8]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.env.close()
+
+    def _reseed(self, seed: int | None) -> None:
+        # In place: samplers and objects of the model hold this very generator.
+        self.env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+
+    def _flatten(self, obs: dict[str, Any]) -> Floats:
+        return np.concatenate([np.ravel(select_obs(obs, key)) for key in self._keys], dtype=np.float32)
+
+
+def select_obs(obs: dict[str, Any], key: str) -> Any:
+    """One observation by robomimic's name. Raises BurnishError listing the keys that are there."""
+    name = "object-state" if key == "object" else key
+    if name not in obs:
+        keys = ", ".join(sorted("object" if name == "object-state" else name for name in obs))
+        raise BurnishError(f"task.obs_keys: robosuite gives no {key!r}; it gives: {keys}")
+    return obs[name]
