@@ -18,6 +18,7 @@ data `terminated` is False everywhere and a value function bootstraps at the end
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,10 @@ def _read_episode(path: Path, name: str, group: h5py.Group, from_robosuite: bool
         raise BurnishError(f"{path}: episode {name} has no actions; it has: {found}")
     if "obs" not in group:
         raise BurnishError(
-            f"{path}: episode {name} has no observations (only: {', '.join(group)}); "
-            f"make them from the recorded states with `burnish data convert`"
+            f"{path}: episode {name} has {', '.join(group)}, but no observations (robosuite's raw format); "
+            f"make them from the states with `burnish data convert`"
         )
-    actions = group["actions"][()].astype(np.float32)
+    actions = _rows(group["actions"])
     n_steps = len(actions)
     obs = {key: _rows(group["obs"][key]) for key in group["obs"] if group["obs"][key].ndim <= 2}
     final_obs = None
@@ -160,7 +161,7 @@ def _read_episode(path: Path, name: str, group: h5py.Group, from_robosuite: bool
 
 def _rows(dataset: h5py.Dataset) -> NDArray[np.float32]:
     values = dataset[()].astype(np.float32)
-    return values.reshape(len(values), -1)
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def _write_episode(group: h5py.Group, episode: Episode) -> None:

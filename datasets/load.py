@@ -1,0 +1,84 @@
+"""One entrance for all formats: a source named on the command line -> demonstrations in memory."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import h5py
+
+from burnish.datasets import d4rl, dppo_npz, hdf5, minari_local, robomimic
+from burnish.datasets.consistency import require_consistent
+from burnish.datasets.episodes import Demonstrations
+from burnish.errors import BurnishError
+
+SHIPPED = "shipped:"
+
+
+def load(source: str | Path, filter_key: str | None = None) -> Demonstrations:
+    """Read demonstrations of any supported format and make sure that they can be trained on.
+
+    Formats, told apart by their contents: robomimic HDF5, D4RL HDF5, a Minari dataset folder, DPPO npz.
+    "shipped:NAME" is the package's own `datasets/shipped/NAME.hdf5`. A filter key (robomimic only) selects a
+    subset of the episodes.
+
+    Raises BurnishError, naming file, episode, key and step, for whatever could not be trained on: see
+    `require_consistent` and the readers.
+    """
+    demos = read(source, filter_key)
+    require_consistent(demos)
+    return demos
+
+
+def read(source: str | Path, filter_key: str | None = None) -> Demonstrations:
+    """Like `load`, but without looking at the values: for `inspect` and `check`, which report them."""
+    path = resolve(source)
+    if not path.exists():
+        raise BurnishError(f"{path}: no such file or folder")
+    if path.is_dir():
+        file_format = "Minari"
+        if not minari_local.is_dataset(path):
+            raise BurnishError(f"{path}: is a folder without Minari data; expected an HDF5 or npz file")
+    elif path.suffix == ".npz":
+        file_format = "DPPO npz"
+    else:
+        file_format = _hdf5_format(path)
+    if file_format == "robomimic":
+        return robomimic.read(path, filter_key)
+    if filter_key is not None:
+        raise BurnishError(
+            f"{path}: filter key {filter_key!r}: only robomimic files have them, this is {file_format}"
+        )
+    if file_format == "D4RL":
+        return d4rl.read(path)
+    return minari_local.read(path) if file_format == "Minari" else dppo_npz.read(path)
+
+
+def resolve(source: str | Path) -> Path:
+    """The path that a source stands for; "shipped:NAME" is a file of the package.
+
+    Raises BurnishError listing the shipped files if there is none of that name.
+    """
+    if not str(source).startswith(SHIPPED):
+        return Path(source).expanduser()
+    name = str(source).removeprefix(SHIPPED)
+    folder = Path(str(resources.files("burnish.datasets"))) / "shipped"
+    path = folder / f"{name}.hdf5"
+    if not path.is_file():
+        present = ", ".join(sorted(file.stem for file in folder.glob("*.hdf5"))) or "none"
+        raise BurnishError(f"{source}: no such shipped dataset; shipped: {present}")
+    return path
+
+
+def _hdf5_format(path: Path) -> str:
+    with hdf5.reading(path) as file:
+        if d4rl.is_layout(file):
+            return "D4RL"
+        data = file.get("data")
+        if not isinstance(data, h5py.Group):
+            found = ", ".join(sorted(file)) or "nothing"
+            raise BurnishError(
+                f"{path}: unknown layout; found {found} at the top level, expected data/demo_N (robomimic) "
+                f"or observations and actions (D4RL)"
+            )
+        return "robomimic"

@@ -1,0 +1,102 @@
+"""Training windows: To observations up to a step -> Tp actions from that step on.
+
+    step of the episode     0    1    2    3    4    5        To = 2, Tp = 4, at t = 0 and at t = 4
+    window at t = 0      o0 o0                                before the start: the first observation repeated
+                            a0   a1   a2   a3
+    window at t = 4                       o3 o4
+                                            a4   a5 a5 a5     after the end: the last action repeated
+
+Symbols: N steps in all, B batch, To observation steps, Tp predicted action steps, Do and Da dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.errors import BurnishError
+
+
+class Batch(NamedTuple):
+    obs: Tensor  # (B, To, Do) float32
+    actions: Tensor  # (B, Tp, Da) float32
+
+
+class Windows:
+    """All windows of some episodes, in memory on `device`: one per step, index n being step n of all of them.
+
+    Attributes:
+        obs: (N, Do) float32, raw; `obs_keys` concatenated in their order. For a normalizer's statistics.
+        actions: (N, Da) float32.
+    """
+
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        obs_keys: list[str],
+        n_obs_steps: int,
+        horizon: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Raises BurnishError without episodes, or if To or Tp is less than 1."""
+        if not episodes:
+            raise BurnishError("no episodes to make training windows of")
+        if n_obs_steps < 1 or horizon < 1:
+            raise BurnishError(f"n_obs_steps={n_obs_steps}, horizon={horizon}: both must be at least 1")
+        obs = np.concatenate([episode.flat_obs(obs_keys) for episode in episodes])
+        actions = np.concatenate([episode.actions for episode in episodes])
+        self.obs = torch.from_numpy(obs).to(device, torch.float32)
+        self.actions = torch.from_numpy(actions).to(device, torch.float32)
+        lengths = torch.tensor([len(episode) for episode in episodes])
+        ends = lengths.cumsum(0)
+        first = (ends - lengths).repeat_interleave(lengths)[
+            :, None
+        ]  # (N, 1) first step of the step's episode
+        last = (ends - 1).repeat_interleave(lengths)[:, None]
+        step = torch.arange(len(obs))[:, None]
+        self._obs_rows = (step + torch.arange(1 - n_obs_steps, 1)).maximum(first).to(device)  # (N, To)
+        self._action_rows = (step + torch.arange(horizon)).minimum(last).to(device)  # (N, Tp)
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The windows at `indices` (B,), int64 in [0, N), on the same device."""
+        return Batch(self.obs[self._obs_rows[indices]], self.actions[self._action_rows[indices]])
+
+
+def split_episodes(
+    demos: Demonstrations, validation_fraction: float, seed: int
+) -> tuple[list[Episode], list[Episode]]:
+    """Whole episodes for training and for validation, disjoint, each in file order.
+
+    With a fraction of 0 everything is for training. Otherwise the file's own masks `train` and `valid` are
+    used, where it has both; else `validation_fraction` of the episodes is drawn by `seed`, at least one and
+    never all.
+
+    Raises BurnishError for a fraction outside [0, 1), no episodes, or overlapping masks.
+    """
+    if not 0 <= validation_fraction < 1:
+        raise BurnishError(f"validation_fraction={validation_fraction}: expected at least 0 and less than 1")
+    if not demos.episodes:
+        raise BurnishError(f"{demos.source}: no episodes")
+    if validation_fraction == 0:
+        return list(demos.episodes), []
+    train, valid = set(demos.masks.get("train", [])), set(demos.masks.get("valid", []))
+    if train & valid:
+        raise BurnishError(f"{demos.source}: {min(train & valid)} is in both masks, train and valid")
+    if not (train and valid):
+        names = [episode.name for episode in demos.episodes]
+        count = min(max(1, round(validation_fraction * len(names))), len(names) - 1)
+        drawn = np.random.default_rng(seed).permutation(len(names))[:count]
+        valid = {names[index] for index in drawn}
+        train = set(names) - valid
+    return (
+        [episode for episode in demos.episodes if episode.name in train],
+        [episode for episode in demos.episodes if episode.name in valid],
+    )
