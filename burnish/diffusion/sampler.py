@@ -1,0 +1,147 @@
+"""The reverse process: S Gaussian transitions x_{i+1} ~ N(mean_i, std_i^2), i = 0 (noisiest) .. S-1.
+
+This is the one place that knows a transition's mean and standard deviation. DDPM's posterior and DDIM's step
+are both linear in the predicted x_0 and the present x, so one table of three numbers a step holds either:
+
+    mean_i = coef_x0[i] * x0hat + coef_x[i] * x        std_i = std[i]
+
+Symbols: B batch, S transitions (DDPM: S = K; DDIM: S <= K), abar_k and abar_j the signal levels of a transition's
+start and end (abar = 1 after the last).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from burnish.diffusion.process import NoiseProcess
+from burnish.errors import BurnishError
+
+SAMPLERS = ("ddpm", "ddim")
+
+
+@dataclass(frozen=True)
+class StdBounds:
+    """Floor and ceiling of a transition's standard deviation; sampling and log-probability have their own."""
+
+    floor: float = 0.0
+    ceiling: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= self.ceiling:
+            raise BurnishError(f"std floor {self.floor} and ceiling {self.ceiling}: expected 0 <= floor <= ceiling")
+
+
+class Denoise(Protocol):
+    """The network inside a chain: network output (B, ...) at `x` (B, ...) of transition `i`, timestep `k`."""
+
+    def __call__(self, x: Tensor, i: int, k: int) -> Tensor: ...
+
+
+class Chain(NamedTuple):
+    """A sampled chain's last `keep` transitions, noisiest first."""
+
+    x: Tensor  # (B, keep + 1, ...)
+    mean: Tensor  # (B, keep, ...)
+
+
+class Sampler(nn.Module):
+    """The transitions of DDPM (Ho et al. 2020, eq. 7) or DDIM (Song et al. 2021, eqs. 12 and 16).
+
+    Args:
+        process: the forward process that the network was trained with.
+        kind: "ddpm" (all K steps) or "ddim".
+        ddim_steps: S for DDIM; timesteps are spaced evenly from 0 (diffusers' "leading").
+        eta: DDIM's noise: 0 deterministic, 1 like DDPM's posterior. Ignored for DDPM.
+    """
+
+    timesteps: Tensor  # (S,) int64, decreasing
+    coef_x0: Tensor  # (S,)
+    coef_x: Tensor  # (S,)
+    std: Tensor  # (S,) before floor and ceiling
+
+    def __init__(self, process: NoiseProcess, kind: str = "ddpm", ddim_steps: int = 5, eta: float = 0.0):
+        super().__init__()
+        K = process.denoising_steps
+        if kind not in SAMPLERS:
+            raise BurnishError(f"sampler={kind}: expected one of {', '.join(SAMPLERS)}")
+        if kind == "ddim" and not 1 <= ddim_steps <= K:
+            raise BurnishError(f"ddim_steps={ddim_steps}: expected 1 to denoising_steps={K}")
+        if not 0 <= eta <= 1:
+            raise BurnishError(f"eta={eta}: expected 0 to 1")
+        self.process = process
+        timesteps = torch.arange(K) if kind == "ddpm" else torch.arange(ddim_steps) * (K // ddim_steps)
+        abar_k = process.alphas_cumprod[timesteps]
+        abar_j = torch.cat([torch.ones(1, dtype=abar_k.dtype), abar_k[:-1]])
+        if kind == "ddpm":
+            beta = process.betas
+            # mean = beta_k sqrt(abar_j) / (1 - abar_k) x0 + (1 - abar_j) sqrt(1 - beta_k) / (1 - abar_k) x
+            coef_x0 = beta * abar_j.sqrt() / (1 - abar_k)
+            coef_x = (1 - abar_j) * (1 - beta).sqrt() / (1 - abar_k)
+            # var = beta_k (1 - abar_j) / (1 - abar_k)
+            std = (beta * (1 - abar_j) / (1 - abar_k)).sqrt()
+        else:
+            # sigma = eta sqrt((1 - abar_j) / (1 - abar_k)) sqrt(1 - abar_k / abar_j)
+            std = eta * ((1 - abar_j) / (1 - abar_k)).sqrt() * (1 - abar_k / abar_j).sqrt()
+            # mean = sqrt(abar_j) x0 + sqrt(1 - abar_j - sigma^2) eps', eps' = (x - sqrt(abar_k) x0) / sqrt(1 - abar_k)
+            coef_x = ((1 - abar_j - std**2).clamp(min=0) / (1 - abar_k)).sqrt()
+            coef_x0 = abar_j.sqrt() - coef_x * abar_k.sqrt()
+        for name, table in (("coef_x0", coef_x0), ("coef_x", coef_x), ("std", std)):
+            self.register_buffer(name, table.flip(0).float(), persistent=False)
+        self.register_buffer("timesteps", timesteps.flip(0), persistent=False)
+        self._timesteps = self.timesteps.tolist()  # the chain's loop must not wait for a device
+
+    def __len__(self) -> int:
+        return len(self._timesteps)
+
+    def mean(self, output: Tensor, x: Tensor, i: Tensor | int) -> Tensor:
+        """Mean of transition `i` (a number, or (B,)) from the network's `output` at `x` -> (B, ...)."""
+        x0 = self.process.predict_x0(output, x, self.timesteps[i] if isinstance(i, Tensor) else self._timesteps[i])
+        coef_x0, coef_x = self.coef_x0[i], self.coef_x[i]
+        if isinstance(i, Tensor):
+            shape = (-1,) + (1,) * (x.dim() - 1)
+            coef_x0, coef_x = coef_x0.reshape(shape), coef_x.reshape(shape)
+        return coef_x0 * x0 + coef_x * x
+
+    def bounded_std(self, bounds: StdBounds) -> Tensor:
+        """Standard deviation of every transition within `bounds` -> (S,)."""
+        return self.std.clamp(bounds.floor, bounds.ceiling)
+
+    def sample(
+        self,
+        denoise: Denoise,
+        noise: Tensor,
+        *,
+        bounds: StdBounds | None = None,
+        noise_clip: float = math.inf,
+        keep: int = 0,
+    ) -> tuple[Tensor, Chain]:
+        """Run the chain from x = noise[0] -> clean sample (B, ...), and its last `keep` transitions.
+
+        Args:
+            noise: standard normal (S + 1, B, ...): the start, then one draw for each transition.
+            bounds: of the sampling std; None leaves the table as it is (no noise at the last transition).
+            noise_clip: draws of the transitions are truncated to +-noise_clip (DPPO: 3).
+        """
+        std = self.bounded_std(bounds or StdBounds())
+        x = noise[0]
+        first_kept = len(self) - keep
+        xs, means = [x] if first_kept == 0 else [], []
+        for i, k in enumerate(self._timesteps):
+            mean = self.mean(denoise(x, i, k), x, i)
+            x = mean + std[i] * noise[i + 1].clamp(-noise_clip, noise_clip)
+            if i >= first_kept - 1 and keep:
+                xs.append(x)
+            if i >= first_kept:
+                means.append(mean)
+        empty = x.new_empty(x.shape[0], 0, *x.shape[1:])
+        return x, Chain(torch.stack(xs, 1) if xs else empty, torch.stack(means, 1) if means else empty)
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """log N(x; mean, std^2), element by element (broadcasting)."""
+    return -0.5 * ((x - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)

@@ -1,0 +1,277 @@
+"""Evaluation: fixed-seed episodes -> success rate and return with intervals. The only one there is.
+
+Pretraining, fine-tuning and `burnish evaluate` all call `evaluate`. Episode i starts from the initial state of
+seed `config.seed + i` and draws its policy noise from a generator of its own with that seed, so the result does
+not depend on how many environments run side by side. An episode ends when it succeeds (as robomimic counts),
+when the environment terminates it, or after `task.max_episode_steps`.
+
+Symbols: E environments, S transitions of the policy's sampler, Tp predicted action steps, Da dimensions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from burnish.envs.base import VectorEnv
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError
+from burnish.policy import DiffusionPolicy
+
+CONFIDENCE = 0.95
+LATENCY_CALLS = 20
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a policy is evaluated.
+
+    Attributes:
+        episodes: number of episodes.
+        seed: of the first episode; episode i has seed + i.
+        n_envs: environments side by side (changes the speed, not the result).
+        backend, n_workers: see `burnish.envs.make_vector_env`.
+        video: number of episodes to write as MP4.
+    """
+
+    episodes: int = 100
+    seed: int = 100_000
+    n_envs: int = 20
+    backend: str = "auto"
+    n_workers: int | None = None
+    video: int = 0
+
+    def __post_init__(self) -> None:
+        for key, least in (("episodes", 1), ("seed", 0), ("n_envs", 1), ("video", 0)):
+            if getattr(self, key) < least:
+                raise BurnishError(f"evaluation.{key}={getattr(self, key)}: expected at least {least}")
+        if self.video > self.episodes:
+            raise BurnishError(f"evaluation.video={self.video} is more than evaluation.episodes={self.episodes}")
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
+
+
+def bootstrap_interval(values: np.ndarray, confidence: float = CONFIDENCE, resamples: int = 10_000) -> Interval:
+    """Percentile bootstrap interval of the mean of `values` (n,); fixed resampling seed."""
+    if np.ptp(values) == 0:
+        return Interval(float(values[0]), float(values[0]))
+    draws = np.random.default_rng(0).choice(values, size=(resamples, len(values))).mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, one entry per episode."""
+
+    seeds: list[int]
+    success: np.ndarray  # (n,) bool
+    returns: np.ndarray  # (n,) sum of the rewards until the end (or the success)
+    lengths: np.ndarray  # (n,) primitive steps
+    latency_ms: float  # median time of one `act` for one observation
+    nonfinite_episodes: int
+
+    def summary(self) -> dict[str, float]:
+        """Success rate with its Wilson interval, mean return with its bootstrap interval, length, latency."""
+        n = len(self.seeds)
+        success = wilson_interval(int(self.success.sum()), n)
+        returns = bootstrap_interval(self.returns)
+        return {
+            "episodes": n,
+            "success_rate": float(self.success.mean()),
+            "success_rate_low": success.low,
+            "success_rate_high": success.high,
+            "return": float(self.returns.mean()),
+            "return_low": returns.low,
+            "return_high": returns.high,
+            "episode_length": float(self.lengths.mean()),
+            "nonfinite_episodes": self.nonfinite_episodes,
+            "time/latency_ms": self.latency_ms,
+        }
+
+    def save(self, path: Path, **about: Any) -> None:
+        """Write `evaluation.json`: `about`, the summary, and every episode."""
+        content = {
+            **about,
+            "confidence": CONFIDENCE,
+            "summary": self.summary(),
+            "seeds": self.seeds,
+            "success": self.success.tolist(),
+            "return": self.returns.tolist(),
+            "length": self.lengths.tolist(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def check_fit(policy: DiffusionPolicy, task: TaskConfig, obs_dim: int, action_dim: int) -> None:
+    """Raise BurnishError where a policy cannot act in a task."""
+    if policy.obs_keys != task.obs_keys:
+        raise BurnishError(
+            f"the policy was trained on the observations {policy.obs_keys} (task {policy.task or 'unknown'}), "
+            f"but task={task.name} gives {task.obs_keys}"
+        )
+    for name, ours, theirs in (("observation", policy.obs_dim, obs_dim), ("action", policy.action_dim, action_dim)):
+        if ours != theirs:
+            raise BurnishError(
+                f"the policy has {name} dimension {ours} (task {policy.task or 'unknown'}), "
+                f"but task={task.name} has {theirs}"
+            )
+
+
+@contextlib.contextmanager
+def evaluation_envs(policy: DiffusionPolicy, task: TaskConfig, config: EvaluationConfig) -> Iterator[VectorEnv]:
+    """Environments for `evaluate`, to be kept where it is called again and again."""
+    from burnish.envs import make_vector_env
+
+    envs = make_vector_env(
+        task,
+        n_envs=min(config.n_envs, config.episodes),
+        n_obs_steps=policy.config.n_obs_steps,
+        n_action_steps=policy.config.n_action_steps,
+        seed=config.seed,
+        backend=config.backend,
+        n_workers=config.n_workers,
+        autoreset=False,
+    )
+    try:
+        check_fit(policy, task, envs.obs_dim, envs.action_dim)
+        yield envs
+    finally:
+        envs.close()
+
+
+def evaluate(
+    policy: DiffusionPolicy,
+    task: TaskConfig,
+    config: EvaluationConfig,
+    *,
+    envs: VectorEnv | None = None,
+    video_folder: Path | None = None,
+    progress: Any = None,
+) -> Evaluation:
+    """Run `config.episodes` episodes of `policy` in `task`.
+
+    Args:
+        envs: from `evaluation_envs`; None makes and closes them.
+        video_folder: where `config.video` MP4 files go; None writes none.
+        progress: something with `update(n, **shown)`, counting episodes.
+
+    Raises:
+        BurnishError: the policy does not fit the task.
+    """
+    if envs is None:
+        with evaluation_envs(policy, task, config) as envs:
+            return evaluate(policy, task, config, envs=envs, video_folder=video_folder, progress=progress)
+    nonfinite = envs.nonfinite_episodes
+    seeds = [config.seed + i for i in range(config.episodes)]
+    rounds = []
+    for start in range(0, len(seeds), envs.n_envs):
+        rounds.append(run_episodes(policy, envs, seeds[start : start + envs.n_envs]))
+        if progress is not None:
+            progress.update(len(rounds[-1].success), success_rate=float(np.concatenate([r.success for r in rounds]).mean()))
+    if video_folder is not None and config.video:
+        from burnish.video import record
+
+        record(policy, task, seeds[: config.video], video_folder)
+    return Evaluation(
+        seeds=seeds,
+        success=np.concatenate([r.success for r in rounds]),
+        returns=np.concatenate([r.returns for r in rounds]),
+        lengths=np.concatenate([r.lengths for r in rounds]),
+        latency_ms=latency_ms(policy),
+        nonfinite_episodes=envs.nonfinite_episodes - nonfinite,
+    )
+
+
+class Episodes(NamedTuple):
+    """One episode for each of n seeds."""
+
+    success: np.ndarray  # (n,) bool
+    returns: np.ndarray  # (n,)
+    lengths: np.ndarray  # (n,)
+
+
+def run_episodes(policy: DiffusionPolicy, envs: VectorEnv, seeds: list[int]) -> Episodes:
+    """One episode for each seed, at most as many as there are environments."""
+    n = len(seeds)
+    padded = [*seeds, *[seeds[-1]] * (envs.n_envs - n)]
+    generators = [torch.Generator().manual_seed(seed) for seed in padded]
+    success, returns, lengths = np.zeros(envs.n_envs, bool), np.zeros(envs.n_envs), np.zeros(envs.n_envs, int)
+    running = np.arange(envs.n_envs) < n
+    obs = envs.reset(padded)
+    while running.any():
+        step = envs.step(np.asarray(policy.act(obs, noise=episode_noise(policy, generators))), running)
+        obs = step.obs
+        returns += step.reward
+        lengths += step.steps
+        success |= step.success & running
+        running &= ~(step.terminated | step.truncated | success)
+    return Episodes(success[:n], returns[:n], lengths[:n])
+
+
+def episode_noise(policy: DiffusionPolicy, generators: list[torch.Generator]) -> torch.Tensor:
+    """(S + 1, E, Tp, Da); column e is drawn from generator e alone."""
+    shape = (len(policy.sampler) + 1, policy.config.horizon, policy.action_dim)
+    return torch.stack([torch.randn(shape, generator=g) for g in generators], dim=1).to(policy.device)
+
+
+def latency_ms(policy: DiffusionPolicy) -> float:
+    """Median wall-clock time of `act` for one observation (numpy in, numpy out), in milliseconds."""
+    obs = policy.obs_normalizer.offset.cpu().numpy()
+    obs = np.broadcast_to(obs, (1, policy.config.n_obs_steps, policy.obs_dim)).copy()
+    generator = torch.Generator(policy.device).manual_seed(0)
+    times = []
+    for _ in range(LATENCY_CALLS):
+        start = time.perf_counter()
+        policy.act(obs, generator=generator)
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference of two evaluations on the same seeds, with its paired bootstrap interval."""
+
+    mean: float
+    interval: Interval
+
+    @classmethod
+    def between(cls, before: np.ndarray, after: np.ndarray) -> Difference:
+        """after - before, episode by episode (n,)."""
+        difference = after.astype(float) - before.astype(float)
+        return cls(float(difference.mean()), bootstrap_interval(difference))
+
+
+def about(policy_folder: str, task: TaskConfig, config: EvaluationConfig) -> dict[str, Any]:
+    """What `evaluation.json` says about how its numbers came about."""
+    from burnish import __version__
+
+    return {
+        "policy": policy_folder,
+        "task": dataclasses.asdict(task),
+        "evaluation": dataclasses.asdict(config),
+        "burnish": __version__,
+        "torch": torch.__version__,
+    }

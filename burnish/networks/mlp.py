@@ -1,0 +1,67 @@
+"""Residual MLP, as a denoiser of flattened action chunks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from burnish.networks.embedding import ACTIVATIONS, TimeEmbedding
+
+
+class ResidualBlock(nn.Module):
+    """x + W2 act(W1 act(x)), pre-activation (DPPO's two-layer block without normalisation)."""
+
+    def __init__(self, dim: int, activation: type[nn.Module]):
+        super().__init__()
+        self.layers = nn.Sequential(activation(), nn.Linear(dim, dim), activation(), nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def trunk(dim: int, n_layers: int, residual: bool, activation: type[nn.Module]) -> nn.Sequential:
+    """`n_layers` hidden layers of width `dim` behind a first linear layer, up to the last activation."""
+    if residual:
+        blocks: list[nn.Module] = [ResidualBlock(dim, activation) for _ in range(max(1, (n_layers - 1) // 2))]
+        return nn.Sequential(*blocks, activation())
+    layers: list[nn.Module] = [activation()]
+    for _ in range(n_layers - 1):
+        layers += [nn.Linear(dim, dim), activation()]
+    return nn.Sequential(*layers)
+
+
+class MLPDenoiser(nn.Module):
+    """Network output for noisy chunks (B, Tp, Da) at timesteps k, given observations (B, To * Do).
+
+    The first layer is written as a sum, W_x x + W_s s + W_t emb(k): the observation's part is the same for
+    every denoising step (and every candidate), so `encode` computes it once.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        horizon: int,
+        action_dim: int,
+        denoising_steps: int,
+        *,
+        hidden_dim: int,
+        n_layers: int,
+        residual: bool,
+        activation: str,
+        time_dim: int,
+    ):
+        super().__init__()
+        self.time = TimeEmbedding(denoising_steps, time_dim)
+        self.from_time = nn.Linear(time_dim, hidden_dim)
+        self.from_obs = nn.Linear(obs_dim, hidden_dim, bias=False)
+        self.from_action = nn.Linear(horizon * action_dim, hidden_dim, bias=False)
+        self.trunk = trunk(hidden_dim, n_layers, residual, ACTIVATIONS[activation])
+        self.out = nn.Linear(hidden_dim, horizon * action_dim)
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """Observations (B, To * Do) -> their part of the first layer (B, hidden)."""
+        return self.from_obs(obs)
+
+    def forward(self, x: Tensor, k: Tensor, encoded: Tensor) -> Tensor:
+        """Args: x (B, Tp, Da), k (B,) or (), encoded (B, hidden) -> (B, Tp, Da)."""
+        h = self.from_action(x.flatten(1)) + encoded + self.from_time(self.time(k))  # (B, hidden)
+        return self.out(self.trunk(h)).view_as(x)

@@ -1,0 +1,306 @@
+"""The diffusion policy: raw observations in, raw action chunks out; it evaluates alone.
+
+Symbols: B batch, K denoising steps, S transitions of the sampler (DDPM: S = K), K' fine-tuned transitions,
+To observation steps, Tp predicted and Ta executed action steps, Do and Da dimensions.
+
+    time          t-To+1 ...  t   t+1  ...  t+Ta-1  ...  t+Tp-1
+    observed         x   ...  x
+    predicted                 x    x   ...    x     ...    x
+    executed                  x    x   ...    x
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from burnish.checkpoint import save_folder
+from burnish.config import parse
+from burnish.diffusion import Chain, NoiseProcess, Sampler, StdBounds, betas
+from burnish.errors import BurnishError
+from burnish.networks import DenoiserConfig, build_denoiser
+from burnish.normalizer import Normalizer
+
+FORMAT = 1
+WEIGHTS = "policy.safetensors"
+DESCRIPTION = "policy.json"
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Everything that decides what a policy computes.
+
+    Attributes:
+        denoiser: the network.
+        n_obs_steps, horizon, n_action_steps: To, Tp, Ta.
+        denoising_steps: K, timesteps of the forward process.
+        schedule, schedule_scale, beta_start, beta_end: see `burnish.diffusion.betas`.
+        prediction_type: what the network predicts.
+        clip_sample: bound of the predicted clean (normalised) action, or null.
+        sampler, ddim_steps: "ddpm", or "ddim" with that many transitions.
+        eta: DDIM's noise when the policy acts (0: deterministic given the initial noise).
+        obs_normalization, action_normalization: "min_max", "mean_std" or "none".
+    """
+
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    n_obs_steps: int = 1
+    horizon: int = 4
+    n_action_steps: int = 4
+    denoising_steps: int = 20
+    schedule: str = "cosine"
+    schedule_scale: float = 1.0
+    beta_start: float = 1e-4
+    beta_end: float = 0.999
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    clip_sample: float | None = 1.0
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    ddim_steps: int = 5
+    eta: float = 0.0
+    obs_normalization: Literal["min_max", "mean_std", "none"] = "min_max"
+    action_normalization: Literal["min_max", "mean_std", "none"] = "min_max"
+
+    def __post_init__(self) -> None:
+        for key in ("n_obs_steps", "horizon", "n_action_steps", "denoising_steps"):
+            if getattr(self, key) < 1:
+                raise BurnishError(f"policy.{key}={getattr(self, key)}: expected at least 1")
+        if self.n_action_steps > self.horizon:
+            raise BurnishError(
+                f"policy.n_action_steps={self.n_action_steps} (Ta) is larger than policy.horizon={self.horizon} "
+                "(Tp): a policy cannot execute more steps than it predicts"
+            )
+        if self.action_normalization == "mean_std" and self.clip_sample is not None:
+            raise BurnishError(
+                "policy.action_normalization=mean_std does not bound actions: set policy.clip_sample=null, "
+                "or use min_max"
+            )
+        Sampler(self.noise_process(), self.sampler, self.ddim_steps, self.eta)  # refuses what cannot be sampled
+
+    def noise_process(self) -> NoiseProcess:
+        """The forward process that this configuration describes."""
+        beta = betas(
+            self.schedule,
+            self.denoising_steps,
+            scale=self.schedule_scale,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+        )
+        return NoiseProcess(beta, self.prediction_type, self.clip_sample)
+
+
+class DiffusionPolicy(nn.Module):
+    """A denoiser, its noise process, its sampler and its normalizers.
+
+    A fine-tuned policy holds two denoisers: the pretrained one runs the first S - K' transitions, the fine-tuned
+    one the last K' (Ren et al. 2024). Which one runs is part of the policy folder, not of who evaluates it.
+
+    Args:
+        config: see `PolicyConfig`.
+        obs_dim, action_dim: Do, Da.
+        obs_keys: the observation keys that make up Do, in order.
+        task: name of the task it was trained for; for information.
+    """
+
+    def __init__(self, config: PolicyConfig, obs_dim: int, action_dim: int, obs_keys: list[str], task: str = ""):
+        super().__init__()
+        self.config = config
+        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.obs_keys = list(obs_keys)
+        self.task = task
+        self.obs_normalizer = Normalizer(obs_dim)
+        self.action_normalizer = Normalizer(action_dim)
+        self.process = config.noise_process()
+        self.sampler = Sampler(self.process, config.sampler, config.ddim_steps, config.eta)
+        self.denoiser = build_denoiser(
+            config.denoiser,
+            obs_dim=config.n_obs_steps * obs_dim,
+            horizon=config.horizon,
+            action_dim=action_dim,
+            denoising_steps=config.denoising_steps,
+        )
+        self.finetuned: nn.Module | None = None
+        self.ft_denoising_steps = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.obs_normalizer.offset.device
+
+    def start_finetuning(self, ft_denoising_steps: int) -> None:
+        """Freeze the denoiser and add a copy of it for the last K' = `ft_denoising_steps` transitions.
+
+        Raises:
+            BurnishError: K' is not in 1 .. S, or the policy is fine-tuned already.
+        """
+        S = len(self.sampler)
+        if not 1 <= ft_denoising_steps <= S:
+            raise BurnishError(
+                f"ft_denoising_steps={ft_denoising_steps} (K'): expected 1 to {S}, "
+                f"the transitions of this policy's sampler ({self.config.sampler})"
+            )
+        if self.finetuned is not None:
+            raise BurnishError("this policy is fine-tuned already: start from the pretrained one, or resume that run")
+        self.finetuned = copy.deepcopy(self.denoiser)
+        self.denoiser.requires_grad_(False)
+        self.ft_denoising_steps = ft_denoising_steps
+
+    def normalized_obs(self, obs: Tensor) -> Tensor:
+        """Raw (B, To, Do) -> normalised and flattened (B, To * Do)."""
+        return self.obs_normalizer.normalize(obs).flatten(1)
+
+    def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Denoising loss (Ho et al. 2020, eq. 14; Chi et al. 2023, eq. 5): a scalar.
+
+        Args:
+            obs: raw (B, To, Do)
+            actions: raw (B, Tp, Da)
+            generator: of the timesteps and the noise.
+        """
+        x0 = self.action_normalizer.normalize(actions)
+        k = torch.randint(self.config.denoising_steps, (len(x0),), device=x0.device, generator=generator)
+        eps = torch.randn(x0.shape, device=x0.device, generator=generator)
+        encoded = self.denoiser.encode(self.normalized_obs(obs))
+        output = self.denoiser(self.process.add_noise(x0, eps, k), k, encoded)
+        # E || f_theta(sqrt(abar_k) x0 + sqrt(1 - abar_k) eps, k, s) - target ||^2
+        return F.mse_loss(output.float(), self.process.target(x0, eps, k))
+
+    def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal numbers for one chain of `n` samples -> (S + 1, n, Tp, Da)."""
+        shape = (len(self.sampler) + 1, n, self.config.horizon, self.action_dim)
+        return torch.randn(shape, device=self.device, generator=generator)
+
+    def sample(
+        self,
+        obs: Tensor,
+        noise: Tensor,
+        *,
+        sampler: Sampler | None = None,
+        bounds: StdBounds | None = None,
+        noise_clip: float = float("inf"),
+        keep: int = 0,
+        pretrained: bool = False,
+    ) -> tuple[Tensor, Chain]:
+        """Run the denoising chain in normalised space.
+
+        Args:
+            obs: normalised, flattened (B, To * Do), as `normalized_obs` gives it.
+            noise: (S + 1, B, Tp, Da)
+            sampler: None for the policy's own; bounds, noise_clip, keep: see `Sampler.sample`.
+            pretrained: run the pretrained denoiser in every transition.
+
+        Returns:
+            The normalised chunk (B, Tp, Da), and the last `keep` transitions.
+        """
+        sampler = sampler or self.sampler
+        first_finetuned = len(sampler) - self.ft_denoising_steps
+        device = obs.device
+        encoded: dict[bool, Tensor] = {}  # the observation's part is computed once for each network that runs
+
+        def denoise(x: Tensor, i: int, k: int) -> Tensor:
+            use_finetuned = self.finetuned is not None and not pretrained and i >= first_finetuned
+            network: Any = self.finetuned if use_finetuned else self.denoiser
+            if use_finetuned not in encoded:
+                encoded[use_finetuned] = network.encode(obs)
+            return network(x, torch.tensor(k, device=device), encoded[use_finetuned])
+
+        return sampler.sample(denoise, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)
+
+    def executed_actions(self, x: Tensor) -> Tensor:
+        """Normalised chunk (B, Tp, Da) -> raw actions to execute (B, Ta, Da)."""
+        x = x[:, : self.config.n_action_steps]
+        if self.config.clip_sample is not None:
+            x = x.clamp(-self.config.clip_sample, self.config.clip_sample)
+        return self.action_normalizer.unnormalize(x)
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: np.ndarray | Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> np.ndarray | Tensor:
+        """Raw observations (B, To, Do) -> raw actions (B, Ta, Da), numpy for numpy, tensors for tensors.
+
+        Args:
+            noise: (S + 1, B, Tp, Da), e.g. from `draw_noise`; None draws it with `generator`.
+
+        Raises:
+            BurnishError: observations of another shape.
+        """
+        expected = (self.config.n_obs_steps, self.obs_dim)
+        if tuple(obs.shape[1:]) != expected:
+            raise BurnishError(f"observations of shape {tuple(obs.shape)}: expected (B, To, Do) = (B, {expected[0]}, {expected[1]})")
+        tensor = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+        if noise is None:
+            noise = self.draw_noise(len(tensor), generator)
+        x, _ = self.sample(self.normalized_obs(tensor), noise)
+        actions = self.executed_actions(x)
+        return actions.cpu().numpy() if isinstance(obs, np.ndarray) else actions
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `policy.json` and `policy.safetensors` into `folder`, whole or not at all."""
+        save_folder(Path(folder), self.write)
+
+    def write(self, folder: Path) -> None:
+        """Write the two files into an existing folder."""
+        from safetensors.torch import save_file
+
+        description = {
+            "format": FORMAT,
+            "task": self.task,
+            "obs_dim": self.obs_dim,
+            "action_dim": self.action_dim,
+            "obs_keys": self.obs_keys,
+            "ft_denoising_steps": self.ft_denoising_steps,
+            "config": asdict(self.config),
+        }
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> DiffusionPolicy:
+        """Read a policy folder.
+
+        Raises:
+            BurnishError: a file is missing or damaged, or the two do not belong together.
+        """
+        folder = Path(folder)
+        for name in (DESCRIPTION, WEIGHTS):
+            if not (folder / name).is_file():
+                raise BurnishError(f"{folder} is not a policy folder: {name} is missing (expected {DESCRIPTION} and {WEIGHTS})")
+        try:
+            description = json.loads((folder / DESCRIPTION).read_text())
+            if description["format"] != FORMAT:
+                raise BurnishError(f"{folder / DESCRIPTION}: format {description['format']}, this version reads {FORMAT}")
+            config = parse(PolicyConfig, description["config"], where="config")
+            policy = cls(
+                config, description["obs_dim"], description["action_dim"], description["obs_keys"], description["task"]
+            )
+            if description["ft_denoising_steps"]:
+                policy.start_finetuning(description["ft_denoising_steps"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
+        policy._load_weights(folder / WEIGHTS)
+        return policy.to(device).eval()
+
+    def _load_weights(self, path: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            weights = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise BurnishError(f"{path} is damaged: {error}") from error
+        try:
+            self.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise BurnishError(f"{path} does not fit {DESCRIPTION} beside it: {reason}") from error

@@ -1,0 +1,1 @@
+"""Online fine-tuning: one loop, and a stage for each algorithm."""

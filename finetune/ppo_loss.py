@@ -1,0 +1,77 @@
+"""The clipped surrogate over (sample, denoising step) pairs: PPO in the two-level MDP of DPPO.
+
+Symbols: B samples, M pairs of a minibatch, K' fine-tuned steps, i = 0 (noisiest) .. K'-1, Tp predicted and Ta
+executed action steps, Da dimensions. Paper: Ren et al. 2024, arXiv 2409.00588.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+LOG_PROB_RANGE = (-5.0, 2.0)  # of one element, in the released code's likelihood
+
+Reduction = Literal["mean", "joint"]
+
+
+def chunk_log_prob(log_prob: Tensor, n_action_steps: int, reduction: Reduction = "mean") -> Tensor:
+    """Log-probability of a denoising step from its elements (..., Tp, Da), over the executed steps -> (...).
+
+    "mean" is the released code's heuristic (elements clamped, then averaged); "joint" is the likelihood of the
+    Gaussian (clamping nothing, summing), which wants a `clip_coef` larger by about Ta * Da.
+    """
+    executed = log_prob[..., :n_action_steps, :]
+    if reduction == "joint":
+        return executed.sum(dim=(-1, -2))
+    return executed.clamp(*LOG_PROB_RANGE).mean(dim=(-1, -2))
+
+
+def normalize_advantages(advantages: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """Zero mean and unit (sample) standard deviation, then clipped at two quantiles; (B,) -> (B,)."""
+    normalized = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    low, high = torch.quantile(normalized, normalized.new_tensor(quantiles))
+    return normalized.clamp(low, high)
+
+
+def denoising_discount(K: int, gamma_denoising: float, device: torch.device | None = None) -> Tensor:
+    """gamma_denoising^(K'-1-i) for every fine-tuned step -> (K',): earlier steps count for less."""
+    return gamma_denoising ** torch.arange(K - 1, -1, -1, dtype=torch.float32, device=device)
+
+
+def clip_range(
+    K: int, clip_coef: float, clip_coef_base: float, clip_coef_rate: float, device: torch.device | None = None
+) -> Tensor:
+    """eps_i = base + (coef - base) (e^{rate i/(K'-1)} - 1) / (e^rate - 1) -> (K',); K' = 1 gives coef."""
+    if K == 1 or clip_coef_rate == 0:
+        return torch.full((K,), clip_coef, device=device)
+    i = torch.arange(K, dtype=torch.float32, device=device)
+    growth = torch.expm1(clip_coef_rate * i / (K - 1)) / math.expm1(clip_coef_rate)
+    return clip_coef_base + (clip_coef - clip_coef_base) * growth
+
+
+class PolicyLoss(NamedTuple):
+    loss: Tensor  # scalar
+    approx_kl: Tensor  # scalar, mean of (ratio - 1) - log ratio
+    clip_fraction: Tensor  # scalar
+    ratio: Tensor  # (M,)
+
+
+def clipped_surrogate(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, eps: Tensor) -> PolicyLoss:
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7; Ren et al. 2024, eq. 4.4), to be minimised.
+
+    Args:
+        log_prob, old_log_prob: (M,) of each (sample, denoising step) pair.
+        advantages: (M,) normalised, with the denoising discount.
+        eps: (M,) clip range.
+    """
+    log_ratio = log_prob - old_log_prob
+    ratio = log_ratio.exp()
+    # L = E max(-A r, -A clip(r, 1 - eps, 1 + eps))
+    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - eps, 1 + eps)).mean()
+    with torch.no_grad():
+        approx_kl = ((ratio - 1) - log_ratio).mean()
+        clip_fraction = ((ratio - 1).abs() > eps).float().mean()
+    return PolicyLoss(loss, approx_kl, clip_fraction, ratio.detach())

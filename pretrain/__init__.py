@@ -1,0 +1,1 @@
+"""Pretraining: behaviour cloning of a diffusion policy."""

@@ -1,0 +1,23 @@
+"""Where the shared data lie, and one thread for torch: parallel tests must not fight for two cores."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with `human/` and `parity/`, beside the repository or at $BURNISH_SHARED_DATA."""
+    folder = Path(os.environ.get("BURNISH_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder} (set BURNISH_SHARED_DATA)")
+    return folder
