@@ -13,9 +13,6 @@ from burnish.errors import BurnishError
 
 T = TypeVar("T")
 
-PATH_KEYS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour")
-"""Top-level keys whose values are taken literally: paths need no quotes, whatever they contain."""
-
 
 def parse(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     """Build the dataclass `cls` from plain data, refusing what does not fit.
@@ -70,7 +67,8 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
         near = [name for name in known if name.rsplit(".", 1)[-1] == leaf][:3]
     if near:
         return f"unknown key {key}: did you mean {' or '.join(near)}?"
-    return f"unknown key {key}: expected one of {', '.join(known)}"
+    shown = known if len(known) <= 20 else [name for name in known if "." not in name]
+    return f"unknown key {key}: expected one of {', '.join(shown)}"
 
 
 def _join(where: str, name: str) -> str:

@@ -1,0 +1,178 @@
+"""`key=value` from the command line over the YAML files of burnish.configs, composed by Hydra."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+from burnish.config import unknown_key
+from burnish.errors import BurnishError
+
+CONFIG_MODULE = "burnish.configs"
+PATH_KEYS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour")
+FREE_DICT = "task.env_kwargs."
+
+
+def compose(command: str, overrides: list[str]) -> dict[str, Any]:
+    """The resolved configuration of `configs/<command>.yaml` with `overrides` applied; not parsed yet.
+
+    Values of `PATH_KEYS` need no quotes, whatever they contain. A value that must be given stays "???".
+    Raises BurnishError for a malformed override, an unknown key or an unknown option of a group.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    groups = config_groups(command)
+    paths, choices, values = {}, [], []
+    for override in overrides:
+        key, value = split(override)
+        if key in PATH_KEYS and key not in groups:
+            paths[key] = _unquote(value)
+        elif key in groups:
+            _check_option(key, value)
+            choices.append(override)
+        else:
+            values.append(_checked(override))
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            known = hydra_compose(command, choices)
+            known_keys = set(_dotted_keys(OmegaConf.to_container(known)))
+            for override in [*values, *(f"{key}=" for key in paths)]:
+                _check_key(split(override)[0], known_keys)
+            config = hydra_compose(command, choices + [_free(override) for override in values])
+        for key, path in paths.items():
+            OmegaConf.update(config, key, path)
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BurnishError(" ".join(str(error).split())) from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def parse_value(override: str) -> Any:
+    """The value of one `key=value`, as `compose` would read it."""
+    key, value = split(override)
+    return _unquote(value) if key in PATH_KEYS else _parsed(override).value()
+
+
+def expand_sweep(command: str, overrides: list[str]) -> list[list[str]]:
+    """All jobs of a sweep: combinations of `a=1,2`, `b=range(0,3)`, `c=choice(x,y)`; the last varies fastest.
+
+    Raises BurnishError for a malformed override and for sweeps that need a random sampler.
+    """
+    groups = config_groups(command)
+    options = []
+    for override in overrides:
+        key, value = split(override)
+        if key in PATH_KEYS and key not in groups:
+            options.append([f"{key}={part}" for part in _split_paths(value)])
+            continue
+        parsed = _parsed(override)
+        if parsed.is_discrete_sweep():
+            prefix = override.split("=", 1)[0]
+            options.append([f"{prefix}={text}" for text in parsed.sweep_string_iterator()])
+        elif parsed.is_sweep_override():
+            raise BurnishError(
+                f"{override}: --multirun takes a,b,c or choice(a,b,c) or range(start,stop,step)"
+            )
+        else:
+            options.append([override])
+    return [list(job) for job in itertools.product(*options)]
+
+
+def config_groups(command: str) -> dict[str, list[str]]:
+    """The config groups of a command -> their options, the default first."""
+    import yaml
+
+    body = yaml.safe_load(config_text(command))
+    chosen = {
+        key: option for entry in body["defaults"] if isinstance(entry, dict) for key, option in entry.items()
+    }
+    return {
+        group: sorted(group_options(group), key=lambda name: (name != default, name))
+        for group, default in chosen.items()
+    }
+
+
+def group_options(group: str) -> list[str]:
+    """The options of one config group, by name."""
+    folder = resources.files(CONFIG_MODULE) / group
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def config_text(name: str) -> str:
+    """The YAML text of `configs/<name>.yaml`."""
+    return (resources.files(CONFIG_MODULE) / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def split(override: str) -> tuple[str, str]:
+    """`+task.env_kwargs.x=1` -> ("task.env_kwargs.x", "1")."""
+    key, equals, value = override.partition("=")
+    key = key.strip().lstrip("+~")
+    if not key or (not equals and not override.startswith("~")):
+        raise BurnishError(f"{override}: expected key=value (write lists as key=[a,b], without spaces)")
+    return key, value
+
+
+def _parsed(override: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise BurnishError(
+            f"{override}: cannot be read; put a value with special characters in quotes: \"key='a(b)'\""
+        ) from error
+
+
+def _checked(override: str) -> str:
+    if _parsed(override).is_sweep_override():
+        raise BurnishError(
+            f"{override}: several values need --multirun (or, for one text with a comma, quotes)"
+        )
+    return override
+
+
+def _check_option(group: str, value: str) -> None:
+    options = group_options(group)
+    if value in options:
+        return
+    if "," in value:
+        raise BurnishError(f"{group}={value}: several values need --multirun")
+    near = difflib.get_close_matches(value, options, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise BurnishError(f"{group}={value}: {hint}expected one of {', '.join(options)}")
+
+
+def _check_key(key: str, known: set[str]) -> None:
+    if key not in known and not key.startswith(FREE_DICT):
+        raise BurnishError(unknown_key(key, known))
+
+
+def _free(override: str) -> str:
+    """Keys of the simulator's own arguments are not in the YAML: Hydra wants them marked as new."""
+    return f"++{override}" if override.startswith(FREE_DICT) else override
+
+
+def _dotted_keys(tree: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        yield prefix + str(name)
+        if isinstance(value, dict):
+            yield from _dotted_keys(value, f"{prefix}{name}.")
+
+
+def _unquote(text: str) -> str | None:
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    return None if text == "null" else text
+
+
+def _split_paths(text: str) -> list[str]:
+    return [text] if text[:1] in "'\"[" else text.split(",")

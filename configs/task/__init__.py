@@ -1,0 +1,1 @@
+"""Config group `task`: one YAML for each `burnish.envs.task.TaskConfig`."""
