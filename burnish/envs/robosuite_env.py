@@ -37,7 +37,8 @@ def import_robosuite() -> Any:
 
 
 def make_task_env(env_name: str, env_kwargs: dict[str, Any] | None = None) -> Any:
-    """A robosuite environment without cameras or renderers, from today's or older keyword arguments.
+    """A robosuite environment without cameras or renderers, from today's or older keyword arguments,
+    with a faster `step` of the same numbers (`robosuite_fast`).
 
     Arguments:
         env_name: robosuite's name ("Lift", "PickPlaceCan", "NutAssemblySquare", ...).
@@ -45,15 +46,19 @@ def make_task_env(env_name: str, env_kwargs: dict[str, Any] | None = None) -> An
 
     Raises BurnishError for an unknown environment or arguments robosuite refuses.
     """
+    from burnish.envs.robosuite_fast import speed_up
+
     robosuite = import_robosuite()
     if env_name not in robosuite.ALL_ENVIRONMENTS:
         names = ", ".join(sorted(robosuite.ALL_ENVIRONMENTS))
         raise BurnishError(f"robosuite has no environment {env_name!r}; it has: {names}")
     kwargs = complete_env_kwargs(env_name, env_kwargs or {})
     try:
-        return robosuite.make(env_name, **kwargs)
+        env = robosuite.make(env_name, **kwargs)
     except (TypeError, ValueError, KeyError, AssertionError) as error:
         raise BurnishError(f"robosuite.make({env_name!r}) refuses task.env_kwargs: {error!r}") from error
+    speed_up(env)
+    return env
 
 
 def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:

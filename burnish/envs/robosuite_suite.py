@@ -14,10 +14,15 @@ from burnish.envs.robosuite_env import (
     make_task_env,
     task_from_env_args,
 )
+from burnish.envs.robosuite_fast import has_plain_controllers
+from burnish.envs.robosuite_state import episode_state, restore_episode
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 
 __all__ = ["RobosuiteSimulator", "env_args_of", "import_robosuite", "make_task_env", "task_from_env_args"]
+
+# They keep wiped markers, or the object chosen for the episode, in Python.
+_STATEFUL_TASKS = ("Wipe", "PickPlaceSingle", "NutAssemblySingle")
 
 
 class RobosuiteSimulator:
@@ -55,13 +60,24 @@ class RobosuiteSimulator:
         return Step(self._flatten(obs), float(reward), bool(done), bool(self.env._check_success()))
 
     def get_state(self) -> dict[str, Any]:
-        raise NotImplementedError("robosuite keeps state in its controllers: episodes start anew at resume")
+        """Raises NotImplementedError where the model or the task keeps more than `episode_state` knows."""
+        env = self.env
+        if not has_plain_controllers(env) or env.hard_reset or type(env).__name__ in _STATEFUL_TASKS:
+            raise NotImplementedError(f"{type(env).__name__} cannot be saved: episodes start anew at resume")
+        return episode_state(env)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError("robosuite keeps state in its controllers: episodes start anew at resume")
+        restore_episode(self.env, state)
 
     def render(self, width: int, height: int) -> NDArray[np.uint8]:
-        raise NotImplementedError
+        """RGB image (height, width, 3) of the task's "agentview" camera (Wipe and Door have it too).
+
+        Raises BurnishError without OpenGL.
+        """
+        sim = self.env.sim
+        if sim._render_context_offscreen is None:
+            open_renderer(self.env)
+        return np.ascontiguousarray(sim.render(width=width, height=height, camera_name="agentview")[::-1])
 
     def close(self) -> None:
         self.env.close()
@@ -81,3 +97,22 @@ def select_obs(obs: dict[str, Any], key: str) -> Any:
         keys = ", ".join(sorted("object" if name == "object-state" else name for name in obs))
         raise BurnishError(f"task.obs_keys: robosuite gives no {key!r}; it gives: {keys}")
     return obs[name]
+
+
+def open_renderer(env: Any) -> None:
+    """Give a robosuite environment an offscreen OpenGL context that shows visual, not collision, geometry."""
+    from robosuite.utils.binding_utils import MjRenderContextOffscreen
+
+    warm_start = env.sim.data.qacc_warmstart.copy()
+    try:
+        context = MjRenderContextOffscreen(env.sim, device_id=-1)
+    except (
+        Exception
+    ) as error:  # robosuite's GL back ends raise ImportError, RuntimeError, OpenGL's errors, ...
+        raise BurnishError(
+            f"no OpenGL for rendering ({error}): install the Debian package libegl1 and set MUJOCO_GL=egl, "
+            f"or libosmesa6 and MUJOCO_GL=osmesa"
+        ) from error
+    finally:
+        env.sim.data.qacc_warmstart[:] = warm_start  # opening a context runs sim.forward()
+    context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1
