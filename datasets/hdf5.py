@@ -51,7 +51,8 @@ def writing(path: Path) -> Iterator[h5py.File]:
     except OSError as error:
         raise BurnishError(f"{path}: cannot be written ({_one_line(error)})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def _one_line(error: Exception) -> str:

@@ -24,8 +24,8 @@ def read(path: Path) -> Demonstrations:
 
     Actions are rescaled from the bounds of the action space to [-1, 1].
 
-    Raises BurnishError if the extra `minari` is missing, the folder is no dataset or damaged, or a space is no
-    box.
+    Raises BurnishError if the extra `minari` is missing, the folder is no dataset or damaged, or a space
+    is no box.
     """
     try:
         import minari
@@ -37,8 +37,8 @@ def read(path: Path) -> Demonstrations:
     try:
         dataset = minari.MinariDataset(path / "data")
         recorded = list(dataset.iterate_episodes())
-    except (OSError, ValueError, KeyError) as error:
-        raise BurnishError(f"{path}: damaged Minari dataset ({error})") from error
+    except (OSError, ValueError, KeyError, AssertionError) as error:
+        raise BurnishError(f"{path}: damaged Minari dataset ({type(error).__name__}: {error})") from error
     for name, space in (("observation", dataset.observation_space), ("action", dataset.action_space)):
         if not isinstance(space, Box):
             raise BurnishError(f"{path}: {name} space is {space}, expected a Box")
