@@ -76,6 +76,13 @@ class Run:
         return cls(folder, to_dict(config), wandb)
 
     @classmethod
+    def open(cls, config: Any) -> Run:
+        """Create the run that `config` describes (its run_dir, resume, wandb and overwrite), or resume it."""
+        if config.resume is not None:
+            return cls.resume(config.resume, wandb=config.wandb)
+        return cls.create(config.run_dir, config, wandb=config.wandb, overwrite=config.overwrite)
+
+    @classmethod
     def resume(cls, folder: str | Path, *, wandb: str = "disabled") -> Run:
         """Go on in the folder of an earlier run. Raises BurnishError where it is none."""
         folder = Path(folder)
