@@ -1,0 +1,91 @@
+"""Environments: one vector interface over Gymnasium MuJoCo and robosuite.
+
+`TaskConfig` -> `make_simulator` (one environment) or `make_vector_env` (many, in action chunks).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from burnish.envs.base import ChunkStep, Simulator, Step, VectorEnv
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError
+
+BACKENDS = ("auto", "sync", "workers", "envpool")
+
+__all__ = [
+    "BACKENDS",
+    "ChunkStep",
+    "Simulator",
+    "Step",
+    "TaskConfig",
+    "VectorEnv",
+    "make_simulator",
+    "make_vector_env",
+]
+
+
+def make_simulator(task: TaskConfig) -> Simulator:
+    """The simulator of a task. Raises BurnishError for an unknown `env_id`, with the nearest names."""
+    if task.suite == "robosuite":
+        from burnish.envs.robosuite_suite import RobosuiteSimulator
+
+        return RobosuiteSimulator(task)
+    from burnish.envs.gymnasium_mujoco import GymnasiumSimulator
+
+    return GymnasiumSimulator(task)
+
+
+def make_vector_env(
+    task: TaskConfig,
+    *,
+    n_envs: int,
+    n_obs_steps: int,
+    n_action_steps: int,
+    seed: int,
+    backend: str = "auto",
+    n_workers: int | None = None,
+    autoreset: bool = True,
+) -> VectorEnv:
+    """E environments of a task.
+
+    Args:
+        seed: of the environments' generators; with "sync" and "workers" it fixes every number bitwise, so the
+            two give the same, whatever `n_workers` is.
+        backend: "sync" (this process), "workers" (spawned processes), "envpool" (C++ threads, Gymnasium tasks
+            only, numbers of its own), or "auto": workers wherever there are two environments and two CPUs.
+        n_workers: worker processes, or EnvPool's threads; None for one per CPU. At most `n_envs` are used.
+        autoreset: start the next episode in the step that ended the last; False for evaluation.
+    """
+    if backend not in BACKENDS:
+        raise BurnishError(f"backend={backend}: expected one of {', '.join(BACKENDS)}")
+    if n_workers is None:
+        n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if backend == "auto":
+        backend = "workers" if min(n_envs, n_workers) > 1 else "sync"
+    if backend == "envpool":
+        from burnish.envs.envpool_vector import EnvPoolVectorEnv
+
+        return EnvPoolVectorEnv(
+            task,
+            n_envs=n_envs,
+            n_obs_steps=n_obs_steps,
+            n_action_steps=n_action_steps,
+            seed=seed,
+            autoreset=autoreset,
+            n_threads=n_workers,
+        )
+    from burnish.envs.vector import SyncVectorEnv
+    from burnish.envs.workers import WorkerVectorEnv
+
+    vector_env = partial(WorkerVectorEnv, n_workers=n_workers) if backend == "workers" else SyncVectorEnv
+    return vector_env(
+        partial(make_simulator, task),
+        n_envs=n_envs,
+        n_obs_steps=n_obs_steps,
+        n_action_steps=n_action_steps,
+        max_episode_steps=task.max_episode_steps,
+        seed=seed,
+        autoreset=autoreset,
+    )
