@@ -6,3 +6,10 @@ class BurnishError(Exception):
 
     The command prints the message without a traceback and exits with status 2.
     """
+
+
+class Stopped(Exception):
+    """The user asked to stop (SIGTERM, Ctrl-C) and everything is saved; the message says how to go on.
+
+    The command prints the message and exits with status 130.
+    """

@@ -92,6 +92,11 @@ class Evaluation:
     latency_ms: float  # median time of one `act` for one observation
     nonfinite_episodes: int
 
+    @property
+    def score(self) -> tuple[float, float]:
+        """What "best" compares: the success rate, then the return."""
+        return float(self.success.mean()), float(self.returns.mean())
+
     def summary(self) -> dict[str, float]:
         """Success rate with its Wilson interval, mean return with its bootstrap interval, length, latency."""
         n = len(self.seeds)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,6 +151,17 @@ class DiffusionPolicy(nn.Module):
         self.denoiser.requires_grad_(False)
         self.ft_denoising_steps = ft_denoising_steps
 
+    def set_sampler(self, sampler: Literal["ddpm", "ddim"], ddim_steps: int = 5, eta: float = 0.0) -> None:
+        """Sample in another way from now on; the denoiser stays as it is.
+
+        Raises:
+            BurnishError: impossible sampler, or the policy is fine-tuned (its K' counts transitions of its sampler).
+        """
+        if self.finetuned is not None:
+            raise BurnishError("the sampler of a fine-tuned policy cannot be changed")
+        self.config = replace(self.config, sampler=sampler, ddim_steps=ddim_steps, eta=eta)
+        self.sampler = Sampler(self.process, sampler, ddim_steps, eta).to(self.device)
+
     def normalized_obs(self, obs: Tensor) -> Tensor:
         """Raw (B, To, Do) -> normalised and flattened (B, To * Do)."""
         return self.obs_normalizer.normalize(obs).flatten(1)
@@ -267,12 +278,14 @@ class DiffusionPolicy(nn.Module):
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> DiffusionPolicy:
-        """Read a policy folder.
+        """Read a policy folder, or the latest checkpoint of a run folder.
 
         Raises:
             BurnishError: a file is missing or damaged, or the two do not belong together.
         """
         folder = Path(folder)
+        if (folder / "checkpoints" / "latest").is_dir():
+            folder = folder / "checkpoints" / "latest"
         for name in (DESCRIPTION, WEIGHTS):
             if not (folder / name).is_file():
                 raise BurnishError(f"{folder} is not a policy folder: {name} is missing (expected {DESCRIPTION} and {WEIGHTS})")

@@ -1,0 +1,302 @@
+"""The one fine-tuning loop: act, step, observe, update, log, evaluate, save. Algorithms are stages."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from burnish.checkpoint import Checkpoints, load_state, random_states, restore_random_states, save_state
+from burnish.device import resolve_device
+from burnish.envs import make_vector_env
+from burnish.envs.base import ChunkStep, VectorEnv
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError, Stopped
+from burnish.evaluation import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
+from burnish.finetune.stage import Setting, Stage, StageConfig, stage_class
+from burnish.policy import DiffusionPolicy
+from burnish.run import Run, StopRequest
+
+TRAINER = "trainer.pt"
+NOISY_SHARE = 0.2  # a training policy that succeeds less often than this share of the clean one learns nothing
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """One run of `burnish finetune`; see the config file for what each key means."""
+
+    task: TaskConfig
+    stage: StageConfig
+    policy: str
+    run_dir: str
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    total_env_steps: int = 50_000
+    n_envs: int = 16
+    backend: str = "auto"
+    n_workers: int | None = None
+    eval_every: int = 0
+    checkpoint_every: int = 5
+    seed: int = 0
+    device: str = "auto"
+    resume: str | None = None
+    wandb: str = "disabled"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("total_env_steps", "n_envs"):
+            if getattr(self, key) < 1:
+                raise BurnishError(f"{key}={getattr(self, key)}: expected at least 1")
+        for key in ("eval_every", "checkpoint_every"):
+            if getattr(self, key) < 0:
+                raise BurnishError(f"{key}={getattr(self, key)}: expected at least 0")
+
+
+class EpisodeStatistics:
+    """Success, return and length of the training episodes that ended since the last report."""
+
+    def __init__(self, n_envs: int):
+        self.success = np.zeros(n_envs, bool)
+        self.returns = np.zeros(n_envs)
+        self.lengths = np.zeros(n_envs, np.int64)
+        self.finished: list[tuple[float, float, float]] = []
+
+    def observe(self, step: ChunkStep) -> None:
+        self.success |= step.success
+        self.returns += step.reward
+        self.lengths += step.steps
+        for e in np.flatnonzero(step.terminated | step.truncated):
+            self.finished.append((float(self.success[e]), float(self.returns[e]), float(self.lengths[e])))
+            self.success[e], self.returns[e], self.lengths[e] = False, 0.0, 0
+
+    def report(self) -> dict[str, float]:
+        """Means over the episodes that ended, which are then forgotten; nothing if none did."""
+        if not self.finished:
+            return {}
+        success, returns, lengths = np.mean(self.finished, axis=0)
+        report = {
+            "train/success_rate": float(success),
+            "train/return": float(returns),
+            "train/episode_length": float(lengths),
+            "train/episodes": len(self.finished),
+        }
+        self.finished.clear()
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Improve a policy online, evaluate before and after, and leave a run folder -> the content of summary.json.
+
+    Raises:
+        BurnishError: bad input; nothing was started.
+        Stopped: asked to stop; the run folder can be resumed.
+    """
+    device = resolve_device(config.device)
+    torch.manual_seed(config.seed)
+    latest = Checkpoints(Path(config.resume) / "checkpoints").latest() if config.resume else None
+    policy = DiffusionPolicy.load(latest or config.policy, device)
+    with ExitStack() as stack:
+        eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
+        stage = stage_class(config.stage.name)(policy, config.stage, Setting(config.n_envs, config.seed))  # type: ignore[call-arg]
+        envs = make_vector_env(
+            config.task,
+            n_envs=config.n_envs,
+            n_obs_steps=policy.config.n_obs_steps,
+            n_action_steps=policy.config.n_action_steps,
+            seed=config.seed,
+            backend=config.backend,
+            n_workers=config.n_workers,
+        )
+        stack.callback(envs.close)
+        run = stack.enter_context(Run.open(config))
+        return Loop(config, stage, envs, eval_envs, run).run_to_end()
+
+
+class Loop:
+    """State and course of one fine-tuning run."""
+
+    def __init__(self, config: FinetuneConfig, stage: Stage, envs: VectorEnv, eval_envs: VectorEnv, run: Run):
+        self.config, self.stage, self.envs, self.eval_envs, self.run = config, stage, envs, eval_envs, run
+        self.statistics = EpisodeStatistics(config.n_envs)
+        self.env_steps = 0
+        self.updates = 0
+        self.first_success: tuple[float, float] | None = None  # clean, noisy: before anything was learned
+        self.best = (-math.inf, -math.inf)  # see Evaluation.score
+        self.before: dict[str, float] = {}
+        self.obs = np.empty(0, np.float32)
+
+    def run_to_end(self) -> dict[str, Any]:
+        """Start or resume, and go on to the last environment step."""
+        latest = self.run.checkpoints.latest() if self.config.resume else None
+        with StopRequest() as stop, self.run.progress(self.config.total_env_steps, self.config.stage.name) as progress:
+            if latest is None:
+                self.run.truncate_metrics(0)
+                self.obs = self.envs.reset()
+                self._evaluate_pretrained()
+            else:
+                self._load(latest)
+                progress.update(self.env_steps)
+            last_time, last_steps = time.perf_counter(), self.env_steps
+            while self.env_steps < self.config.total_env_steps:
+                step = self.envs.step(self.stage.act(self.obs))
+                self.stage.observe(step)
+                self.statistics.observe(step)
+                self.obs = step.obs
+                self.env_steps += int(step.steps.sum())
+                progress.update(int(step.steps.sum()))
+                if self.stage.ready():
+                    acted = time.perf_counter()
+                    metrics = self.stage.update()
+                    self.updates += 1
+                    now = time.perf_counter()
+                    metrics["time/update"] = now - acted
+                    metrics["time/env_steps_per_second"] = (self.env_steps - last_steps) / (now - last_time)
+                    self._after_update(metrics)
+                    if "train/success_rate" in metrics:
+                        progress.update(0, success=metrics["train/success_rate"], ret=metrics["train/return"])
+                    last_time, last_steps = time.perf_counter(), self.env_steps
+                if stop.requested:
+                    self._save()
+                    raise Stopped(
+                        f"stopped after {self.env_steps} environment steps; "
+                        f"go on with: burnish finetune resume={self.run.folder}"
+                    )
+        return self._finish()
+
+    def _evaluate(self) -> Evaluation:
+        return evaluate(self.stage.policy, self.config.task, self.config.evaluation, envs=self.eval_envs)
+
+    def _evaluate_pretrained(self) -> None:
+        evaluation = self._evaluate()
+        self.before = evaluation.summary()
+        evaluation.save(
+            self.run.folder / "evaluation_before.json",
+            **about(self.config.policy, self.config.task, self.config.evaluation),
+        )
+        self.run.log({f"eval/{key}": value for key, value in self.before.items()}, 0)
+        if self.config.task.suite == "robosuite" and not evaluation.success.any():
+            warn(
+                f"the pretrained policy never succeeded in {len(evaluation.seeds)} episodes: with a sparse reward "
+                "there is nothing to learn from. Pretrain longer or on more demonstrations first."
+            )
+
+    def _after_update(self, metrics: dict[str, float]) -> None:
+        metrics |= self.statistics.report()
+        metrics["updates"] = self.updates
+        if self.first_success is None and "train/success_rate" in metrics:
+            self._compare_noisy_with_clean(metrics["train/success_rate"])
+        evaluated = bool(self.config.eval_every) and self.updates % self.config.eval_every == 0
+        is_best = False
+        if evaluated and self.env_steps < self.config.total_env_steps:
+            evaluation = self._evaluate()
+            metrics |= {f"eval/{key}": value for key, value in evaluation.summary().items()}
+            is_best = evaluation.score > self.best
+            self.best = max(self.best, evaluation.score)
+        metrics["nonfinite_episodes"] = self.envs.nonfinite_episodes
+        self.run.log(metrics, self.env_steps)
+        due = bool(self.config.checkpoint_every) and self.updates % self.config.checkpoint_every == 0
+        if is_best or due:
+            self._save()
+        if is_best:
+            self.run.checkpoints.mark_best(self.env_steps)
+
+    def _compare_noisy_with_clean(self, noisy: float) -> None:
+        """Exploration noise that hides every success is the usual reason for no learning: say so."""
+        clean = self.before["success_rate"]
+        self.first_success = clean, noisy
+        if noisy < NOISY_SHARE * clean:
+            warn(
+                f"the training policy, with its exploration noise, succeeds in {noisy:.0%} of its episodes, the same "
+                f"policy without in {clean:.0%}: too much noise (for DPPO: stage.min_sampling_denoising_std)"
+            )
+
+    def _save(self) -> None:
+        def write(folder: Path) -> None:
+            self.stage.policy.write(folder)
+            save_state(folder / TRAINER, self._state_dict())
+
+        self.run.checkpoints.save(self.env_steps, write)
+
+    def _state_dict(self) -> dict[str, Any]:
+        try:
+            envs = self.envs.state_dict()
+        except NotImplementedError:  # the episodes start anew at resume
+            envs = None
+        return {
+            "stage": self.stage.state_dict(),
+            "envs": envs,
+            "obs": self.obs,
+            "statistics": self.statistics.state_dict(),
+            "env_steps": self.env_steps,
+            "updates": self.updates,
+            "first_success": self.first_success,
+            "best": self.best,
+            "before": self.before,
+            "random": random_states(),
+            "n_metric_lines": self.run.n_metric_lines,
+        }
+
+    def _load(self, folder: Path) -> None:
+        state = load_state(folder / TRAINER)
+        self.stage.load_state_dict(state["stage"])
+        self.statistics.load_state_dict(state["statistics"])
+        self.env_steps, self.updates = state["env_steps"], state["updates"]
+        self.first_success, self.best, self.before = state["first_success"], tuple(state["best"]), state["before"]
+        if state["envs"] is not None:
+            self.envs.load_state_dict(state["envs"])
+            self.obs = state["obs"]
+        else:
+            warn(f"task={self.config.task.name}: the simulator's state cannot be restored, its episodes start anew")
+            self.obs = self.envs.reset()
+            self.statistics = EpisodeStatistics(self.config.n_envs)
+        restore_random_states(state["random"])
+        self.run.truncate_metrics(state["n_metric_lines"])
+
+    def _finish(self) -> dict[str, Any]:
+        """Last evaluation, checkpoint, curve, videos and summary.json."""
+        evaluation = self._evaluate()
+        after = evaluation.summary()
+        self.run.log({f"eval/{key}": value for key, value in after.items()}, self.env_steps)
+        self._save()
+        if evaluation.score > self.best:
+            self.run.checkpoints.mark_best(self.env_steps)
+        latest = str(self.run.checkpoints.latest())
+        evaluation.save(
+            self.run.folder / "evaluation.json", **about(latest, self.config.task, self.config.evaluation)
+        )
+        if self.config.evaluation.video:
+            from burnish.video import record
+
+            seeds = evaluation.seeds[: self.config.evaluation.video]
+            record(self.stage.policy, self.config.task, seeds, self.run.folder / "videos")
+        self.run.plot_curve(
+            "step",
+            ["eval/success_rate", "train/success_rate", "eval/return", "train/return"],
+            x_label="environment steps",
+        )
+        summary = {
+            "policy": latest,
+            "env_steps": self.env_steps,
+            "updates": self.updates,
+            "before": self.before,
+            "after": after,
+        }
+        self.run.finish(summary)
+        return summary
+
+
+def warn(message: str) -> None:
+    """A line that is hard to miss, on stderr."""
+    print(f"\nWARNING: {message}\n", file=sys.stderr, flush=True)

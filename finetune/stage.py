@@ -1,0 +1,76 @@
+"""What the loop and an algorithm agree on, and which algorithms there are.
+
+Symbols: E environments, To observation steps, Ta executed action steps, Do and Da dimensions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from burnish.envs.base import ChunkStep
+from burnish.errors import BurnishError
+from burnish.policy import DiffusionPolicy
+
+STAGES = {"dppo": "burnish.finetune.dppo:DPPO"}
+"""Name -> module:class; the class names its config in `Config`. One line for each algorithm."""
+
+
+class Setting(NamedTuple):
+    """What a stage is given besides its own config."""
+
+    n_envs: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Base of the stages' configs: `name` chooses the stage."""
+
+    name: str
+
+
+class Stage(ABC):
+    """An algorithm: how to act, what to store, when and how to update. The loop knows nothing else about it."""
+
+    Config: ClassVar[type[StageConfig]]
+    policy: DiffusionPolicy  # what is evaluated and saved
+
+    @abstractmethod
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """Raw observations (E, To, Do) -> raw actions to execute (E, Ta, Da), with exploration."""
+
+    @abstractmethod
+    def observe(self, step: ChunkStep) -> None:
+        """Take what the actions of the last `act` led to."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether `update` is due."""
+
+    @abstractmethod
+    def update(self) -> dict[str, float]:
+        """Learn -> metrics."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the future: weights, optimizers, statistics, generators, stored data."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def stage_class(name: str) -> type[Stage]:
+    """The stage called `name`.
+
+    Raises:
+        BurnishError: there is none.
+    """
+    if name not in STAGES:
+        raise BurnishError(f"stage={name}: expected one of {', '.join(STAGES)}")
+    module, attribute = STAGES[name].split(":")
+    return getattr(import_module(module), attribute)

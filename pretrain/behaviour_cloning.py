@@ -1,0 +1,298 @@
+"""Behaviour cloning of a diffusion policy: the whole of `burnish pretrain`.
+
+Symbols: N windows, B batch, To, Tp, Do, Da as in `burnish.policy`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from burnish.checkpoint import load_state, random_states, restore_random_states, save_state
+from burnish.datasets.episodes import Episode
+from burnish.datasets.load import load
+from burnish.datasets.windows import Windows, split_episodes
+from burnish.device import resolve_device
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError, Stopped
+from burnish.evaluation import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
+from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.pretrain.ema import EMA
+from burnish.run import Run, StopRequest
+
+TRAINER = "trainer.pt"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation.
+
+    Attributes:
+        epochs: passes over the training windows.
+        batch_size, learning_rate, weight_decay, max_grad_norm: AdamW.
+        warmup_steps: linear warm-up of the learning rate, then a cosine to a tenth at the last step (DPPO).
+        ema_decay: of the averaged weights, which are the policy that is evaluated and saved.
+        precision: "bf16" runs the network under autocast.
+        validation_fraction: share of the episodes held out.
+        eval_every, checkpoint_every: epochs; 0 = only at the end.
+        max_demos: use only the first n episodes.
+    """
+
+    epochs: int = 300
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-6
+    warmup_steps: int = 100
+    ema_decay: float = 0.995
+    max_grad_norm: float = 1.0
+    precision: Literal["float32", "bf16"] = "float32"
+    validation_fraction: float = 0.05
+    eval_every: int = 0
+    checkpoint_every: int = 50
+    max_demos: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size"):
+            if getattr(self, key) < 1:
+                raise BurnishError(f"train.{key}={getattr(self, key)}: expected at least 1")
+        for key in ("learning_rate", "max_grad_norm"):
+            if getattr(self, key) <= 0:
+                raise BurnishError(f"train.{key}={getattr(self, key)}: expected more than 0")
+        for key in ("warmup_steps", "eval_every", "checkpoint_every", "weight_decay"):
+            if getattr(self, key) < 0:
+                raise BurnishError(f"train.{key}={getattr(self, key)}: expected at least 0")
+        for key in ("ema_decay", "validation_fraction"):
+            if not 0 <= getattr(self, key) < 1:
+                raise BurnishError(f"train.{key}={getattr(self, key)}: expected at least 0 and less than 1")
+        if self.max_demos is not None and self.max_demos < 1:
+            raise BurnishError(f"train.max_demos={self.max_demos}: expected at least 1, or null")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One run of `burnish pretrain`; see the config file for what each key means."""
+
+    task: TaskConfig
+    run_dir: str
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    dataset: str | None = None
+    filter_key: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    resume: str | None = None
+    wandb: str = "disabled"
+    overwrite: bool = False
+
+
+class BehaviourCloning:
+    """The optimisation of one policy on one set of windows; one call of `update` is one gradient step."""
+
+    def __init__(self, config: PretrainConfig, policy: DiffusionPolicy, windows: Windows, validation: Windows | None):
+        self.config, self.policy, self.windows, self.validation = config.train, policy, windows, validation
+        self.seed = config.seed
+        self.device = policy.device
+        self.steps_per_epoch = math.ceil(len(windows) / self.config.batch_size)
+        self.total_steps = self.config.epochs * self.steps_per_epoch
+        self.ema = EMA(policy, self.config.ema_decay)
+        self.optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.learning_rate_factor)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.step = 0
+        self.loss_sum = torch.zeros((), device=self.device)  # since the epoch's start
+        self._permutation: tuple[int, Tensor] | None = None
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Linear warm-up, then a cosine from 1 to 0.1 at the last step."""
+        warmup = self.config.warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.total_steps - warmup)
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    def indices(self) -> Tensor:
+        """The present step's part of its epoch's permutation (B,), which depends on seed and epoch alone."""
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        if self._permutation is None or self._permutation[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._permutation = epoch, torch.randperm(len(self.windows), generator=generator).to(self.device)
+        start = position * self.config.batch_size
+        return self._permutation[1][start : start + self.config.batch_size]
+
+    def update(self) -> None:
+        """One gradient step; the loss stays on the device."""
+        if self.step % self.steps_per_epoch == 0:
+            self.loss_sum.zero_()
+        batch = self.windows.batch(self.indices())
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            loss = self.policy.loss(batch.obs, batch.actions, self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.ema.update(self.policy)
+        self.loss_sum += loss.detach()
+        self.step += 1
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Denoising loss of the averaged weights on the held-out episodes, always with the same noise."""
+        assert self.validation is not None
+        generator = torch.Generator(self.device).manual_seed(0)
+        total = 0.0
+        for indices in torch.arange(len(self.validation), device=self.device).split(4096):
+            batch = self.validation.batch(indices)
+            total += len(indices) * float(self.ema.module.loss(batch.obs, batch.actions, generator))
+        return total / len(self.validation)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the epoch that just ended."""
+        metrics = {
+            "epoch": self.step // self.steps_per_epoch,
+            "loss": float(self.loss_sum) / self.steps_per_epoch,
+            "learning_rate": self.scheduler.get_last_lr()[0],
+        }
+        if self.validation is not None:
+            metrics["validation_loss"] = self.validation_loss()
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "policy": self.policy.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "generator": self.generator.get_state(),
+            "loss_sum": self.loss_sum,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.policy.load_state_dict(state["policy"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.generator.set_state(state["generator"])
+        self.loss_sum.copy_(state["loss_sum"])
+
+
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
+    """Train a policy on demonstrations, evaluate it, and leave a run folder -> the content of summary.json.
+
+    Raises:
+        BurnishError: bad input; nothing was started.
+        Stopped: asked to stop; the run folder can be resumed.
+    """
+    device = resolve_device(config.device)
+    torch.manual_seed(config.seed)
+    source = config.dataset or config.task.dataset
+    if source is None:
+        raise BurnishError(f"task={config.task.name} has no default demonstrations: give dataset=FILE")
+    demos = load(source, config.filter_key)
+    train, valid = split_episodes(demos, config.train.validation_fraction, config.seed)
+    train = train[: config.train.max_demos]
+    windows = _windows(config, train, device)
+    validation = _windows(config, valid, device) if valid else None
+    policy = DiffusionPolicy(
+        config.policy, windows.obs.shape[1], windows.actions.shape[1], config.task.obs_keys, config.task.name
+    ).to(device)
+    policy.obs_normalizer.fit(windows.obs, config.policy.obs_normalization)
+    policy.action_normalizer.fit(windows.actions, config.policy.action_normalization)
+    with ExitStack() as stack:
+        envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
+        run = stack.enter_context(Run.open(config))
+        return _train(config, BehaviourCloning(config, policy, windows, validation), envs, run)
+
+
+def _windows(config: PretrainConfig, episodes: list[Episode], device: torch.device) -> Windows:
+    return Windows(episodes, config.task.obs_keys, config.policy.n_obs_steps, config.policy.horizon, device)
+
+
+def _train(config: PretrainConfig, trainer: BehaviourCloning, envs: Any, run: Run) -> dict[str, Any]:
+    best = (-math.inf, -math.inf)  # see Evaluation.score
+    latest = run.checkpoints.latest() if config.resume else None
+    if latest is None:
+        run.truncate_metrics(0)
+    else:
+        state = load_state(latest / TRAINER)
+        trainer.load_state_dict(state["trainer"])
+        restore_random_states(state["random"])
+        run.truncate_metrics(state["n_metric_lines"])
+        best = tuple(state["best"])
+
+    def save() -> None:
+        def write(folder: Path) -> None:
+            trainer.ema.module.write(folder)
+            state = {
+                "trainer": trainer.state_dict(),
+                "random": random_states(),
+                "n_metric_lines": run.n_metric_lines,
+                "best": best,
+            }
+            save_state(folder / TRAINER, state)
+
+        run.checkpoints.save(trainer.step, write)
+
+    evaluation: Evaluation | None = None
+    last_time, last_step = time.perf_counter(), trainer.step
+    with StopRequest() as stop, run.progress(trainer.total_steps, "pretrain", initial=trainer.step) as progress:
+        while trainer.step < trainer.total_steps:
+            trainer.update()
+            progress.update(1)
+            if stop.requested:
+                save()
+                raise Stopped(f"stopped at step {trainer.step}; go on with: burnish pretrain resume={run.folder}")
+            epoch, rest = divmod(trainer.step, trainer.steps_per_epoch)
+            if rest:
+                continue
+            last = trainer.step == trainer.total_steps
+            metrics = trainer.metrics()
+            now = time.perf_counter()
+            metrics["time/steps_per_second"] = (trainer.step - last_step) / (now - last_time)
+            is_best = False
+            if last or (config.train.eval_every and epoch % config.train.eval_every == 0):
+                evaluation = evaluate(trainer.ema.module, config.task, config.evaluation, envs=envs)
+                metrics |= {f"eval/{key}": value for key, value in evaluation.summary().items()}
+                is_best = evaluation.score >= best
+                best = max(best, evaluation.score)
+            run.log(metrics, trainer.step)
+            progress.update(0, loss=metrics["loss"])
+            if last or is_best or (config.train.checkpoint_every and epoch % config.train.checkpoint_every == 0):
+                save()
+            if is_best:
+                run.checkpoints.mark_best(trainer.step)
+            last_time, last_step = time.perf_counter(), trainer.step
+    return _finish(config, trainer, evaluation, run)
+
+
+def _finish(config: PretrainConfig, trainer: BehaviourCloning, evaluation: Evaluation | None, run: Run) -> dict[str, Any]:
+    """Evaluation file, curve, videos and summary.json of a run that reached its end."""
+    folder = run.checkpoints.latest()
+    if evaluation is None:  # resumed after the last step
+        evaluation = evaluate(trainer.ema.module, config.task, config.evaluation)
+    evaluation.save(run.folder / "evaluation.json", **about(str(folder), config.task, config.evaluation))
+    if config.evaluation.video:
+        from burnish.video import record
+
+        record(trainer.ema.module, config.task, evaluation.seeds[: config.evaluation.video], run.folder / "videos")
+    run.plot_curve("step", ["loss", "validation_loss", "eval/success_rate", "eval/return"], x_label="gradient steps")
+    summary = {
+        "policy": str(folder),
+        "steps": trainer.step,
+        "parameters": sum(p.numel() for p in trainer.policy.parameters()),
+        **evaluation.summary(),
+    }
+    run.finish(summary)
+    return summary

@@ -1,0 +1,166 @@
+"""Schedules and transitions against diffusers and closed forms."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from burnish.diffusion import NoiseProcess, Sampler, StdBounds, betas, gaussian_log_prob
+from burnish.errors import BurnishError
+
+NAMES = {"cosine": "squaredcos_cap_v2", "linear": "linear", "sigmoid": "sigmoid"}
+
+
+def process(K=20, schedule="cosine", **kwargs):
+    return NoiseProcess(betas(schedule, K), **kwargs)
+
+
+@pytest.mark.parametrize("schedule", NAMES)
+def test_schedules_are_diffusers(schedule):
+    theirs = DDPMScheduler(50, beta_schedule=NAMES[schedule], beta_start=1e-3, beta_end=0.5).betas
+    ours = betas(schedule, 50, beta_start=1e-3, beta_end=0.5)
+    torch.testing.assert_close(ours.float(), theirs)
+
+
+def test_vp_schedule_integrates_the_sde():
+    """abar_K = exp(-integral of beta) with beta from 0.1 to 10: exp(-(0.1 + 10) / 2)."""
+    assert float(torch.prod(1 - betas("vp", 100))) == pytest.approx(math.exp(-5.05), rel=1e-6)
+
+
+def test_scaled_linear_is_rsm_released():
+    torch.testing.assert_close(
+        betas("linear", 20, scale=0.8), torch.linspace(1e-4, 0.999, 20, dtype=torch.float64) * 0.8, rtol=1e-6, atol=0
+    )
+
+
+def test_impossible_schedules_are_refused():
+    with pytest.raises(BurnishError, match="cosine, linear, sigmoid, vp"):
+        betas("quadratic", 20)
+    with pytest.raises(BurnishError, match=r"betas must lie in \(0, 1\)"):
+        betas("cosine", 20, scale=2.0)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("schedule", NAMES)
+def test_ddpm_mean_is_diffusers(schedule, prediction_type):
+    K = 20
+    scheduler = DDPMScheduler(
+        K,
+        trained_betas=betas(schedule, K).numpy(),
+        prediction_type=prediction_type,
+        clip_sample=True,
+        variance_type="fixed_small",
+    )
+    sampler = Sampler(process(K, schedule, prediction_type=prediction_type))
+    torch.manual_seed(0)
+    for i, k in enumerate(range(K - 1, -1, -1)):
+        x, output = torch.randn(2, 6, 4, 3)
+        mean = sampler.mean(output, x, i)
+        generator = torch.Generator().manual_seed(i)
+        theirs = scheduler.step(output, k, x, generator=generator).prev_sample
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(i))
+        ours = mean + (sampler.std[i] * noise if k else 0)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_ddim_step_is_diffusers(eta, steps):
+    K = 20
+    scheduler = DDIMScheduler(
+        K, trained_betas=betas("cosine", K).numpy(), clip_sample=True, set_alpha_to_one=True, timestep_spacing="leading"
+    )
+    scheduler.set_timesteps(steps)
+    sampler = Sampler(process(K), "ddim", ddim_steps=steps, eta=eta)
+    assert sampler.timesteps.tolist() == scheduler.timesteps.tolist()
+    torch.manual_seed(0)
+    for i, k in enumerate(sampler.timesteps.tolist()):
+        x, output, noise = torch.randn(3, 6, 4, 3)
+        theirs = scheduler.step(output, k, x, eta=eta, use_clipped_model_output=True, variance_noise=noise).prev_sample
+        ours = sampler.mean(output, x, i) + sampler.std[i] * noise
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+def test_ddim_with_all_steps_and_eta_1_is_ddpm():
+    ddpm, ddim = Sampler(process()), Sampler(process(), "ddim", ddim_steps=20, eta=1.0)
+    torch.testing.assert_close(ddim.std, ddpm.std)
+    torch.testing.assert_close(ddim.coef_x, ddpm.coef_x, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ddim.coef_x0, ddpm.coef_x0, atol=1e-6, rtol=1e-5)
+
+
+def test_mean_of_a_batch_of_steps_is_the_mean_of_each():
+    sampler = Sampler(process())
+    x, output = torch.randn(2, 20, 4, 3)
+    together = sampler.mean(output, x, torch.arange(20))
+    apart = torch.cat([sampler.mean(output[i : i + 1], x[i : i + 1], i) for i in range(20)])
+    torch.testing.assert_close(together, apart)
+
+
+@pytest.mark.parametrize(("kind", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0)])
+def test_sampling_recovers_a_gaussian(kind, eta):
+    """With the exact score of N(m, s^2) the chain ends in N(m, s^2), up to the discretisation."""
+    m, s = 0.3, 0.2
+    noise_process = process(1000, clip_sample=None)
+    sampler = Sampler(noise_process, kind, ddim_steps=1000, eta=eta)
+
+    def denoise(x, i, k):
+        signal, noise = noise_process.signal[k], noise_process.noise[k]
+        return noise * (x - signal * m) / (signal**2 * s**2 + noise**2)  # E[eps | x]
+
+    torch.manual_seed(0)
+    sample, _ = sampler.sample(denoise, torch.randn(len(sampler) + 1, 20_000, 1))
+    assert float(sample.mean()) == pytest.approx(m, abs=0.01)
+    assert float(sample.std()) == pytest.approx(s, abs=0.01)
+
+
+def test_ddim_eta_0_ignores_the_noise_of_its_transitions():
+    sampler = Sampler(process(), "ddim", ddim_steps=5, eta=0.0)
+    noise = torch.randn(6, 8, 4, 3)
+    other = torch.cat([noise[:1], torch.randn(5, 8, 4, 3)])
+    first, second = (sampler.sample(lambda x, i, k: 0.1 * x, n)[0] for n in (noise, other))
+    assert torch.equal(first, second)
+
+
+def test_bounds_and_truncated_noise_of_a_chain():
+    sampler = Sampler(process())
+    bounds = StdBounds(floor=0.1, ceiling=0.5)
+    std = sampler.bounded_std(bounds)
+    assert float(std.min()) == pytest.approx(0.1) and float(std.max()) == pytest.approx(0.5)
+    noise = torch.full((21, 2, 4, 3), 10.0)
+    x, chain = sampler.sample(lambda x, i, k: 0.0 * x, noise, bounds=bounds, noise_clip=3.0, keep=10)
+    assert chain.x.shape == (2, 11, 4, 3) and chain.mean.shape == (2, 10, 4, 3)
+    torch.testing.assert_close(chain.x[:, -1], x)
+    # every kept transition moved by 3 of its bounded standard deviations
+    moved = (chain.x[:, 1:] - chain.mean) / std[-10:, None, None]
+    torch.testing.assert_close(moved, torch.full_like(moved, 3.0))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 20])
+def test_any_number_of_transitions_is_kept(keep):
+    x, chain = Sampler(process()).sample(lambda x, i, k: x, torch.randn(21, 2, 4, 3), keep=keep)
+    assert chain.mean.shape[1] == keep
+    assert chain.x.shape[1] == (keep + 1 if keep else 0)
+    if keep:
+        assert torch.equal(chain.x[:, -1], x)
+
+
+def test_log_prob_is_torchs_normal():
+    x, mean = torch.randn(2, 5, 4, 3)
+    std = torch.rand(5, 1, 1) + 0.1
+    torch.testing.assert_close(gaussian_log_prob(x, mean, std), torch.distributions.Normal(mean, std).log_prob(x))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_x0_from_the_exact_target(prediction_type):
+    noise_process = process(prediction_type=prediction_type)
+    x0, eps = torch.rand(20, 4, 3) * 2 - 1, torch.randn(20, 4, 3)
+    k = torch.arange(20)
+    x = noise_process.add_noise(x0, eps, k)
+    recovered = noise_process.predict_x0(noise_process.target(x0, eps, k), x, k)
+    torch.testing.assert_close(recovered[:-1], x0[:-1], atol=1e-4, rtol=1e-4)
+    theirs = DDPMScheduler(20, trained_betas=noise_process.betas.numpy())
+    torch.testing.assert_close(x, theirs.add_noise(x0, eps, k), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        process(prediction_type="v_prediction").target(x0, eps, k), theirs.get_velocity(x0, eps, k), atol=1e-5, rtol=1e-5
+    )
