@@ -1,0 +1,25 @@
+"""Scripted experts for robosuite's Lift, PickPlaceCan, Stack and NutAssemblySquare with one Panda."""
+
+from __future__ import annotations
+
+from burnish.datasets.experts.can import CanExpert
+from burnish.datasets.experts.expert import Expert
+from burnish.datasets.experts.lift import LiftExpert
+from burnish.datasets.experts.square import SquareExpert
+from burnish.datasets.experts.stack import StackExpert
+from burnish.errors import BurnishError
+
+__all__ = ["Expert", "make_expert"]
+
+
+def make_expert(env_id: str, grasp_bias: float = 0.0, speed: float = 1.0) -> Expert:
+    """The expert for robosuite's environment `env_id`. Raises BurnishError where there is none."""
+    experts: dict[str, type[Expert]] = {
+        "Lift": LiftExpert,
+        "PickPlaceCan": CanExpert,
+        "Stack": StackExpert,
+        "NutAssemblySquare": SquareExpert,
+    }
+    if env_id not in experts:
+        raise BurnishError(f"no scripted expert for {env_id}; there are experts for: {', '.join(experts)}")
+    return experts[env_id](grasp_bias, speed)
