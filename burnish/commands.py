@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any
 
 from burnish.config import parse
-from burnish.errors import BurnishError
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,9 @@ def _load(target: str) -> Any:
 
 
 def _parse_stage(stage: dict[str, Any]) -> Any:
-    from burnish.finetune.stage import STAGES
+    from burnish.finetune.stage import stage_class
 
-    name = stage.get("name")
-    if name not in STAGES:
-        raise BurnishError(f"stage.name={name}: expected one of {', '.join(STAGES)}")
-    return parse(STAGES[name][0], stage, "stage")
+    return parse(stage_class(str(stage.get("name"))).Config, stage, "stage")
 
 
 COMMANDS = (

@@ -1,0 +1,70 @@
+"""The config group `task`: read one, list all, try them."""
+
+from __future__ import annotations
+
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError
+
+
+def load_task(name: str) -> TaskConfig:
+    """The task of that name. Raises BurnishError, naming the nearest, where there is none."""
+    import difflib
+
+    import yaml
+
+    from burnish.compose import config_text, group_options
+    from burnish.config import parse
+
+    names = group_options("task")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise BurnishError(f"task={name}: {hint}expected one of {', '.join(names)}")
+    return parse(TaskConfig, yaml.safe_load(config_text(f"task/{name}")), "task")
+
+
+def try_task(task: TaskConfig) -> str | None:
+    """Make the environment, reset it and take one step -> what went wrong, or None."""
+    import numpy as np
+
+    from burnish.envs import make_simulator
+
+    try:
+        simulator = make_simulator(task)
+        try:
+            simulator.reset(seed=0)
+            obs = simulator.step(np.zeros(simulator.action_dim, np.float32)).obs
+        finally:
+            simulator.close()
+    except Exception as error:  # whatever a simulator raises is the answer
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None if np.isfinite(obs).all() else "its observation is not finite"
+
+
+def print_tasks(*, check: bool = False) -> int:
+    """Print a table of all tasks -> exit status, 1 where one does not run here.
+
+    Without `check` a task counts as running here if its suite is installed.
+    """
+    from importlib.util import find_spec
+
+    from burnish.compose import group_options
+
+    print(_row("task", "suite", "environment", "steps", "demonstrations", "runs here"))
+    all_run = True
+    for name in group_options("task"):
+        task = load_task(name)
+        problem = None if find_spec(task.suite) else f"no: pip install {task.suite}"
+        if check and problem is None:
+            problem = try_task(task)
+        all_run &= problem is None
+        dataset = task.dataset or "give dataset=..."
+        print(
+            _row(name, task.suite, task.env_id, str(task.max_episode_steps), dataset, problem or "yes"),
+            flush=True,
+        )
+    return 0 if all_run else 1
+
+
+def _row(*cells: str) -> str:
+    return "".join(f"{cell:<{width}}" for cell, width in zip(cells, (26, 11, 27, 7, 28, 0)))
