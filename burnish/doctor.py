@@ -55,7 +55,7 @@ def findings() -> Iterator[Finding]:
     yield _python()
     yield from _packages()
     yield _torch()
-    yield from _rendering()  # before robosuite is imported: that sets MUJOCO_GL
+    yield _rendering()  # before robosuite is imported: that sets MUJOCO_GL
     yield from _simulators()
     yield from _machine()
 
@@ -123,28 +123,37 @@ def _simulators() -> Iterator[Finding]:
         )
 
 
-def _rendering() -> Iterator[Finding]:
+def _rendering() -> Finding:
     """In processes of their own: the choice of OpenGL is made once, and a wrong driver may crash."""
     chosen = os.environ.get("MUJOCO_GL")
-    packages = {"egl": "libegl1", "osmesa": "libosmesa6"}
-    for backend in [chosen] if chosen else packages:
-        environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
-        command = [sys.executable, "-c", RENDER]
-        try:
-            result = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=120, check=False
-            )
-            works, reason = result.returncode == 0, (result.stderr.strip().splitlines() or ["crashed"])[-1]
-        except subprocess.TimeoutExpired:
-            works, reason = False, "no answer in 120 s"
-        subject = f"render {backend}"
-        if works:
-            yield Finding(OK, subject, f"draws offscreen (videos: MUJOCO_GL={backend})")
-        else:
-            package = packages.get(backend, "another backend: MUJOCO_GL=egl or osmesa")
-            yield Finding(
-                MISSING, subject, f"{reason[:100]}; videos need it: install the Debian package {package}"
-            )
+    reasons = []
+    for backend in [chosen] if chosen else ["egl", "osmesa"]:
+        problem = _try_rendering(backend)
+        if problem is None:
+            return Finding(OK, "rendering", f"draws offscreen with MUJOCO_GL={backend}")
+        reasons.append(f"MUJOCO_GL={backend}: {problem[:80]}")
+    advice = (
+        "only videos need it: install the Debian package libegl1 (or libosmesa6, and set MUJOCO_GL=osmesa)"
+    )
+    return Finding(MISSING, "rendering", "; ".join([*reasons, advice]))
+
+
+def _try_rendering(backend: str) -> str | None:
+    environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", RENDER],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "no answer in 120 s"
+    if result.returncode == 0:
+        return None
+    return (result.stderr.strip().splitlines() or [f"ended with status {result.returncode}"])[-1]
 
 
 def _machine() -> Iterator[Finding]:

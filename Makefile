@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?=
+BENCH ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install test lint demo bench
+
+help:
+	@echo "make install   a virtual environment in $(VENV) with everything in it"
+	@echo "make demo      pretrain, fine-tune and evaluate a policy in a few minutes (DEMO=--quick: shorter)"
+	@echo "make test      the tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     speed measurements"
+
+install: $(STAMP)
+
+# robomimic's egl_probe is built from source with CMake: pip's own is taken where the system has none.
+# Its CMakeLists.txt is too old for CMake 4 without the policy variable.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13) and "Burnish needs Python 3.10 to 3.12: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	command -v cmake >/dev/null || $(BIN)/python -m pip install --quiet cmake
+	command -v c++ >/dev/null || { echo "a C++ compiler is needed to build robomimic's egl_probe: install g++"; exit 1; }
+	PATH="$(abspath $(BIN)):$$PATH" CMAKE_POLICY_VERSION_MINIMUM=3.5 \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+demo: $(STAMP)
+	$(BIN)/burnish demo $(DEMO)
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/speed.py $(BENCH)
