@@ -16,15 +16,17 @@ help:
 
 install: $(STAMP)
 
-# robomimic's egl_probe is built from source with CMake: pip's own is taken where the system has none.
-# Its CMakeLists.txt is too old for CMake 4 without the policy variable.
+# robomimic's egl_probe is built from source with CMake. Where the system has none pip's own is taken, which
+# cannot be seen from an isolated build. Its CMakeLists.txt is too old for CMake 4 without the policy variable.
+$(STAMP): export CMAKE_POLICY_VERSION_MINIMUM := 3.5
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13) and "Burnish needs Python 3.10 to 3.12: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13) and \
+		"Burnish needs Python 3.10 to 3.12, this is " + sys.version.split()[0] + ": make install PYTHON=python3.11")'
+	@command -v c++ >/dev/null || { echo "a C++ compiler is needed to build robomimic's egl_probe: install g++"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	command -v cmake >/dev/null || $(BIN)/python -m pip install --quiet cmake
-	command -v c++ >/dev/null || { echo "a C++ compiler is needed to build robomimic's egl_probe: install g++"; exit 1; }
-	PATH="$(abspath $(BIN)):$$PATH" CMAKE_POLICY_VERSION_MINIMUM=3.5 \
-		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	command -v cmake >/dev/null || { $(BIN)/python -m pip install --quiet cmake setuptools wheel && \
+		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --no-deps --no-build-isolation egl_probe; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
 test: $(STAMP)
@@ -39,4 +41,4 @@ demo: $(STAMP)
 	$(BIN)/burnish demo $(DEMO)
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/speed.py $(BENCH)
+	for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(BENCH) || exit 1; done
