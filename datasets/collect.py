@@ -174,9 +174,10 @@ def _receive(pipe: Any, workers: dict[Any, Any]) -> tuple[int, Recording] | None
 
 def _work(config: CollectConfig, indices: range, pipe: Any) -> None:
     """A worker process: sends each episode of `indices` and then None, or the exception that stopped it."""
-    import torch
+    if config.behaviour != "expert":
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)  # the processes share the cores among themselves
     try:
         recorder = Recorder(config)
         for index in indices:
