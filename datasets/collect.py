@@ -27,8 +27,8 @@ class CollectConfig:
     Attributes:
         task: the environment.
         out: HDF5 file to write, robomimic's format for robosuite, D4RL's for Gymnasium.
-        behaviour: "expert" (scripted, robosuite), "sac" (shipped actor, Gymnasium), or the folder of a
-            saved diffusion policy.
+        behaviour: "expert" (scripted, robosuite), "sac" (the shipped actor of a Gymnasium task), a SAC actor's
+            .safetensors file, or the folder of a saved diffusion policy.
         episodes: episodes rolled out.
         seed: episode i starts from seed + i.
         action_noise: standard deviation of the Gaussian noise on the executed actions (the gripper has none).

@@ -117,7 +117,7 @@ def _make_actor(config: CollectConfig) -> Actor:
     if config.behaviour == "sac" or config.behaviour.endswith(".safetensors"):
         from burnish.datasets.behaviour import SACActor
 
-        shipped = f"shipped:{config.task.name}"
+        shipped = f"shipped:{config.task.name}-medium"
         return SampledActor(SACActor.load(shipped if config.behaviour == "sac" else config.behaviour))
     from burnish.policy import DiffusionPolicy
 
