@@ -27,7 +27,7 @@ class CollectConfig:
     Attributes:
         task: the environment.
         out: HDF5 file to write, robomimic's format for robosuite, D4RL's for Gymnasium.
-        behaviour: "expert" (scripted, robosuite), "sac" (the shipped actor of a Gymnasium task), a SAC actor's
+        behaviour: "expert" (scripted, robosuite), "sac" (shipped actor, Gymnasium), another SAC actor's
             .safetensors file, or the folder of a saved diffusion policy.
         episodes: episodes rolled out.
         seed: episode i starts from seed + i.
