@@ -11,12 +11,15 @@ import h5py
 
 from burnish.errors import BurnishError
 
+# what h5py raised for randomly damaged files, opening an object or reading its values
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+
 
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading.
+    """Open an HDF5 file for reading, and do nothing but read in the `with` block.
 
-    Raises BurnishError, with the path, if it is missing, a folder, not HDF5, or cut off.
+    Raises BurnishError, with the path, if it is missing, a folder, not HDF5, cut off or damaged.
     """
     if not path.exists():
         raise BurnishError(f"{path}: no such file")
@@ -27,7 +30,7 @@ def reading(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except OSError as error:
+    except DAMAGE as error:
         raise BurnishError(
             f"{path}: damaged or incomplete HDF5 file ({_one_line(error)}); copy or download it again"
         ) from error

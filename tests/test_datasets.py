@@ -21,6 +21,7 @@ from burnish.datasets.download import download, released_file
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.inspect import inspect
 from burnish.datasets.load import load, read
+from burnish.datasets.validation import validate
 from burnish.errors import BurnishError
 
 ENV_ARGS = {"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs": {"robots": ["Panda"]}}
@@ -344,6 +345,7 @@ def test_bad_dppo_files(tmp_path: Path) -> None:
         load(tmp_path / "train.npz")
 
 
+@pytest.mark.filterwarnings("ignore:`.*is set to None")
 def test_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     minari = pytest.importorskip("minari", reason="extra minari")
     from gymnasium import make
@@ -474,6 +476,12 @@ def test_files_that_are_not_demonstrations(tmp_path: Path) -> None:
     with pytest.raises(BurnishError, match="damaged or incomplete HDF5 file") as caught:
         load(cut)
     assert "\n" not in str(caught.value)
+    damaged = bytearray(whole.read_bytes())
+    heap = damaged.index(b"HEAP")
+    damaged[heap : heap + 4] = b"heap"
+    cut.write_bytes(bytes(damaged))
+    with pytest.raises(BurnishError, match="damaged or incomplete HDF5 file"):
+        load(cut)
     other = tmp_path / "other.hdf5"
     with h5py.File(other, "w") as file:
         file["weights"] = np.zeros(3)
@@ -554,6 +562,38 @@ def with_constant(values: np.ndarray) -> np.ndarray:
     return changed
 
 
+def test_validation_weighs_the_replays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from burnish.datasets import replay
+
+    path = tmp_path / "lift.hdf5"
+    robomimic.write(path, robosuite_demos())
+    results = [
+        replay.ReplayResult("demo_2", 6, True, True, 0.0),
+        replay.ReplayResult("demo_10", 9, True, False, 0.1),
+        replay.ReplayResult("demo_11", 4, False, False, 0.1),
+    ]
+    monkeypatch.setattr(replay, "replay", lambda demos, k: results[:k])
+    validation = validate(path, k=3)
+    assert [(f.level, f.episode) for f in validation.findings] == [
+        ("warning", "demo_10"),
+        ("error", "demo_11"),
+    ]
+    assert validation.n_errors == 1
+    assert validation.note == "3 episodes replayed: 2 succeed by states, 1 by actions"
+    assert validate(path).findings == []
+
+
+def test_validation_does_not_replay_what_it_cannot(tmp_path: Path) -> None:
+    path = tmp_path / "hopper.hdf5"
+    d4rl.write(path, flat_demos())
+    assert validate(path, k=2).note == "no episode replayed: only robosuite's data carry simulator states"
+    stateless = [replace(e, states=None) for e in robosuite_demos().episodes]
+    robomimic.write(path, replace(robosuite_demos(), episodes=stateless))
+    assert validate(path, k=2).note == "no episode replayed: the file has no simulator states"
+    validation = validate(path, k=2, obs_keys=["camera"])
+    assert validation.n_errors == 3 and validation.note == "no episode replayed: the errors come first"
+
+
 def test_offline_download_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
@@ -591,7 +631,7 @@ def test_package_refuses_its_bare_name() -> None:
 
 
 def test_importing_needs_no_simulator() -> None:
-    modules = "load, inspect, checks, download, windows"
+    modules = "load, inspect, checks, validation, download, windows"
     program = (
         f"from burnish.datasets import {modules}; import sys; "
         "print([m for m in ('robosuite', 'robomimic', 'mujoco', 'minari') if m in sys.modules])"
