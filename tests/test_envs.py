@@ -571,10 +571,14 @@ def is_running(pid: int) -> bool:
 def test_backends() -> None:
     sizes: dict[str, Any] = {"n_obs_steps": 1, "n_action_steps": 1, "seed": 0}
     assert isinstance(make_vector_env(HOPPER, n_envs=1, **sizes), SyncVectorEnv)
-    assert isinstance(make_vector_env(HOPPER, n_envs=4, n_workers=1, **sizes), SyncVectorEnv)
-    workers = make_vector_env(HOPPER, n_envs=2, n_workers=5, **sizes)
-    assert isinstance(workers, WorkerVectorEnv) and len(workers._processes) == 2
+    assert isinstance(make_vector_env(HOPPER, n_envs=8, n_workers=1, **sizes), SyncVectorEnv)
+    assert isinstance(make_vector_env(HOPPER, n_envs=7, n_workers=2, **sizes), SyncVectorEnv)
+    workers = make_vector_env(HOPPER, n_envs=8, n_workers=2, **sizes)
+    assert isinstance(workers, WorkerVectorEnv)
     workers.close()
+    capped = worker_counters(n_envs=2, n_workers=5)
+    assert len(capped._processes) == 2
+    capped.close()
     with pytest.raises(BurnishError, match="backend=threads: expected one of auto, sync, workers, envpool"):
         make_vector_env(HOPPER, n_envs=1, backend="threads", **sizes)
     lift = TaskConfig(name="lift", suite="robosuite", env_id="Lift", max_episode_steps=300)

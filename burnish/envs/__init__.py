@@ -14,6 +14,8 @@ from burnish.errors import BurnishError
 
 BACKENDS = ("auto", "sync", "workers", "envpool")
 
+_ENVS_FOR_WORKERS = {"gymnasium": 8, "robosuite": 2}
+
 __all__ = [
     "BACKENDS",
     "ChunkStep",
@@ -54,7 +56,8 @@ def make_vector_env(
         seed: of the environments' generators; with "sync" and "workers" it fixes every number bitwise, so the
             two give the same, whatever `n_workers` is.
         backend: "sync" (this process), "workers" (spawned processes), "envpool" (C++ threads, Gymnasium tasks
-            only, numbers of its own), or "auto": workers wherever there are two environments and two CPUs.
+            only, numbers of its own), or "auto": workers where there are two CPUs and environments enough (2 of
+            robosuite, 8 of Gymnasium, whose steps are cheap beside a worker's start and messages), else sync.
         n_workers: worker processes, or EnvPool's threads; None for one per CPU. At most `n_envs` are used.
         autoreset: start the next episode in the step that ended the last; False for evaluation.
     """
@@ -63,7 +66,7 @@ def make_vector_env(
     if n_workers is None:
         n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if backend == "auto":
-        backend = "workers" if min(n_envs, n_workers) > 1 else "sync"
+        backend = "workers" if n_workers > 1 and n_envs >= _ENVS_FOR_WORKERS[task.suite] else "sync"
     if backend == "envpool":
         from burnish.envs.envpool_vector import EnvPoolVectorEnv
 
