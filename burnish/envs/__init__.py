@@ -56,8 +56,8 @@ def make_vector_env(
         seed: of the environments' generators; with "sync" and "workers" it fixes every number bitwise, so the
             two give the same, whatever `n_workers` is.
         backend: "sync" (this process), "workers" (spawned processes), "envpool" (C++ threads, Gymnasium tasks
-            only, numbers of its own), or "auto": workers where there are two CPUs and environments enough (2 of
-            robosuite, 8 of Gymnasium, whose steps are cheap beside a worker's start and messages), else sync.
+            only, numbers of its own), or "auto": workers where there are two CPUs and environments enough (2
+            of robosuite, 8 of Gymnasium, whose steps are cheap beside a worker's messages), else sync.
         n_workers: worker processes, or EnvPool's threads; None for one per CPU. At most `n_envs` are used.
         autoreset: start the next episode in the step that ended the last; False for evaluation.
     """
