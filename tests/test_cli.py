@@ -1,0 +1,218 @@
+"""The burnish command: help, exit statuses, one-line errors, sweeps, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from burnish import commands
+from burnish.cli import main
+from burnish.commands import COMMANDS, Command
+from burnish.errors import BurnishError, Stopped
+from burnish.resume import configure
+from burnish.run import Run
+from burnish.sweep import plan, run_sweep
+from burnish.tasks import load_task
+
+
+def command(name: str) -> Command:
+    return next(command for command in COMMANDS if command.name == name)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = main(arguments)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from burnish.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: assert not {'torch', 'numpy', 'hydra', 'mujoco', 'rich'} & set(sys.modules)"
+    )
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 3  # 0.1 s on an idle machine
+    for name in ("pretrain", "finetune", "evaluate", "data", "tasks", "doctor", "demo"):
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
+def test_each_help_has_groups_keys_and_examples_that_compose(
+    entry: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = run(capsys, *entry.name.split(), "--help")
+    assert status == 0
+    assert "task=" in out and "hopper" in out and "--multirun" in out and "examples:" in out
+    assert max(map(len, out.splitlines())) <= 120
+    for example in entry.examples:
+        words = example.removeprefix(f"burnish {entry.name} ").split()
+        overrides = [word for word in words if not word.startswith("-")]
+        if "--multirun" in words:
+            assert len(plan(entry, overrides)) == 3
+        elif not any(word.startswith("resume=") for word in words):
+            entry.parse(configure(entry, overrides))
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
+def test_every_key_of_the_yaml_and_of_the_dataclass_is_the_same(entry: Command) -> None:
+    required = {"policy": "x", "out": "x.safetensors", "target_return": 1}
+    raw = configure(entry, [])
+    config = entry.parse({key: required[key] if value == "???" else value for key, value in raw.items()})
+    assert set(raw) == {field.name for field in dataclasses.fields(config)}
+    if "stage" in raw:
+        assert set(raw["stage"]) == {field.name for field in dataclasses.fields(config.stage)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pretrain", "task=lft"], ["task=lft", "lift"]),
+        (["pretrain", "train.epoch=3"], ["train.epoch", "train.epochs"]),
+        (["pretrain", "train.epochs=x", "--cfg"], ["train.epochs=x", "whole number"]),
+        (["pretrain", "--epochs"], ["--epochs", "key=value"]),
+        (["finetune", "task=lift"], ["policy is missing"]),
+        (["finetune", "policy=x", "stage=ppo"], ["stage=ppo", "dppo"]),
+        (["evaluate", "task=lift", "policy=/nowhere"], ["/nowhere", "policy"]),
+        (["pretrain", "resume=/nowhere"], ["/nowhere", "config.yaml"]),
+        (["data", "inspect", "/nowhere.hdf5"], ["/nowhere.hdf5"]),
+        (["data", "validate", "/nowhere.hdf5", "--task", "lft"], ["lft", "lift"]),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(capsys, *arguments)
+    assert status == 2 and out == ""
+    assert err.startswith("burnish: error: ") and err.count("\n") == 1
+    assert all(word in err for word in words), err
+
+
+def test_unknown_commands_and_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["pretain"])
+    assert caught.value.code == 2 and "pretrain" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out.startswith("burnish ")
+
+
+def test_cfg_prints_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "pretrain", "--cfg", "task=hopper", "seed=7", "dataset=shipped:lift")
+    config = yaml.safe_load(out)
+    assert status == 0
+    assert config["task"]["name"] == "hopper" and config["run_dir"] == "runs/pretrain-hopper-seed7"
+    assert config["dataset"] == "shipped:lift"
+    assert run(capsys, "finetune", "--cfg")[0] == 0  # policy is still to be given
+
+
+def test_all_tasks_are_sound_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "tasks")
+    names = [line.split()[0] for line in out.splitlines()[1:]]
+    assert status in (0, 1) and {"lift", "hopper", "walker2d", "transport"} <= set(names)
+    for name in names:
+        assert load_task(name).name == name
+
+
+@dataclass(frozen=True)
+class FakeConfig:
+    """What a fake `pretrain` is given."""
+
+    seed: int
+    run_dir: str
+    task: dict[str, Any]
+    policy: dict[str, Any]
+    train: dict[str, Any]
+    evaluation: dict[str, Any]
+    dataset: str | None
+    filter_key: str | None
+    device: str
+    wandb: str
+    resume: str | None
+    overwrite: bool
+
+
+@pytest.fixture
+def fake_pretrain(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`pretrain` that only writes its run folder: seed 1 fails, seed 2 is defective, seed 9 is stopped."""
+
+    def pretrain(config: FakeConfig) -> dict[str, Any]:
+        if config.seed == 1:
+            raise BurnishError("seed=1: unlucky")
+        if config.seed == 2:
+            raise ZeroDivisionError("defect")
+        if config.seed == 9:
+            raise Stopped("stopped; go on with resume=...")
+        with Run.open(config) as training:
+            training.finish({"seed": config.seed})
+        return {"seed": config.seed, "rate": 0.25}
+
+    found = {"fake:Config": FakeConfig, "fake:pretrain": pretrain}
+    monkeypatch.setattr(commands, "_load", found.__getitem__)
+    fake = dataclasses.replace(command("pretrain"), config_class="fake:Config", function="fake:pretrain")
+    monkeypatch.setattr("burnish.cli.COMMANDS", (fake,))
+    return fake
+
+
+def test_a_sweep_reports_failed_jobs_and_goes_on(
+    fake_pretrain: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep"
+    status, out, err = run(capsys, "pretrain", "-m", "seed=0,1,2,3", "task=hopper", f"run_dir={sweep}")
+    assert status == 1
+    assert sorted(path.name for path in sweep.iterdir()) == ["0_seed=0", "3_seed=3"]
+    assert yaml.safe_load((sweep / "3_seed=3" / "config.yaml").read_text())["seed"] == 3
+    assert out.endswith(
+        "--- sweep\ndone        seed=0\nfailed      seed=1\nfailed      seed=2\ndone        seed=3\n"
+    )
+    assert "burnish: error: seed=1: unlucky" in err and "ZeroDivisionError: defect" in err
+
+
+def test_a_sweep_is_checked_before_its_first_job(fake_pretrain: Command, tmp_path: Path) -> None:
+    with pytest.raises(BurnishError, match="seed=x"):
+        run_sweep(fake_pretrain, ["seed=0,x", f"run_dir={tmp_path}/sweep"])
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_stopped_run_gives_130(fake_pretrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "pretrain", "seed=9")
+    assert status == 130 and "go on with resume=" in err
+
+
+def test_ctrl_c_gives_130(
+    fake_pretrain: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: FakeConfig) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        commands, "_load", {"fake:Config": FakeConfig, "fake:pretrain": interrupted}.__getitem__
+    )
+    status, _, err = run(capsys, "pretrain")
+    assert status == 130 and "Traceback" not in err
+
+
+def test_resume_takes_the_old_configuration(
+    fake_pretrain: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a b=c,(1)"  # a path nobody needs to quote
+    assert run(capsys, "pretrain", "seed=5", "train.epochs=7", f"run_dir={folder}")[0] == 0
+    moved = folder.rename(tmp_path / "moved")
+    config = configure(fake_pretrain, [f"resume={moved}", "train.epochs=9", "wandb=offline"])
+    assert config["seed"] == 5 and config["train"]["epochs"] == 9 and config["wandb"] == "offline"
+    assert config["run_dir"] == config["resume"] == str(moved)
+    with pytest.raises(BurnishError, match=r"seed=6: .*only wandb, device, train.epochs"):
+        configure(fake_pretrain, [f"resume={moved}", "seed=6"])
+    with pytest.raises(BurnishError, match="not a run of burnish finetune"):
+        configure(command("finetune"), [f"resume={moved}"])
+    with pytest.raises(BurnishError, match="takes no resume"):
+        configure(command("evaluate"), [f"resume={moved}"])
