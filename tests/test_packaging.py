@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
 
@@ -18,41 +23,50 @@ FOLDERS = {"burnish": "burnish", "datasets": "burnish/datasets", "pretrain": "bu
 FOLDERS |= {"finetune": "burnish/finetune", "configs": "burnish/configs"}
 
 
-def tracked_files() -> set[str]:
-    """What git has of the packages, by its path inside the wheel."""
+def tracked() -> list[Path]:
+    """What git has, relative to the root."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    files = set()
-    for path in map(Path, listed.stdout.splitlines()):
-        if path.parts[0] in FOLDERS and (ROOT / path).is_file() and not (ROOT / path).is_symlink():
-            files.add(str(Path(FOLDERS[path.parts[0]], *path.parts[1:])))
-    return files
+    return [Path(line) for line in listed.stdout.splitlines() if os.path.lexists(ROOT / line)]
+
+
+def package_files() -> set[str]:
+    """The files of the packages, by their paths inside the wheel."""
+    return {
+        str(Path(FOLDERS[path.parts[0]], *path.parts[1:]))
+        for path in tracked()
+        if path.parts[0] in FOLDERS and not (ROOT / path).is_symlink() and path.suffix != ".md"
+    }
 
 
 @pytest.mark.slow
 def test_the_wheel_has_every_file(tmp_path: Path) -> None:
-    for needed in ("build", "setuptools"):
-        if importlib.util.find_spec(needed) is None:
-            pytest.skip(f"{needed} is not installed")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), "."],
-        cwd=ROOT,
-        check=True,
+    """Built from a copy, offline: a build/ folder left in the checkout would hide what is missing."""
+    for name, least in (("build", "1"), ("setuptools", "77")):
+        if importlib.util.find_spec(name) is None or Version(metadata.version(name)) < Version(least):
+            pytest.skip(f"needs {name}>={least}")
+    source = tmp_path / "source"
+    for path in tracked():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / path, source / path, follow_symlinks=False)
+    result = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)],
         capture_output=True,
+        text=True,
+        check=False,
     )
+    assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
-    missing = {file for file in tracked_files() if not file.endswith(".md")} - inside
-    assert not missing
-    tops = {name.split("/")[0] for name in inside}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"burnish"}
+    assert not package_files() - inside
+    assert {name.split("/")[0] for name in inside if ".dist-info/" not in name} == {"burnish"}
 
 
 def test_every_package_is_listed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    folders = {str(Path(file).parent).replace("/", ".") for file in tracked_files() if file.endswith(".py")}
+    folders = {str(Path(file).parent).replace("/", ".") for file in package_files() if file.endswith(".py")}
     assert folders == set(project["tool"]["setuptools"]["packages"])
 
 
@@ -73,8 +87,6 @@ def test_import_burnish_is_light_and_the_policy_is_there() -> None:
 
 
 def test_constraints_satisfy_the_dependencies() -> None:
-    from packaging.requirements import Requirement
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [
         *project["dependencies"],
