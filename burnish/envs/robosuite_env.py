@@ -103,8 +103,9 @@ def env_args(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
 def task_from_env_args(env_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """robomimic's `env_args` -> (env_name, env_kwargs) for `make_task_env`.
 
-    Files of robosuite 1.2 to 1.4 get 1.5's names, `lite_physics=False` (the order of physics calls of
-    that time) and their arm controller as a composite one. Cameras and renderers are left out.
+    Files of robosuite 1.0 to 1.4 get 1.5's names; `make_task_env` makes their arm controllers composite.
+    Cameras and renderers are left out. `lite_physics` stays on (with it off, as robosuite advises for old
+    files, replayed human demonstrations deviated by the same 4 digits, in twice the time).
 
     Raises BurnishError for an environment that is not robosuite's.
     """
@@ -120,25 +121,11 @@ def task_from_env_args(env_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if not key.startswith(("camera_", "render")) and key not in ("env_name", "postprocess_visual_obs")
     }
     kwargs.update(has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True)
-    if not _before_1_5(env_args, kwargs):
-        return name, kwargs
-    kwargs.pop("gripper_visualizations", None)
-    kwargs.pop("gripper_visualization", None)
+    for gone in ("gripper_visualization", "gripper_visualizations"):
+        kwargs.pop(gone, None)
     if "mount_types" in kwargs:
         kwargs["base_types"] = kwargs.pop("mount_types")
-    kwargs.setdefault("lite_physics", False)
     return name, kwargs
-
-
-def _before_1_5(env_args: dict[str, Any], kwargs: dict[str, Any]) -> bool:
-    """By the file's version, or (robomimic's first files have none) by the form of its controller."""
-    version = env_args.get("env_version")
-    if version is not None:
-        major, minor = (int(part) for part in str(version).split(".")[:2])
-        return (major, minor) < (1, 5)
-    configs = kwargs.get("controller_configs") or {}
-    first = configs[0] if isinstance(configs, list) else configs
-    return "body_parts" not in first
 
 
 def _controller_configs(robots: list[str], configs: Any) -> list[dict[str, Any]]:

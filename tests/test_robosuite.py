@@ -1,0 +1,280 @@
+"""robosuite's tasks behind `Simulator`: seeds, steps, saved episodes, a fast step equal to robosuite's."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from burnish.envs.robosuite_env import make_task_env, task_from_env_args
+from burnish.envs.robosuite_fast import has_plain_controllers
+from burnish.envs.robosuite_suite import RobosuiteSimulator, env_args_of
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError
+
+KEYS = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"]
+LIFT = TaskConfig("lift", "robosuite", "Lift", 80, KEYS)
+HARD_LIFT = TaskConfig("lift", "robosuite", "Lift", 80, KEYS, {"hard_reset": True})
+CAN = TaskConfig("can", "robosuite", "PickPlaceCan", 300, KEYS)
+DOOR = TaskConfig("door", "robosuite", "Door", 200, KEYS)
+TRANSPORT = TaskConfig("transport", "robosuite", "TwoArmTransport", 700, [*KEYS, "robot1_eef_pos"])
+
+OLD_OSC = {  # as in robomimic's files of robosuite 1.2
+    "type": "OSC_POSE",
+    "input_max": 1,
+    "input_min": -1,
+    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
+    "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
+    "kp": 150,
+    "damping": 1,
+    "impedance_mode": "fixed",
+    "kp_limits": [0, 300],
+    "damping_limits": [0, 10],
+    "position_limits": None,
+    "orientation_limits": None,
+    "uncouple_pos_ori": True,
+    "control_delta": True,
+    "interpolation": None,
+    "ramp_ratio": 0.2,
+}
+
+
+def physics(env) -> np.ndarray:
+    return env.sim.get_state().flatten()
+
+
+def random_actions(n_steps: int, action_dim: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, (n_steps, action_dim))
+
+
+@pytest.mark.parametrize(("task", "action_dim"), [(LIFT, 7), (TRANSPORT, 14)], ids=["lift", "transport"])
+def test_shapes_and_types(task, action_dim):
+    simulator = RobosuiteSimulator(task)
+    obs = simulator.reset(0)
+    step = simulator.step(np.zeros(action_dim, np.float32))
+    sizes = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "robot1_eef_pos": 3}
+    proprioception = sum(sizes[key] for key in task.obs_keys if key != "object")
+    n_object = 10 if task is LIFT else 41
+    assert simulator.action_dim == action_dim
+    assert obs.shape == step.obs.shape == (simulator.obs_dim,) == (proprioception + n_object,)
+    assert obs.dtype == np.float32
+    assert (step.reward, step.terminated, step.success) == (0.0, False, False)
+    assert type(step.terminated) is type(step.success) is bool
+
+
+@pytest.mark.parametrize("task", [LIFT, HARD_LIFT, CAN, DOOR], ids=["lift", "hard-lift", "can", "door"])
+def test_the_seed_alone_decides_an_episode(task):
+    fresh, used = RobosuiteSimulator(task), RobosuiteSimulator(task)
+    used.reset(5)
+    for action in random_actions(3, used.action_dim):
+        used.step(action)
+    np.testing.assert_array_equal(fresh.reset(7), used.reset(7))
+    for action in random_actions(10, fresh.action_dim):
+        np.testing.assert_array_equal(fresh.step(action).obs, used.step(action).obs)
+    assert not np.array_equal(fresh.reset(8), used.reset(7))
+    np.testing.assert_array_equal(used.reset(8), fresh.reset(8))
+
+
+def test_unseeded_resets_go_on_with_the_generator():
+    one, other = RobosuiteSimulator(LIFT), RobosuiteSimulator(LIFT)
+    assert not np.array_equal(one.reset(None), other.reset(None))  # no seed yet: nothing in common
+    first = one.reset(3)
+    other.reset(3)
+    second = one.reset(None)
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(second, other.reset(None))
+
+
+def test_the_cube_is_the_same_in_every_episode_unless_resets_are_hard():
+    def cube_sizes(simulator: RobosuiteSimulator) -> np.ndarray:
+        sizes = []
+        for seed in range(3):
+            simulator.reset(seed)
+            model = simulator.env.sim.model
+            sizes.append(model.geom_size[model.geom_name2id("cube_g0")].copy())
+        return np.array(sizes)
+
+    assert np.ptp(cube_sizes(RobosuiteSimulator(LIFT)), axis=0).max() == 0
+    assert np.ptp(cube_sizes(RobosuiteSimulator(HARD_LIFT)), axis=0).max() > 0
+
+
+def test_actions_are_clipped():
+    one, other = RobosuiteSimulator(LIFT), RobosuiteSimulator(LIFT)
+    one.reset(0)
+    other.reset(0)
+    action = np.array([3.0, -3.0, 0.5, 9.0, 0.0, -1.5, 2.0])
+    np.testing.assert_array_equal(one.step(action).obs, other.step(np.clip(action, -1, 1)).obs)
+
+
+def test_a_delta_of_one_moves_the_goal_by_five_centimetres_in_the_world():
+    """robosuite's OSC_POSE: output_max 0.05 m. The robots of TwoArmTransport are turned against the world."""
+    env = make_task_env("TwoArmTransport")
+    env.reset()
+    for index, robot in enumerate(env.robots):
+        action = np.zeros(14)
+        action[7 * index] = 1.0
+        controller = robot.part_controllers["right"]
+        before = controller.ref_pos.copy()
+        env.step(action)
+        moved = controller.ref_pos - before
+        assert abs(moved[0]) > 5 * np.abs(moved[1:]).max()
+        assert 0.005 < moved[0] < 0.05
+
+
+def test_success_gives_reward_one():
+    simulator = RobosuiteSimulator(LIFT)
+    simulator.reset(0)
+    cube = simulator.env.sim.data.get_joint_qpos("cube_joint0").copy()
+    cube[2] = 1.2  # 40 cm above the table; success is 4 cm
+    simulator.env.sim.data.set_joint_qpos("cube_joint0", cube)
+    step = simulator.step(np.zeros(7))
+    assert step.success
+    assert step.reward == 1.0
+    assert not step.terminated
+
+
+def test_shaped_rewards_are_robosuites():
+    task = TaskConfig("lift", "robosuite", "Lift", 80, KEYS, {"reward_shaping": True})
+    simulator = RobosuiteSimulator(task)
+    obs = simulator.reset(0)
+    reward = simulator.step(np.zeros(7)).reward
+    distance = np.linalg.norm(obs[-3:])  # gripper_to_cube_pos
+    assert reward == pytest.approx((1 - np.tanh(10 * distance)) / 2.25, abs=5e-3)
+
+
+@pytest.mark.parametrize("env_name", ["Lift", "PickPlaceCan", "TwoArmTransport"])
+def test_the_fast_step_is_bitwise_robosuites(env_name):
+    fast, stock = make_task_env(env_name), make_task_env(env_name)
+    assert "step" in vars(fast)
+    del stock.step  # back to the class's own
+    for episode in range(2):
+        for env in (fast, stock):
+            env.rng.bit_generator.state = np.random.default_rng(episode).bit_generator.state
+            env.reset()
+        for action in random_actions(100 if env_name == "Lift" else 20, fast.action_dim, episode):
+            obs, reward, done, _ = fast.step(action)
+            stock_obs, stock_reward, stock_done, _ = stock.step(action)
+            assert obs.keys() == stock_obs.keys()
+            for key, value in stock_obs.items():
+                np.testing.assert_array_equal(obs[key], value, err_msg=key)
+            np.testing.assert_array_equal(physics(fast), physics(stock))
+            assert (reward, done) == (stock_reward, stock_done)
+
+
+def test_an_episode_can_be_saved_right_after_a_reset():
+    one, other = RobosuiteSimulator(LIFT), RobosuiteSimulator(LIFT)
+    one.reset(0)
+    other.reset(9)
+    other.set_state(one.get_state())
+    for action in random_actions(5, 7):
+        np.testing.assert_array_equal(other.step(action).obs, one.step(action).obs)
+
+
+def test_other_controllers_keep_robosuites_step():
+    robosuite = pytest.importorskip("robosuite")
+    config = robosuite.load_composite_controller_config(robot="Panda")
+    config["body_parts"]["right"] = {
+        **robosuite.load_part_controller_config(default_controller="JOINT_POSITION"),
+        "gripper": {"type": "GRIP"},
+    }
+    env = make_task_env("Lift", {"controller_configs": config})
+    assert not has_plain_controllers(env)
+    assert "step" not in vars(env)
+
+
+@pytest.mark.parametrize("task", [LIFT, CAN, DOOR, TRANSPORT], ids=lambda task: task.name)
+def test_a_saved_episode_goes_on_bitwise_in_another_instance(task):
+    one, other = RobosuiteSimulator(task), RobosuiteSimulator(task)
+    one.reset(0)
+    other.reset(9)
+    actions = random_actions(30, one.action_dim)
+    for action in actions[:15]:
+        one.step(action)
+    other.set_state(pickle.loads(pickle.dumps(one.get_state())))
+    for action in actions[15:]:
+        step, expected = other.step(action), one.step(action)
+        np.testing.assert_array_equal(step.obs, expected.obs)
+        np.testing.assert_array_equal(physics(other.env), physics(one.env))
+        assert step[1:] == expected[1:]
+    np.testing.assert_array_equal(other.reset(None), one.reset(None))
+
+
+def test_saving_is_refused_where_the_model_is_redrawn():
+    with pytest.raises(NotImplementedError, match="start anew"):
+        RobosuiteSimulator(HARD_LIFT).get_state()
+
+
+def test_rendering_shows_the_scene_and_changes_nothing():
+    one, other = RobosuiteSimulator(LIFT), RobosuiteSimulator(LIFT)
+    one.reset(0)
+    other.reset(0)
+    try:
+        image = one.render(160, 120)
+    except BurnishError as error:
+        pytest.skip(str(error))
+    assert image.shape == (120, 160, 3)
+    assert image.dtype == np.uint8
+    assert image.std() > 10
+    for action in random_actions(5, 7):
+        np.testing.assert_array_equal(one.step(action).obs, other.step(action).obs)
+        one.render(160, 120)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "keys", "env_kwargs", "message"),
+    [
+        ("Lft", KEYS, {}, r"no environment 'Lft'; it has: .*Lift"),
+        ("Lift", ["robot0_eef_pos", "cube"], {}, r"no 'cube'; it gives: .*cube_pos.* object"),
+        ("Lift", KEYS, {"reward_shapin": True}, r"reward_shapin"),
+        ("Lift", KEYS, {"robots": "Pandora"}, r"task\.env_kwargs.*Pandora"),
+        ("Lift", KEYS, {"controller_configs": {**OLD_OSC, "control_delta": False}}, "absolute"),
+    ],
+)
+def test_mistakes_are_named(env_id, keys, env_kwargs, message):
+    with pytest.raises(BurnishError, match=message):
+        RobosuiteSimulator(TaskConfig("t", "robosuite", env_id, 80, keys, env_kwargs))
+
+
+def test_env_args_build_the_same_environment():
+    args = env_args_of(LIFT)
+    assert (args["env_name"], args["type"]) == ("Lift", 1)
+    assert args["env_kwargs"]["controller_configs"][0]["body_parts"]["right"]["type"] == "OSC_POSE"
+    simulator = RobosuiteSimulator(LIFT)
+    name, env_kwargs = task_from_env_args(args)
+    rebuilt = RobosuiteSimulator(TaskConfig("lift", "robosuite", name, 80, KEYS, env_kwargs))
+    np.testing.assert_array_equal(rebuilt.reset(1), simulator.reset(1))
+    action = random_actions(1, 7)[0]
+    np.testing.assert_array_equal(rebuilt.step(action).obs, simulator.step(action).obs)
+
+
+def test_env_args_of_robosuite_1_2_become_todays_controller():
+    old = {
+        "env_name": "Lift",
+        "type": 1,
+        "env_kwargs": {
+            "has_renderer": False,
+            "has_offscreen_renderer": True,
+            "ignore_done": True,
+            "use_object_obs": True,
+            "use_camera_obs": True,
+            "control_freq": 20,
+            "controller_configs": OLD_OSC,
+            "robots": ["Panda"],
+            "camera_depths": False,
+            "camera_heights": 84,
+            "camera_widths": 84,
+            "reward_shaping": False,
+        },
+    }
+    name, env_kwargs = task_from_env_args(old)
+    task = TaskConfig("lift", "robosuite", name, 80, KEYS, env_kwargs)
+    simulator, default = RobosuiteSimulator(task), RobosuiteSimulator(LIFT)
+    np.testing.assert_array_equal(simulator.reset(2), default.reset(2))
+    for action in random_actions(5, 7):
+        np.testing.assert_array_equal(simulator.step(action).obs, default.step(action).obs)
+
+
+def test_env_args_of_another_simulator_are_refused():
+    with pytest.raises(BurnishError, match="type 2"):
+        task_from_env_args({"env_name": "Hopper-v2", "type": 2, "env_kwargs": {}})
