@@ -65,7 +65,10 @@ def test_each_help_has_groups_keys_and_examples_that_compose(
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
 def test_every_key_of_the_yaml_and_of_the_dataclass_is_the_same(entry: Command) -> None:
-    required = {"policy": "x", "out": {"collect": "x.hdf5", "behaviour": "x.safetensors"}.get(entry.config)}
+    required: dict[str, Any] = {
+        "policy": "x",
+        "out": {"collect": "x.hdf5", "behaviour": "x.safetensors"}.get(entry.config),
+    }
     required["target_return"] = 1
     raw = configure(entry, [])
     config = entry.parse({key: required[key] if value == "???" else value for key, value in raw.items()})
