@@ -46,7 +46,7 @@ def writing(path: Path) -> Iterator[h5py.File]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w") as file:
+        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
             yield file
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())

@@ -20,6 +20,7 @@ from burnish.datasets.episodes import Episode
 from burnish.datasets.load import load
 from burnish.datasets.windows import Windows, split_episodes
 from burnish.device import resolve_device
+from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
@@ -213,86 +214,104 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     with ExitStack() as stack:
         envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
         run = stack.enter_context(Run.open(config))
-        return _train(config, BehaviourCloning(config, policy, windows, validation), envs, run)
+        return Pretraining(config, BehaviourCloning(config, policy, windows, validation), envs, run).run_to_end()
 
 
 def _windows(config: PretrainConfig, episodes: list[Episode], device: torch.device) -> Windows:
     return Windows(episodes, config.task.obs_keys, config.policy.n_obs_steps, config.policy.horizon, device)
 
 
-def _train(config: PretrainConfig, trainer: BehaviourCloning, envs: Any, run: Run) -> dict[str, Any]:
-    best = (-math.inf, -math.inf)  # see Evaluation.score
-    latest = run.checkpoints.latest() if config.resume else None
-    if latest is None:
-        run.truncate_metrics(0)
-    else:
-        state = load_state(latest / TRAINER)
-        trainer.load_state_dict(state["trainer"])
-        restore_random_states(state["random"])
-        run.truncate_metrics(state["n_metric_lines"])
-        best = tuple(state["best"])
+class Pretraining:
+    """Course of one run: epochs, evaluations, checkpoints, and going on where an earlier one stopped."""
 
-    def save() -> None:
+    def __init__(self, config: PretrainConfig, trainer: BehaviourCloning, envs: VectorEnv, run: Run):
+        self.config, self.trainer, self.envs, self.run = config, trainer, envs, run
+        self.best = (-math.inf, -math.inf)  # see Evaluation.score
+        self.evaluation: Evaluation | None = None
+
+    def run_to_end(self) -> dict[str, Any]:
+        """Start or resume, and go on to the last gradient step."""
+        trainer, total = self.trainer, self.trainer.total_steps
+        self._resume()
+        with StopRequest() as stop, self.run.progress(total, "pretrain", initial=trainer.step) as progress:
+            last_time, last_step = time.perf_counter(), trainer.step
+            while trainer.step < total:
+                trainer.update()
+                progress.update(1)
+                if trainer.step % trainer.steps_per_epoch == 0:
+                    now = time.perf_counter()
+                    metrics = trainer.metrics()
+                    metrics["time/steps_per_second"] = (trainer.step - last_step) / (now - last_time)
+                    self._after_epoch(metrics)
+                    progress.update(0, loss=metrics["loss"])
+                    last_time, last_step = time.perf_counter(), trainer.step
+                if stop.requested and trainer.step < total:
+                    self._save()
+                    raise Stopped(
+                        f"stopped at step {trainer.step}; go on with: burnish pretrain resume={self.run.folder}"
+                    )
+        return self._finish()
+
+    def _after_epoch(self, metrics: dict[str, float]) -> None:
+        epoch, train = self.trainer.step // self.trainer.steps_per_epoch, self.config.train
+        last = epoch == train.epochs
+        is_best = False
+        if last or (train.eval_every and epoch % train.eval_every == 0):
+            evaluation = self._evaluate()
+            metrics |= {f"eval/{key}": value for key, value in evaluation.summary().items()}
+            is_best = evaluation.score >= self.best
+            self.best = max(self.best, evaluation.score)
+        self.run.log(metrics, self.trainer.step)
+        if last or is_best or (train.checkpoint_every and epoch % train.checkpoint_every == 0):
+            self._save()
+        if is_best:
+            self.run.checkpoints.mark_best(self.trainer.step)
+
+    def _evaluate(self) -> Evaluation:
+        self.evaluation = evaluate(self.trainer.ema.module, self.config.task, self.config.evaluation, envs=self.envs)
+        return self.evaluation
+
+    def _save(self) -> None:
         def write(folder: Path) -> None:
-            trainer.ema.module.write(folder)
+            self.trainer.ema.module.write(folder)
             state = {
-                "trainer": trainer.state_dict(),
+                "trainer": self.trainer.state_dict(),
                 "random": random_states(),
-                "n_metric_lines": run.n_metric_lines,
-                "best": best,
+                "n_metric_lines": self.run.n_metric_lines,
+                "best": self.best,
             }
             save_state(folder / TRAINER, state)
 
-        run.checkpoints.save(trainer.step, write)
+        self.run.checkpoints.save(self.trainer.step, write)
 
-    evaluation: Evaluation | None = None
-    last_time, last_step = time.perf_counter(), trainer.step
-    with StopRequest() as stop, run.progress(trainer.total_steps, "pretrain", initial=trainer.step) as progress:
-        while trainer.step < trainer.total_steps:
-            trainer.update()
-            progress.update(1)
-            if stop.requested:
-                save()
-                raise Stopped(f"stopped at step {trainer.step}; go on with: burnish pretrain resume={run.folder}")
-            epoch, rest = divmod(trainer.step, trainer.steps_per_epoch)
-            if rest:
-                continue
-            last = trainer.step == trainer.total_steps
-            metrics = trainer.metrics()
-            now = time.perf_counter()
-            metrics["time/steps_per_second"] = (trainer.step - last_step) / (now - last_time)
-            is_best = False
-            if last or (config.train.eval_every and epoch % config.train.eval_every == 0):
-                evaluation = evaluate(trainer.ema.module, config.task, config.evaluation, envs=envs)
-                metrics |= {f"eval/{key}": value for key, value in evaluation.summary().items()}
-                is_best = evaluation.score >= best
-                best = max(best, evaluation.score)
-            run.log(metrics, trainer.step)
-            progress.update(0, loss=metrics["loss"])
-            if last or is_best or (config.train.checkpoint_every and epoch % config.train.checkpoint_every == 0):
-                save()
-            if is_best:
-                run.checkpoints.mark_best(trainer.step)
-            last_time, last_step = time.perf_counter(), trainer.step
-    return _finish(config, trainer, evaluation, run)
+    def _resume(self) -> None:
+        latest = self.run.checkpoints.latest()
+        if latest is None:
+            self.run.truncate_metrics(0)  # killed before the first checkpoint
+            return
+        state = load_state(latest / TRAINER)
+        self.trainer.load_state_dict(state["trainer"])
+        restore_random_states(state["random"])
+        self.run.truncate_metrics(state["n_metric_lines"])
+        self.best = tuple(state["best"])
 
+    def _finish(self) -> dict[str, Any]:
+        """Evaluation file, videos, curve and summary.json."""
+        evaluation = self.evaluation or self._evaluate()  # a run resumed after its end has none yet
+        policy = str(self.run.checkpoints.latest())
+        evaluation.save(self.run.folder / "evaluation.json", **about(policy, self.config.task, self.config.evaluation))
+        if self.config.evaluation.video:
+            from burnish.video import record
 
-def _finish(config: PretrainConfig, trainer: BehaviourCloning, evaluation: Evaluation | None, run: Run) -> dict[str, Any]:
-    """Evaluation file, curve, videos and summary.json of a run that reached its end."""
-    folder = run.checkpoints.latest()
-    if evaluation is None:  # resumed after the last step
-        evaluation = evaluate(trainer.ema.module, config.task, config.evaluation)
-    evaluation.save(run.folder / "evaluation.json", **about(str(folder), config.task, config.evaluation))
-    if config.evaluation.video:
-        from burnish.video import record
-
-        record(trainer.ema.module, config.task, evaluation.seeds[: config.evaluation.video], run.folder / "videos")
-    run.plot_curve("step", ["loss", "validation_loss", "eval/success_rate", "eval/return"], x_label="gradient steps")
-    summary = {
-        "policy": str(folder),
-        "steps": trainer.step,
-        "parameters": sum(p.numel() for p in trainer.policy.parameters()),
-        **evaluation.summary(),
-    }
-    run.finish(summary)
-    return summary
+            seeds = evaluation.seeds[: self.config.evaluation.video]
+            record(self.trainer.ema.module, self.config.task, seeds, self.run.folder / "videos")
+        keys = ["loss", "validation_loss", "eval/success_rate", "eval/return"]
+        self.run.plot_curve("step", keys, x_label="gradient steps")
+        summary = {
+            "policy": policy,
+            "steps": self.trainer.step,
+            "parameters": sum(p.numel() for p in self.trainer.policy.parameters()),
+            **evaluation.summary(),
+        }
+        self.run.finish(summary)
+        return summary

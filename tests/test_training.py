@@ -1,0 +1,266 @@
+"""Pretraining and fine-tuning on Hopper: resumed runs are bitwise those that were never interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from burnish.datasets import d4rl
+from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError, Stopped
+from burnish.evaluation import EvaluationConfig
+from burnish.finetune import loop
+from burnish.finetune.dppo import DPPOConfig
+from burnish.finetune.loop import FinetuneConfig, finetune
+from burnish.networks import DenoiserConfig
+from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.pretrain import behaviour_cloning
+from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pretrain
+from burnish.run import read_metrics
+
+HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=60)
+POLICY = PolicyConfig(denoiser=DenoiserConfig(hidden_dim=32), denoising_steps=5, n_obs_steps=2)
+EVALUATION = EvaluationConfig(episodes=3, n_envs=3, backend="sync")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """A few Hopper-shaped episodes of smooth actions."""
+    rng = np.random.default_rng(0)
+    episodes = []
+    for i in range(6):
+        steps = int(rng.integers(20, 40))
+        episodes.append(
+            Episode(
+                name=f"episode_{i}",
+                obs={"flat": rng.normal(size=(steps, 11)).astype(np.float32)},
+                actions=np.tanh(np.cumsum(rng.normal(size=(steps, 3)), axis=0)).astype(np.float32),
+                rewards=np.ones(steps, np.float32),
+                terminated=np.zeros(steps, bool),
+            )
+        )
+    path = tmp_path_factory.mktemp("data") / "hopper.hdf5"
+    d4rl.write(path, Demonstrations(episodes))
+    return path
+
+
+def pretrain_config(folder: Path, dataset: Path, **kwargs) -> PretrainConfig:
+    train = TrainConfig(epochs=6, batch_size=32, eval_every=2, checkpoint_every=2, validation_fraction=0.2)
+    return PretrainConfig(
+        task=HOPPER,
+        policy=POLICY,
+        train=train,
+        evaluation=EVALUATION,
+        dataset=str(dataset),
+        run_dir=str(folder),
+        device="cpu",
+        **kwargs,
+    )
+
+
+def finetune_config(folder: Path, policy: Path, stage: DPPOConfig | None = None, **kwargs) -> FinetuneConfig:
+    settings = {"total_env_steps": 1500, "n_envs": 4, "backend": "sync", "eval_every": 2, "checkpoint_every": 1}
+    return FinetuneConfig(
+        task=HOPPER,
+        stage=stage or small_dppo(),
+        policy=str(policy),
+        run_dir=str(folder),
+        evaluation=EVALUATION,
+        device="cpu",
+        **(settings | kwargs),
+    )
+
+
+def small_dppo(**kwargs) -> DPPOConfig:
+    settings = {"ft_denoising_steps": 3, "n_steps": 16, "update_epochs": 2, "batch_size": 64}
+    return DPPOConfig(**(settings | kwargs))
+
+
+@pytest.fixture(scope="module")
+def pretrained(dataset, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    pretrain(pretrain_config(folder, dataset))
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / "latest" / "policy.safetensors")
+
+
+def untimed_metrics(folder: Path) -> list[dict[str, float]]:
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if "time/" not in k} for line in lines]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert untimed_metrics(one) == untimed_metrics(other)
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+class StopAfter:
+    """Stands in for `StopRequest`: asks to stop when it was looked at `n` times."""
+
+    n = 0
+
+    def __init__(self):
+        self.left = StopAfter.n
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *rest):
+        pass
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+@pytest.mark.parametrize("stop_after", [7, 12])  # in the middle of an epoch and at the end of one, of 4 steps each
+def test_interrupted_pretraining_is_bitwise_the_uninterrupted(dataset, pretrained, tmp_path, monkeypatch, stop_after):
+    monkeypatch.setattr(StopAfter, "n", stop_after)
+    monkeypatch.setattr(behaviour_cloning, "StopRequest", StopAfter)
+    with pytest.raises(Stopped, match=f"stopped at step {stop_after}"):
+        pretrain(pretrain_config(tmp_path / "run", dataset))
+    monkeypatch.setattr(StopAfter, "n", -1)
+    torch.manual_seed(99)  # another process would start from another state
+    pretrain(pretrain_config(tmp_path / "run", dataset, resume=str(tmp_path / "run")))
+    assert_same_run(tmp_path / "run", pretrained)
+
+
+@pytest.fixture(scope="module")
+def finetuned(pretrained, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finetuned") / "run"
+    finetune(finetune_config(folder, pretrained))
+    return folder
+
+
+@pytest.mark.parametrize("stop_after", [21, 32])  # in the middle of a rollout and right after an update
+@pytest.mark.parametrize("backend", ["sync", "workers"])
+def test_interrupted_dppo_is_bitwise_the_uninterrupted(
+    pretrained, finetuned, tmp_path, monkeypatch, stop_after, backend
+):
+    monkeypatch.setattr(StopAfter, "n", stop_after)
+    monkeypatch.setattr(loop, "StopRequest", StopAfter)
+    with pytest.raises(Stopped, match="go on with: burnish finetune resume="):
+        finetune(finetune_config(tmp_path / "run", pretrained, backend=backend, n_workers=2))
+    monkeypatch.setattr(StopAfter, "n", -1)
+    torch.manual_seed(99)
+    config = finetune_config(tmp_path / "run", pretrained, resume=str(tmp_path / "run"), backend=backend, n_workers=2)
+    finetune(config)
+    assert_same_run(tmp_path / "run", finetuned)
+
+
+def test_same_seed_same_run_and_another_seed_another(pretrained, finetuned, tmp_path):
+    finetune(finetune_config(tmp_path / "same", pretrained))
+    assert_same_run(tmp_path / "same", finetuned)
+    finetune(finetune_config(tmp_path / "other", pretrained, seed=1))
+    assert untimed_metrics(tmp_path / "other")[1:] != untimed_metrics(finetuned)[1:]
+
+
+def test_finetuning_moves_the_finetuned_net_alone(pretrained, finetuned):
+    before, after = weights(pretrained), weights(finetuned)
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+    moved = [name for name in after if name.startswith("finetuned.")]
+    assert any(not torch.equal(after[name], before[name.replace("finetuned.", "denoiser.")]) for name in moved)
+
+
+def test_a_run_folder_is_complete(finetuned):
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "evaluation.json", "evaluation_before.json"):
+        assert (finetuned / name).is_file(), name
+    assert (finetuned / "plots" / "curve.png").stat().st_size > 1000
+    summary = json.loads((finetuned / "summary.json").read_text())
+    policy = DiffusionPolicy.load(finetuned)
+    assert policy.ft_denoising_steps == 3
+    assert summary["env_steps"] >= 1500 and summary["before"].keys() == summary["after"].keys()
+    updates = [line for line in read_metrics(finetuned / "metrics.jsonl") if "policy_loss" in line]
+    assert updates and all(line["first_ratio_error"] <= 1e-5 for line in updates)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ft_denoising_steps": 1},
+        {"ft_denoising_steps": 5},
+        {"sampler": "ddim", "ddim_steps": 2, "ft_denoising_steps": 2},
+        {"log_prob": "joint", "clip_coef": 0.2, "bc_coef": 0.1},
+        {"adv_quantile_low": 0.05, "adv_quantile_high": 0.95, "max_sampling_denoising_std": 0.3},
+    ],
+)
+def test_variants_of_dppo_run_and_stay_finite(pretrained, tmp_path, settings):
+    config = finetune_config(tmp_path / "run", pretrained, small_dppo(**settings), total_env_steps=600, eval_every=0)
+    finetune(config)
+    for line in untimed_metrics(tmp_path / "run"):
+        assert all(value is None or np.isfinite(value) for value in line.values())
+        assert line.get("policy_loss", 0.0) is not None
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(tmp_path / "run").values())
+
+
+def test_sigterm_saves_and_resume_goes_on(pretrained, tmp_path):
+    """A real process, a real signal."""
+    run = tmp_path / "run"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "import importlib.util\n"
+        "spec = importlib.util.spec_from_file_location('training', sys.argv[2])\n"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        "from burnish.errors import Stopped\n"
+        "config = module.finetune_config(Path(sys.argv[3]), Path(sys.argv[4]), total_env_steps=10_000_000, eval_every=0)\n"
+        "try: module.finetune(config)\n"
+        "except Stopped as stopped: print(stopped); sys.exit(130)\n"
+    )
+    root = Path(__file__).resolve().parent.parent
+    arguments = [sys.executable, "-c", code, str(root), __file__, str(run), str(pretrained)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not (run / "checkpoints" / "latest").exists():
+        pass
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert f"burnish finetune resume={run}" in output
+    steps = int(output.split()[2])
+    summary = finetune(finetune_config(run, pretrained, resume=str(run), total_env_steps=steps + 200, eval_every=0))
+    assert summary["env_steps"] >= steps + 200
+
+
+
+
+def test_bad_input_is_refused_before_anything_is_written(dataset, pretrained, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(BurnishError, match="no such file"):
+        pretrain(pretrain_config(run, tmp_path / "missing.hdf5"))
+    with pytest.raises(BurnishError, match="ft_denoising_steps=6"):
+        finetune(finetune_config(run, pretrained, small_dppo(ft_denoising_steps=6)))
+    with pytest.raises(BurnishError, match="not a policy folder"):
+        finetune(finetune_config(run, tmp_path))
+    with pytest.raises(BurnishError, match="biased"):
+        small_dppo(min_sampling_denoising_std=0.05)
+    walker = TaskConfig(name="walker2d", suite="gymnasium", env_id="Walker2d-v5", max_episode_steps=60)
+    config = finetune_config(run, pretrained)
+    object.__setattr__(config, "task", walker)
+    with pytest.raises(BurnishError, match="observation dimension 11 .* but task=walker2d has 17"):
+        finetune(config)
+    assert not run.exists()
+
+
+def test_too_much_noise_is_said_loudly(capsys):
+    instance = loop.Loop.__new__(loop.Loop)
+    instance.before, instance.first_success = {"success_rate": 0.5}, None
+    instance._compare_noisy_with_clean(0.05)
+    assert "too much noise" in capsys.readouterr().err
+    instance._compare_noisy_with_clean(0.4)
+    assert not capsys.readouterr().err
