@@ -218,7 +218,9 @@ def test_rendering_shows_the_scene_and_changes_nothing():
     assert image.std() > 10
     for action in random_actions(5, 7):
         np.testing.assert_array_equal(one.step(action).obs, other.step(action).obs)
-        one.render(160, 120)
+        image = one.render(160, 120)
+    other.render(160, 120)
+    np.testing.assert_array_equal(one.render(160, 120), image)  # with the other one's context opened since
 
 
 @pytest.mark.parametrize(

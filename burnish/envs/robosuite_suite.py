@@ -35,7 +35,8 @@ class RobosuiteSimulator:
     milliseconds instead of about 0.3 s). What robosuite draws while loading a model, like the size of Lift's
     cube (2.0 to 2.2 cm half width), is then that of one fixed seed in every instance; with
     `env_kwargs.hard_reset=true` it is drawn anew in each episode. Either way `reset(seed)` depends on
-    the seed alone.
+    the seed alone (but robosuite's PickPlaceSingle and NutAssemblySingle choose from a `set` of names, whose
+    order differs between processes unless PYTHONHASHSEED is set).
 
     Raises BurnishError for an unknown environment, robot or observation key.
     """
@@ -70,13 +71,14 @@ class RobosuiteSimulator:
         restore_episode(self.env, state)
 
     def render(self, width: int, height: int) -> NDArray[np.uint8]:
-        """RGB image (height, width, 3) of the task's "agentview" camera (Wipe and Door have it too).
+        """RGB image (height, width, 3) of the "agentview" camera, which every task has.
 
         Raises BurnishError without OpenGL.
         """
         sim = self.env.sim
         if sim._render_context_offscreen is None:
             open_renderer(self.env)
+        sim._render_context_offscreen.gl_ctx.make_current()  # another simulator may have rendered since
         return np.ascontiguousarray(sim.render(width=width, height=height, camera_name="agentview")[::-1])
 
     def close(self) -> None:
@@ -103,12 +105,15 @@ def open_renderer(env: Any) -> None:
     """Give a robosuite environment an offscreen OpenGL context that shows visual, not collision, geometry."""
     from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
+    class Context(MjRenderContextOffscreen):
+        def __del__(self) -> None:
+            if hasattr(self, "con"):  # robosuite's own fails noisily for a context that was never opened
+                super().__del__()
+
     warm_start = env.sim.data.qacc_warmstart.copy()
     try:
-        context = MjRenderContextOffscreen(env.sim, device_id=-1)
-    except (
-        Exception
-    ) as error:  # robosuite's GL back ends raise ImportError, RuntimeError, OpenGL's errors, ...
+        context = Context(env.sim, device_id=-1)
+    except Exception as error:  # ImportError, RuntimeError, OpenGL's own: it depends on the back end
         raise BurnishError(
             f"no OpenGL for rendering ({error}): install the Debian package libegl1 and set MUJOCO_GL=egl, "
             f"or libosmesa6 and MUJOCO_GL=osmesa"
