@@ -15,9 +15,15 @@ import numpy as np
 from burnish.errors import BurnishError
 from burnish.evaluation import Difference
 
-QUICK = {
+QUICK: dict[str, tuple[str, ...]] = {
     "pretrain": ("train.epochs=3", "evaluation.episodes=4", "evaluation.n_envs=4"),
-    "finetune": ("total_env_steps=1000", "n_envs=4", "stage.n_steps=20", "evaluation.episodes=4", "evaluation.n_envs=4"),
+    "finetune": (
+        "total_env_steps=1000",
+        "n_envs=4",
+        "stage.n_steps=20",
+        "evaluation.episodes=4",
+        "evaluation.n_envs=4",
+    ),
 }
 
 
@@ -30,11 +36,18 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     folder = Path(options.dir)
     pretrained, finetuned = folder / f"pretrain-seed{options.seed}", folder / f"dppo-seed{options.seed}"
-    quick: dict[str, Sequence[str]] = QUICK if options.quick else {"pretrain": (), "finetune": ()}
+    quick = QUICK if options.quick else dict.fromkeys(QUICK, ())
     start = time.monotonic()
     shared = (f"seed={options.seed}", "overwrite=true")
     # finetune evaluates the pretrained policy on its 100 seeds before it starts: here a glance is enough
-    _burnish("pretrain", "task=lift", "evaluation.episodes=20", f"run_dir={pretrained}", *shared, *quick["pretrain"])
+    _burnish(
+        "pretrain",
+        "task=lift",
+        "evaluation.episodes=20",
+        f"run_dir={pretrained}",
+        *shared,
+        *quick["pretrain"],
+    )
     _burnish("finetune", "task=lift", f"policy={pretrained}", f"run_dir={finetuned}", *shared, *quick["finetune"])
     _report(finetuned, time.monotonic() - start)
     return 0

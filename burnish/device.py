@@ -22,5 +22,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise BurnishError(f"device={name}: expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BurnishError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices that torch can use")
+        raise BurnishError(
+            f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices that torch can use"
+        )
     return device

@@ -137,7 +137,10 @@ def check_fit(policy: DiffusionPolicy, task: TaskConfig, obs_dim: int, action_di
             f"the policy was trained on the observations {policy.obs_keys} (task {policy.task or 'unknown'}), "
             f"but task={task.name} gives {task.obs_keys}"
         )
-    for name, ours, theirs in (("observation", policy.obs_dim, obs_dim), ("action", policy.action_dim, action_dim)):
+    for name, ours, theirs in (
+        ("observation", policy.obs_dim, obs_dim),
+        ("action", policy.action_dim, action_dim),
+    ):
         if ours != theirs:
             raise BurnishError(
                 f"the policy has {name} dimension {ours} (task {policy.task or 'unknown'}), "
@@ -187,15 +190,18 @@ def evaluate(
         BurnishError: the policy does not fit the task.
     """
     if envs is None:
-        with evaluation_envs(policy, task, config) as envs:
-            return evaluate(policy, task, config, envs=envs, video_folder=video_folder, progress=progress)
+        with evaluation_envs(policy, task, config) as made:
+            return evaluate(policy, task, config, envs=made, video_folder=video_folder, progress=progress)
     nonfinite = envs.nonfinite_episodes
     seeds = [config.seed + i for i in range(config.episodes)]
     rounds = []
     for start in range(0, len(seeds), envs.n_envs):
         rounds.append(run_episodes(policy, envs, seeds[start : start + envs.n_envs]))
         if progress is not None:
-            progress.update(len(rounds[-1].success), success_rate=float(np.concatenate([r.success for r in rounds]).mean()))
+            progress.update(
+                len(rounds[-1].success),
+                success_rate=float(np.concatenate([r.success for r in rounds]).mean()),
+            )
     if video_folder is not None and config.video:
         from burnish.video import record
 

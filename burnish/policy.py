@@ -16,7 +16,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from burnish.checkpoint import save_folder
 from burnish.config import parse
 from burnish.diffusion import Chain, NoiseProcess, Sampler, StdBounds, betas
 from burnish.errors import BurnishError
-from burnish.networks import DenoiserConfig, build_denoiser
+from burnish.networks import Denoiser, DenoiserConfig, build_denoiser
 from burnish.normalizer import Normalizer
 
 FORMAT = 1
@@ -126,7 +126,7 @@ class DiffusionPolicy(nn.Module):
             action_dim=action_dim,
             denoising_steps=config.denoising_steps,
         )
-        self.finetuned: nn.Module | None = None
+        self.finetuned: Denoiser | None = None
         self.ft_denoising_steps = 0
 
     @property
@@ -216,7 +216,7 @@ class DiffusionPolicy(nn.Module):
 
         def denoise(x: Tensor, i: int, k: int) -> Tensor:
             use_finetuned = self.finetuned is not None and not pretrained and i >= first_finetuned
-            network: Any = self.finetuned if use_finetuned else self.denoiser
+            network = self.finetuned if use_finetuned and self.finetuned is not None else self.denoiser
             if use_finetuned not in encoded:
                 encoded[use_finetuned] = network.encode(obs)
             return network(x, torch.tensor(k, device=device), encoded[use_finetuned])
@@ -248,7 +248,9 @@ class DiffusionPolicy(nn.Module):
         """
         expected = (self.config.n_obs_steps, self.obs_dim)
         if tuple(obs.shape[1:]) != expected:
-            raise BurnishError(f"observations of shape {tuple(obs.shape)}: expected (B, To, Do) = (B, {expected[0]}, {expected[1]})")
+            raise BurnishError(
+                f"observations of shape {tuple(obs.shape)}: expected (B, To, Do) = (B, {expected[0]}, {expected[1]})"
+            )
         tensor = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
         if noise is None:
             noise = self.draw_noise(len(tensor), generator)
@@ -288,14 +290,22 @@ class DiffusionPolicy(nn.Module):
             folder = folder / "checkpoints" / "latest"
         for name in (DESCRIPTION, WEIGHTS):
             if not (folder / name).is_file():
-                raise BurnishError(f"{folder} is not a policy folder: {name} is missing (expected {DESCRIPTION} and {WEIGHTS})")
+                raise BurnishError(
+                    f"{folder} is not a policy folder: {name} is missing (expected {DESCRIPTION} and {WEIGHTS})"
+                )
         try:
             description = json.loads((folder / DESCRIPTION).read_text())
             if description["format"] != FORMAT:
-                raise BurnishError(f"{folder / DESCRIPTION}: format {description['format']}, this version reads {FORMAT}")
+                raise BurnishError(
+                    f"{folder / DESCRIPTION}: format {description['format']}, this version reads {FORMAT}"
+                )
             config = parse(PolicyConfig, description["config"], where="config")
             policy = cls(
-                config, description["obs_dim"], description["action_dim"], description["obs_keys"], description["task"]
+                config,
+                description["obs_dim"],
+                description["action_dim"],
+                description["obs_keys"],
+                description["task"],
             )
             if description["ft_denoising_steps"]:
                 policy.start_finetuning(description["ft_denoising_steps"])

@@ -30,7 +30,7 @@ from burnish.finetune.ppo_loss import (
     normalize_advantages,
 )
 from burnish.finetune.stage import Setting, Stage, StageConfig
-from burnish.networks import ValueNetwork
+from burnish.networks import Denoiser, ValueNetwork
 from burnish.policy import DiffusionPolicy
 
 RATIO_TOLERANCE = 1e-5  # of |ratio - 1| before any update, for an averaged log-probability
@@ -166,7 +166,7 @@ class DPPO(Stage):
                 f"{policy.ft_denoising_steps} before"
             )
         assert policy.finetuned is not None
-        self.actor = policy.finetuned
+        self.actor: Denoiser = policy.finetuned
         # DDIM: eta = 1 to train, so that every transition has noise; the policy's own sampler evaluates
         self.sampler = Sampler(policy.process, policy.config.sampler, policy.config.ddim_steps, eta=1.0)
         self.sampler.to(policy.device)
@@ -190,7 +190,12 @@ class DPPO(Stage):
         self.rollout = self._empty_rollout(setting.n_envs, obs_dim)
 
     def _empty_rollout(self, n_envs: int, obs_dim: int) -> Rollout:
-        T, K, config, device = self.config.n_steps, self.config.ft_denoising_steps, self.policy.config, self.policy.device
+        T, K, config, device = (
+            self.config.n_steps,
+            self.config.ft_denoising_steps,
+            self.policy.config,
+            self.policy.device,
+        )
         shape = (T, n_envs)
         return Rollout(
             obs=torch.zeros(*shape, obs_dim, device=device),

@@ -140,7 +140,10 @@ class Loop:
     def run_to_end(self) -> dict[str, Any]:
         """Start or resume, and go on to the last environment step."""
         latest = self.run.checkpoints.latest() if self.config.resume else None
-        with StopRequest() as stop, self.run.progress(self.config.total_env_steps, self.config.stage.name) as progress:
+        with (
+            StopRequest() as stop,
+            self.run.progress(self.config.total_env_steps, self.config.stage.name) as progress,
+        ):
             if latest is None:
                 self.run.truncate_metrics(0)
                 self.obs = self.envs.reset()
@@ -253,7 +256,11 @@ class Loop:
         self.stage.load_state_dict(state["stage"])
         self.statistics.load_state_dict(state["statistics"])
         self.env_steps, self.updates = state["env_steps"], state["updates"]
-        self.first_success, self.best, self.before = state["first_success"], tuple(state["best"]), state["before"]
+        self.first_success, self.best, self.before = (
+            state["first_success"],
+            tuple(state["best"]),
+            state["before"],
+        )
         if state["envs"] is not None:
             self.envs.load_state_dict(state["envs"])
             self.obs = state["obs"]
@@ -273,9 +280,7 @@ class Loop:
         if evaluation.score > self.best:
             self.run.checkpoints.mark_best(self.env_steps)
         latest = str(self.run.checkpoints.latest())
-        evaluation.save(
-            self.run.folder / "evaluation.json", **about(latest, self.config.task, self.config.evaluation)
-        )
+        evaluation.save(self.run.folder / "evaluation.json", **about(latest, self.config.task, self.config.evaluation))
         if self.config.evaluation.video:
             from burnish.video import record
 

@@ -105,7 +105,10 @@ class BehaviourCloning:
         self.total_steps = self.config.epochs * self.steps_per_epoch
         self.ema = EMA(policy, self.config.ema_decay)
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+            policy.parameters(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            fused=True,
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.learning_rate_factor)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
@@ -159,10 +162,10 @@ class BehaviourCloning:
 
     def metrics(self) -> dict[str, float]:
         """Of the epoch that just ended."""
-        metrics = {
+        metrics: dict[str, float] = {
             "epoch": self.step // self.steps_per_epoch,
             "loss": float(self.loss_sum) / self.steps_per_epoch,
-            "learning_rate": self.scheduler.get_last_lr()[0],
+            "learning_rate": float(self.scheduler.get_last_lr()[0]),
         }
         if self.validation is not None:
             metrics["validation_loss"] = self.validation_loss()

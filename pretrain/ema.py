@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+M = TypeVar("M", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[M]):
     """theta_ema <- d_n theta_ema + (1 - d_n) theta, with d_n = min(decay, (1 + n) / (10 + n)) after n updates.
 
     The warm-up makes early averages forget the initial weights (as in TensorFlow's ExponentialMovingAverage). The
     counter n is part of the state: an average resumed without it would start over from the raw weights.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+    def __init__(self, module: M, decay: float):
+        self.module = copy.deepcopy(module)
+        self.module.requires_grad_(False).eval()
         self.decay = decay
         self.updates = 0
 

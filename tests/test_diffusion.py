@@ -30,7 +30,10 @@ def test_vp_schedule_integrates_the_sde():
 
 def test_scaled_linear_is_rsm_released():
     torch.testing.assert_close(
-        betas("linear", 20, scale=0.8), torch.linspace(1e-4, 0.999, 20, dtype=torch.float64) * 0.8, rtol=1e-6, atol=0
+        betas("linear", 20, scale=0.8),
+        torch.linspace(1e-4, 0.999, 20, dtype=torch.float64) * 0.8,
+        rtol=1e-6,
+        atol=0,
     )
 
 
@@ -69,7 +72,11 @@ def test_ddpm_mean_is_diffusers(schedule, prediction_type):
 def test_ddim_step_is_diffusers(eta, steps):
     K = 20
     scheduler = DDIMScheduler(
-        K, trained_betas=betas("cosine", K).numpy(), clip_sample=True, set_alpha_to_one=True, timestep_spacing="leading"
+        K,
+        trained_betas=betas("cosine", K).numpy(),
+        clip_sample=True,
+        set_alpha_to_one=True,
+        timestep_spacing="leading",
     )
     scheduler.set_timesteps(steps)
     sampler = Sampler(process(K), "ddim", ddim_steps=steps, eta=eta)
@@ -162,5 +169,8 @@ def test_x0_from_the_exact_target(prediction_type):
     theirs = DDPMScheduler(20, trained_betas=noise_process.betas.numpy())
     torch.testing.assert_close(x, theirs.add_noise(x0, eps, k), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
-        process(prediction_type="v_prediction").target(x0, eps, k), theirs.get_velocity(x0, eps, k), atol=1e-5, rtol=1e-5
+        process(prediction_type="v_prediction").target(x0, eps, k),
+        theirs.get_velocity(x0, eps, k),
+        atol=1e-5,
+        rtol=1e-5,
     )

@@ -33,7 +33,9 @@ class Case:
 
     def __init__(self, path: Path):
         with np.load(path, allow_pickle=False) as file:
-            self.data = {key: torch.from_numpy(np.atleast_1d(file[key])) for key in file.files if file[key].dtype.kind in "fi"}
+            self.data = {
+                key: torch.from_numpy(np.atleast_1d(file[key])) for key in file.files if file[key].dtype.kind in "fi"
+            }
         ddim_steps = int(self["ddim_steps"])
         self.sampler = Sampler(
             NoiseProcess(betas("cosine", int(self["K"]))),

@@ -67,7 +67,13 @@ def pretrain_config(folder: Path, dataset: Path, **kwargs) -> PretrainConfig:
 
 
 def finetune_config(folder: Path, policy: Path, stage: DPPOConfig | None = None, **kwargs) -> FinetuneConfig:
-    settings = {"total_env_steps": 1500, "n_envs": 4, "backend": "sync", "eval_every": 2, "checkpoint_every": 1}
+    settings = {
+        "total_env_steps": 1500,
+        "n_envs": 4,
+        "backend": "sync",
+        "eval_every": 2,
+        "checkpoint_every": 1,
+    }
     return FinetuneConfig(
         task=HOPPER,
         stage=stage or small_dppo(),
@@ -237,8 +243,6 @@ def test_sigterm_saves_and_resume_goes_on(pretrained, tmp_path):
     assert summary["env_steps"] >= steps + 200
 
 
-
-
 def test_bad_input_is_refused_before_anything_is_written(dataset, pretrained, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(BurnishError, match="no such file"):
@@ -252,7 +256,7 @@ def test_bad_input_is_refused_before_anything_is_written(dataset, pretrained, tm
     walker = TaskConfig(name="walker2d", suite="gymnasium", env_id="Walker2d-v5", max_episode_steps=60)
     config = finetune_config(run, pretrained)
     object.__setattr__(config, "task", walker)
-    with pytest.raises(BurnishError, match="observation dimension 11 .* but task=walker2d has 17"):
+    with pytest.raises(BurnishError, match=r"observation dimension 11 .* but task=walker2d has 17"):
         finetune(config)
     assert not run.exists()
 

@@ -29,9 +29,7 @@ class NoiseProcess(nn.Module):
     def __init__(self, betas: Tensor, prediction_type: str = "epsilon", clip_sample: float | None = 1.0):
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
-            raise BurnishError(
-                f"prediction_type={prediction_type}: expected one of {', '.join(PREDICTION_TYPES)}"
-            )
+            raise BurnishError(f"prediction_type={prediction_type}: expected one of {', '.join(PREDICTION_TYPES)}")
         self.prediction_type = prediction_type
         self.clip_sample = clip_sample
         self.betas = betas.double()

@@ -38,9 +38,8 @@ def betas(
         beta_min, beta_max = 0.1, 10.0
         t = torch.arange(1, denoising_steps + 1, dtype=torch.float64)
         # beta_t = 1 - exp(-beta_min / K - (beta_max - beta_min) (2 t - 1) / (2 K^2))
-        exponent = beta_min / denoising_steps
-        exponent = exponent + (beta_max - beta_min) * (2 * t - 1) / (2 * denoising_steps**2)
-        result = 1 - torch.exp(-exponent)
+        growth = (beta_max - beta_min) * (2 * t - 1) / (2 * denoising_steps**2)
+        result = 1 - torch.exp(-(beta_min / denoising_steps + growth))
     else:
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 

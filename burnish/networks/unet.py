@@ -5,6 +5,8 @@ Timestep and observations enter every block by FiLM: a scale and a shift per cha
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,9 +70,7 @@ class UNetDenoiser(nn.Module):
         self.down = nn.ModuleList(block(i, o) for i, o in zip([action_dim, *channels], channels))
         self.downsample = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in channels[:-1])
         self.middle = block(channels[-1], channels[-1])
-        self.upsample = nn.ModuleList(
-            nn.ConvTranspose1d(o, i, 4, stride=2, padding=1) for i, o in zip(channels, channels[1:])
-        )
+        self.upsample = nn.ModuleList(nn.ConvTranspose1d(o, i, 4, stride=2, padding=1) for i, o in pairwise(channels))
         self.up = nn.ModuleList(block(2 * c, c) for c in channels)
         self.out = nn.Conv1d(channels[0], action_dim, 1)
 

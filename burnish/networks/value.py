@@ -13,7 +13,9 @@ class ValueNetwork(nn.Module):
     def __init__(self, obs_dim: int, hidden_dim: int = 256, n_layers: int = 3):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(obs_dim, hidden_dim), trunk(hidden_dim, n_layers, True, nn.Mish), nn.Linear(hidden_dim, 1)
+            nn.Linear(obs_dim, hidden_dim),
+            trunk(hidden_dim, n_layers, True, nn.Mish),
+            nn.Linear(hidden_dim, 1),
         )
 
     def forward(self, obs: Tensor) -> Tensor:
