@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,23 @@ def print_config(command: Command, config: dict[str, Any]) -> None:
 
 
 def report(result: Any) -> None:
-    """Print what a command gives: a summary, or what it wrote."""
+    """Print what a command gives: a summary, demonstrations, or the path of what it wrote."""
     if isinstance(result, dict):
-        for key, value in result.items():
-            print(f"{key:<24}{f'{value:.6g}' if isinstance(value, float) else value}")
-    elif isinstance(result, Path):
-        print(result)
+        for key, value in _flat(result):
+            print(f"{key:<28}{f'{value:.6g}' if isinstance(value, float) else value}")
+        return
+    from burnish.datasets.episodes import Demonstrations
+    from burnish.datasets.inspect import inspect
+
+    print(inspect(result) if isinstance(result, Demonstrations) else result)
+
+
+def _flat(summary: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in summary.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,32 +125,25 @@ def _add_data(commands: Any) -> None:
     inspect = actions.add_parser("inspect", help="what is in a file of demonstrations")
     validate = actions.add_parser("validate", help="look for faults; exit status 1 where there are errors")
     for parser in (inspect, validate):
-        parser.add_argument(
-            "file", help="HDF5 (robomimic, D4RL), npz (DPPO), a Minari folder, or shipped:NAME"
-        )
+        parser.add_argument("file", help="HDF5 (robomimic, D4RL), npz (DPPO), a Minari folder, or shipped:NAME")
         parser.add_argument("--filter-key", help="robomimic filter key: only its episodes")
     inspect.set_defaults(run=_inspect)
     validate.add_argument("--task", help="require the observations of this task")
     validate.add_argument("--horizon", type=int, default=1, help="report episodes shorter than this (Tp)")
     validate.set_defaults(run=_validate)
-    convert = actions.add_parser(
-        "convert", help="robosuite's raw states -> robomimic's format with observations"
-    )
+    convert = actions.add_parser("convert", help="robosuite's raw states -> robomimic's format with observations")
     convert.add_argument("source", help="HDF5 file with states, as robosuite or robomimic records it")
     convert.add_argument("out", help="HDF5 file to write")
-    convert.add_argument("--task", required=True, help="the task it was recorded in (see `burnish tasks`)")
+    convert.add_argument("--task", help="the task it was recorded in, where the file does not tell")
+    convert.add_argument("--robots", nargs="+", metavar="ROBOT", help="its robots, where the file does not tell")
     convert.set_defaults(run=_convert)
     for command in COMMANDS:
         if command.name.startswith("data "):
             actions.add_parser(command.name.removeprefix("data "), help=command.summary)
-    download = actions.add_parser(
-        "download", help="fetch one of robomimic's datasets from the Hugging Face hub"
-    )
+    download = actions.add_parser("download", help="fetch one of robomimic's datasets from the Hugging Face hub")
     download.add_argument("task", help="lift, can, square, transport or tool_hang")
     download.add_argument("--type", default="ph", help="ph, mh, mg or paired (default: ph)")
-    download.add_argument(
-        "--hdf5-type", default="low_dim", help="low_dim, raw; for mg low_dim_sparse, low_dim_dense"
-    )
+    download.add_argument("--hdf5-type", default="low_dim", help="low_dim, raw; for mg low_dim_sparse, low_dim_dense")
     download.add_argument("--to", default="data/robomimic", help="folder (default: data/robomimic)")
     download.set_defaults(run=_download)
 
@@ -180,7 +184,15 @@ def _convert(options: argparse.Namespace) -> int:
     from burnish.datasets.convert import convert_robosuite
     from burnish.tasks import load_task
 
-    report(convert_robosuite(Path(options.source), Path(options.out), load_task(options.task)))
+    task = load_task(options.task) if options.task else None
+    result = convert_robosuite(
+        Path(options.source),
+        Path(options.out),
+        env_name=task.env_id if task else None,
+        robots=options.robots,
+        obs_keys=task.obs_keys if task else None,
+    )
+    report(result)
     return 0
 
 
