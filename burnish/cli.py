@@ -192,7 +192,10 @@ def _convert(options: argparse.Namespace) -> int:
         robots=options.robots,
         obs_keys=task.obs_keys if task else None,
     )
-    report(result)
+    for episode in result.episodes:
+        success = "succeeds" if episode.success else "does not succeed"
+        print(f"{episode.name}: {episode.n_steps} steps, {success}, {episode.n_clipped} actions outside [-1, 1]")
+    print(f"wrote {result.out}: {len(result.episodes)} episodes of {result.env_name}")
     return 0
 
 
