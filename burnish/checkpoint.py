@@ -91,9 +91,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
         return _decode(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # damaged bytes raise whatever they happen to mean
         reason = str(error).strip().split("\n", 1)[0][:200]
-        raise BurnishError(
-            f"{path} is damaged or not a checkpoint's state ({reason}): use another one"
-        ) from error
+        raise BurnishError(f"{path} is damaged or not a checkpoint's state ({reason}): use another one") from error
 
 
 def _encode(value: Any) -> Any:
@@ -113,9 +111,7 @@ def _encode(value: Any) -> Any:
         return tuple(_encode(item) for item in value)
     if value is None or isinstance(value, (torch.Tensor, bool, int, float, str, bytes)):
         return value
-    raise TypeError(
-        f"cannot save a {type(value).__name__}: expected tensors, arrays, numbers, strings or dict/list"
-    )
+    raise TypeError(f"cannot save a {type(value).__name__}: expected tensors, arrays, numbers, strings or dict/list")
 
 
 def _decode(value: Any) -> Any:

@@ -56,14 +56,9 @@ class Command:
             self.description,
         ]
         lines += ["", "config groups (the first is the default):"]
-        lines += [
-            _row(f"{group}=", ", ".join(options)) for group, options in config_groups(self.config).items()
-        ]
+        lines += [_row(f"{group}=", ", ".join(options)) for group, options in config_groups(self.config).items()]
         lines += ["", "keys most used (all of them: --cfg):"]
-        lines += [
-            _row(f"{key}={default}", meaning)
-            for key, default, meaning in _documented(config_text(self.config))
-        ]
+        lines += [_row(f"{key}={default}", meaning) for key, default, meaning in _documented(config_text(self.config))]
         lines += ["", "options:"]
         lines += [
             _row("-m, --multirun", "run all combinations of key=a,b or key=range(0,3), one after another"),

@@ -78,9 +78,7 @@ def expand_sweep(command: str, overrides: list[str]) -> list[list[str]]:
             prefix = override.split("=", 1)[0]
             options.append([f"{prefix}={text}" for text in parsed.sweep_string_iterator()])
         elif parsed.is_sweep_override():
-            raise BurnishError(
-                f"{override}: --multirun takes a,b,c or choice(a,b,c) or range(start,stop,step)"
-            )
+            raise BurnishError(f"{override}: --multirun takes a,b,c or choice(a,b,c) or range(start,stop,step)")
         else:
             options.append([override])
     return [list(job) for job in itertools.product(*options)]
@@ -91,9 +89,7 @@ def config_groups(command: str) -> dict[str, list[str]]:
     import yaml
 
     body = yaml.safe_load(config_text(command))
-    chosen = {
-        key: option for entry in body["defaults"] if isinstance(entry, dict) for key, option in entry.items()
-    }
+    chosen = {key: option for entry in body["defaults"] if isinstance(entry, dict) for key, option in entry.items()}
     return {
         group: sorted(group_options(group), key=lambda name: (name != default, name))
         for group, default in chosen.items()
@@ -134,9 +130,7 @@ def _parsed(override: str) -> Any:
 
 def _checked(override: str) -> str:
     if _parsed(override).is_sweep_override():
-        raise BurnishError(
-            f"{override}: several values need --multirun (or, for one text with a comma, quotes)"
-        )
+        raise BurnishError(f"{override}: several values need --multirun (or, for one text with a comma, quotes)")
     return override
 
 

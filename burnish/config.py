@@ -33,9 +33,7 @@ def parse(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
         key = _join(where, name)
         if name in mapping and mapping[name] != "???":
             values[name] = _convert(hints[name], mapping[name], key)
-        elif name in mapping or (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ):
+        elif name in mapping or (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING):
             raise BurnishError(f"{key} is missing: give {key}=...")
     try:
         return cls(**values)
@@ -99,9 +97,7 @@ def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
         return float(value)
     if hint is int and type(value) is float and value.is_integer():
         return int(value)
-    if type(value) is hint or any(
-        value == option and type(value) is type(option) for option in get_args(hint)
-    ):
+    if type(value) is hint or any(value == option and type(value) is type(option) for option in get_args(hint)):
         return value
     raise BurnishError(f"{key}={_show(value)}: expected {_describe(hint)}")
 

@@ -64,11 +64,7 @@ def _python() -> Finding:
     version = platform.python_version()
     right = (3, 10) <= sys.version_info[:2] < (3, 13)
     detail = f"{version}, {platform.system()} {platform.machine()}"
-    return (
-        Finding(OK, "python", detail)
-        if right
-        else Finding(BROKEN, "python", f"{detail}: expected 3.10 to 3.12")
-    )
+    return Finding(OK, "python", detail) if right else Finding(BROKEN, "python", f"{detail}: expected 3.10 to 3.12")
 
 
 def _packages() -> Iterator[Finding]:
@@ -116,11 +112,7 @@ def _simulators() -> Iterator[Finding]:
             problem = try_task(load_task(name))
         except (ImportError, BurnishError) as error:
             problem = _one_line(error)
-        yield (
-            Finding(BROKEN, f"task={name}", problem)
-            if problem
-            else Finding(OK, f"task={name}", "makes and steps")
-        )
+        yield (Finding(BROKEN, f"task={name}", problem) if problem else Finding(OK, f"task={name}", "makes and steps"))
 
 
 def _rendering() -> Finding:
@@ -132,9 +124,7 @@ def _rendering() -> Finding:
         if problem is None:
             return Finding(OK, "rendering", f"draws offscreen with MUJOCO_GL={backend}")
         reasons.append(f"MUJOCO_GL={backend}: {problem[:80]}")
-    advice = (
-        "only videos need it: install the Debian package libegl1 (or libosmesa6, and set MUJOCO_GL=osmesa)"
-    )
+    advice = "only videos need it: install the Debian package libegl1 (or libosmesa6, and set MUJOCO_GL=osmesa)"
     return Finding(MISSING, "rendering", "; ".join([*reasons, advice]))
 
 

@@ -53,5 +53,8 @@ def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
 def default_folder(config: EvaluateConfig) -> Path:
     """evaluation/ in the run folder the policy is a checkpoint of, or else beside the policy."""
     policy = Path(config.policy)
-    root = policy.parent.parent if policy.parent.name == "checkpoints" else policy.parent
+    if (policy / "checkpoints").is_dir():
+        root = policy
+    else:
+        root = policy.parent.parent if policy.parent.name == "checkpoints" else policy.parent
     return root / "evaluation" / f"{policy.name}-{config.task.name}-seed{config.seed}"

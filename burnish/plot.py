@@ -36,9 +36,7 @@ def plot_curve(
     panels = figure.subplots(len(curves), 1, squeeze=False, sharex=True)[:, 0]
     for panel, (key, points) in zip(panels, curves.items()):
         x = [point[x_key] for point in points]
-        panel.plot(
-            x, [point[key] for point in points], marker="o" if len(points) < 50 else None, markersize=3
-        )
+        panel.plot(x, [point[key] for point in points], marker="o" if len(points) < 50 else None, markersize=3)
         if all(point.get(f"{key}{side}") is not None for point in points for side in ("_low", "_high")):
             low, high = ([point[f"{key}{side}"] for point in points] for side in ("_low", "_high"))
             panel.fill_between(x, low, high, alpha=0.2, linewidth=0)

@@ -27,9 +27,7 @@ class Progress:
         self._start = self._last_line = time.monotonic()
         if sys.stderr.isatty():
             self._bar = _bar()
-            self._task = self._bar.add_task(
-                self.description, total=self.total, completed=self.done, status=""
-            )
+            self._task = self._bar.add_task(self.description, total=self.total, completed=self.done, status="")
             self._bar.start()
         return self
 

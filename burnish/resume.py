@@ -24,9 +24,7 @@ def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any
     from burnish.run import load_config
 
     if command.length is None:
-        raise BurnishError(
-            f"burnish {command.name} takes no resume=...: only pretrain and finetune have runs"
-        )
+        raise BurnishError(f"burnish {command.name} takes no resume=...: only pretrain and finetune have runs")
     config = load_config(run)
     if command.section not in config:
         raise BurnishError(
@@ -35,9 +33,7 @@ def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any
     allowed = ("wandb", "device", command.length)
     for key, override in given.items():
         if key not in allowed:
-            raise BurnishError(
-                f"{override}: a resumed run keeps its settings; only {', '.join(allowed)} may differ"
-            )
+            raise BurnishError(f"{override}: a resumed run keeps its settings; only {', '.join(allowed)} may differ")
         *parents, name = key.split(".")
         section = config
         for parent in parents:

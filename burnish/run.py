@@ -49,9 +49,7 @@ class Run:
         self._wandb = _start_wandb(folder, config, wandb) if wandb != "disabled" else None
 
     @classmethod
-    def create(
-        cls, folder: str | Path, config: Any, *, wandb: str = "disabled", overwrite: bool = False
-    ) -> Run:
+    def create(cls, folder: str | Path, config: Any, *, wandb: str = "disabled", overwrite: bool = False) -> Run:
         """Start a run in an empty or new folder; `config` (a dataclass) is written to config.yaml.
 
         `overwrite` deletes what an earlier run left there, and nothing else. Raises BurnishError where the
@@ -128,9 +126,7 @@ class Run:
         from burnish.plot import plot_curve
 
         path = self.folder / "plots" / "curve.png"
-        drawn = plot_curve(
-            self._read_metrics(), x_key, y_keys, path, x_label=x_label, title=title or self.folder.name
-        )
+        drawn = plot_curve(self._read_metrics(), x_key, y_keys, path, x_label=x_label, title=title or self.folder.name)
         return path if drawn else None
 
     def finish(self, summary: dict[str, Any]) -> None:

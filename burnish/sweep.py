@@ -27,9 +27,7 @@ def plan(command: Command, overrides: list[str]) -> list[Job]:
     unless it is given. Raises BurnishError for the first job that is misconfigured.
     """
     if any(split(override)[0] == "resume" for override in overrides):
-        raise BurnishError(
-            "resume=... with --multirun: resume each run by itself, with resume=<run_dir>/<its folder>"
-        )
+        raise BurnishError("resume=... with --multirun: resume each run by itself, with resume=<run_dir>/<its folder>")
     jobs = []
     for index, values in enumerate(expand_sweep(command.config, overrides)):
         swept = [value for value in values if value not in overrides]

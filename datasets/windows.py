@@ -32,7 +32,7 @@ class Windows:
 
     Attributes:
         obs: (N, Do) float32, raw; `obs_keys` concatenated in their order. For a normalizer's statistics.
-        actions: (N, Da) float32.
+        actions: (N, Da) float32, clipped to [-1, 1].
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class Windows:
         obs = np.concatenate([episode.flat_obs(obs_keys) for episode in episodes])
         actions = np.concatenate([episode.actions for episode in episodes])
         self.obs = torch.from_numpy(obs).to(device, torch.float32)
-        self.actions = torch.from_numpy(actions).to(device, torch.float32)
+        # What every environment does: robosuite's human demonstrations go up to 3.75, but moved the robot by 1.
+        self.actions = torch.from_numpy(actions).to(device, torch.float32).clamp(-1, 1)
         lengths = torch.tensor([len(episode) for episode in episodes])
         ends = lengths.cumsum(0)
         first = (ends - lengths).repeat_interleave(lengths)[

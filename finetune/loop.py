@@ -178,8 +178,11 @@ class Loop:
                     )
         return self._finish()
 
-    def _evaluate(self) -> Evaluation:
-        return evaluate(self.stage.policy, self.config.task, self.config.evaluation, envs=self.eval_envs)
+    def _evaluate(self, video_folder: Path | None = None) -> Evaluation:
+        config = self.config
+        return evaluate(
+            self.stage.policy, config.task, config.evaluation, envs=self.eval_envs, video_folder=video_folder
+        )
 
     def _evaluate_pretrained(self) -> None:
         evaluation = self._evaluate()
@@ -272,8 +275,8 @@ class Loop:
         self.run.truncate_metrics(state["n_metric_lines"])
 
     def _finish(self) -> dict[str, Any]:
-        """Last evaluation, checkpoint, curve, videos and summary.json."""
-        evaluation = self._evaluate()
+        """Last evaluation with videos, checkpoint, curve and summary.json."""
+        evaluation = self._evaluate(self.run.folder / "videos")
         after = evaluation.summary()
         self.run.log({f"eval/{key}": value for key, value in after.items()}, self.env_steps)
         self._save()
@@ -281,11 +284,6 @@ class Loop:
             self.run.checkpoints.mark_best(self.env_steps)
         latest = str(self.run.checkpoints.latest())
         evaluation.save(self.run.folder / "evaluation.json", **about(latest, self.config.task, self.config.evaluation))
-        if self.config.evaluation.video:
-            from burnish.video import record
-
-            seeds = evaluation.seeds[: self.config.evaluation.video]
-            record(self.stage.policy, self.config.task, seeds, self.run.folder / "videos")
         self.run.plot_curve(
             "step",
             ["eval/success_rate", "train/success_rate", "eval/return", "train/return"],

@@ -260,7 +260,7 @@ class Pretraining:
         last = epoch == train.epochs
         is_best = False
         if last or (train.eval_every and epoch % train.eval_every == 0):
-            evaluation = self._evaluate()
+            evaluation = self._evaluate(self.run.folder / "videos" if last else None)
             metrics |= {f"eval/{key}": value for key, value in evaluation.summary().items()}
             is_best = evaluation.score >= self.best
             self.best = max(self.best, evaluation.score)
@@ -270,8 +270,14 @@ class Pretraining:
         if is_best:
             self.run.checkpoints.mark_best(self.trainer.step)
 
-    def _evaluate(self) -> Evaluation:
-        self.evaluation = evaluate(self.trainer.ema.module, self.config.task, self.config.evaluation, envs=self.envs)
+    def _evaluate(self, video_folder: Path | None = None) -> Evaluation:
+        self.evaluation = evaluate(
+            self.trainer.ema.module,
+            self.config.task,
+            self.config.evaluation,
+            envs=self.envs,
+            video_folder=video_folder,
+        )
         return self.evaluation
 
     def _save(self) -> None:
@@ -299,15 +305,10 @@ class Pretraining:
         self.best = tuple(state["best"])
 
     def _finish(self) -> dict[str, Any]:
-        """Evaluation file, videos, curve and summary.json."""
+        """Evaluation file, curve and summary.json."""
         evaluation = self.evaluation or self._evaluate()  # a run resumed after its end has none yet
         policy = str(self.run.checkpoints.latest())
         evaluation.save(self.run.folder / "evaluation.json", **about(policy, self.config.task, self.config.evaluation))
-        if self.config.evaluation.video:
-            from burnish.video import record
-
-            seeds = evaluation.seeds[: self.config.evaluation.video]
-            record(self.trainer.ema.module, self.config.task, seeds, self.run.folder / "videos")
         keys = ["loss", "validation_loss", "eval/success_rate", "eval/return"]
         self.run.plot_curve("step", keys, x_label="gradient steps")
         summary = {

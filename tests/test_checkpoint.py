@@ -77,9 +77,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_latest_checkpoint(tmp_path: Path) -
 def test_a_kill_between_the_two_renames_is_undone(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, write_text("old"))
-    (tmp_path / "step_00000003").rename(
-        tmp_path / ".step_00000003.previous"
-    )  # what a replacing save does first
+    (tmp_path / "step_00000003").rename(tmp_path / ".step_00000003.previous")  # what a replacing save does first
     latest = checkpoints.latest()
     assert latest is not None and (latest / "text.txt").read_text() == "old"
     restore_folder(latest)

@@ -175,9 +175,7 @@ def test_a_sweep_reports_failed_jobs_and_goes_on(
     assert status == 1
     assert sorted(path.name for path in sweep.iterdir()) == ["0_seed=0", "3_seed=3"]
     assert yaml.safe_load((sweep / "3_seed=3" / "config.yaml").read_text())["seed"] == 3
-    assert out.endswith(
-        "--- sweep\ndone        seed=0\nfailed      seed=1\nfailed      seed=2\ndone        seed=3\n"
-    )
+    assert out.endswith("--- sweep\ndone        seed=0\nfailed      seed=1\nfailed      seed=2\ndone        seed=3\n")
     assert "burnish: error: seed=1: unlucky" in err and "ZeroDivisionError: defect" in err
 
 
@@ -198,9 +196,7 @@ def test_ctrl_c_gives_130(
     def interrupted(config: FakeConfig) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(
-        commands, "_load", {"fake:Config": FakeConfig, "fake:pretrain": interrupted}.__getitem__
-    )
+    monkeypatch.setattr(commands, "_load", {"fake:Config": FakeConfig, "fake:pretrain": interrupted}.__getitem__)
     status, _, err = run(capsys, "pretrain")
     assert status == 130 and "Traceback" not in err
 

@@ -130,9 +130,7 @@ def test_compose_names_what_is_wrong_in_one_line(overrides: list[str], words: li
 
 
 def test_expand_sweep_gives_all_combinations_in_order() -> None:
-    jobs = expand_sweep(
-        "finetune", ["seed=0,1", "stage.clip_coef=0.1", "n_envs=range(2,6,2)", "policy=a/b,c:d"]
-    )
+    jobs = expand_sweep("finetune", ["seed=0,1", "stage.clip_coef=0.1", "n_envs=range(2,6,2)", "policy=a/b,c:d"])
     assert len(jobs) == 8
     assert jobs[0] == ["seed=0", "stage.clip_coef=0.1", "n_envs=2", "policy=a/b"]
     assert jobs[1] == ["seed=0", "stage.clip_coef=0.1", "n_envs=2", "policy=c:d"]

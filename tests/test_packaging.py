@@ -72,9 +72,7 @@ def test_every_package_is_listed() -> None:
 
 def test_the_folders_refuse_their_bare_names() -> None:
     code = "import datasets"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode and "import burnish.datasets" in result.stderr
 
 
