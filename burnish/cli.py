@@ -194,9 +194,7 @@ def _convert(options: argparse.Namespace) -> int:
     )
     for episode in result.episodes:
         success = "succeeds" if episode.success else "does not succeed"
-        print(
-            f"{episode.name}: {success}, {episode.n_steps} steps, {episode.n_clipped} of them with actions outside [-1, 1]"
-        )
+        print(f"{episode.name}: {episode.n_steps} steps ({episode.n_clipped} clipped), {success}")
     print(f"wrote {result.out}: {len(result.episodes)} episodes of {result.env_name}")
     return 0
 
