@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from burnish.envs.task import TaskConfig
@@ -68,8 +68,7 @@ class BehaviourConfig:
     def __post_init__(self) -> None:
         if self.task.suite != "gymnasium":
             raise BurnishError(
-                f"task={self.task.name} is of suite {self.task.suite}: "
-                "a SAC behaviour is trained on a gymnasium task"
+                f"task={self.task.name} is of suite {self.task.suite}: a SAC behaviour is trained on a gymnasium task"
             )
         if Path(self.out).suffix != ".safetensors":
             raise BurnishError(f"out={self.out}: expected a file name that ends in .safetensors")
@@ -128,7 +127,7 @@ class SACActor(nn.Module):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         weights, description = path.with_suffix(".safetensors.tmp"), path.with_suffix(".json.tmp")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, weights)
+        weights.write_bytes(save(dict(self.state_dict())))
         architecture = {
             "format": FORMAT,
             "obs_dim": self.obs_dim,
@@ -150,9 +149,7 @@ class SACActor(nn.Module):
         description = file.with_suffix(".json")
         for part in (file, description):
             if not part.is_file():
-                raise BurnishError(
-                    f"{part}: no such file; a SAC actor is NAME.safetensors with NAME.json beside it"
-                )
+                raise BurnishError(f"{part}: no such file; a SAC actor is NAME.safetensors with NAME.json beside it")
         try:
             metadata = json.loads(description.read_text())
             if metadata["format"] != FORMAT:
