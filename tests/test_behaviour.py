@@ -14,6 +14,8 @@ import torch
 
 from burnish.datasets import behaviour
 from burnish.datasets.behaviour import BehaviourConfig, SACActor, export_actor, roll_out, train_behaviour
+from burnish.datasets.collect import CollectConfig, collect
+from burnish.datasets.load import load
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 
@@ -94,6 +96,19 @@ def test_rollouts_depend_on_the_seed_alone():
     actor = SACActor.load("shipped:hopper-medium")
     first, again = (roll_out(actor, HOPPER, 2, seed=5, deterministic=False) for _ in range(2))
     np.testing.assert_array_equal(first.returns, again.returns)
+
+
+def test_collecting_with_sac_records_the_shipped_actors_episodes(tmp_path):
+    out = str(tmp_path / "hopper.hdf5")
+    collect(CollectConfig(HOPPER, out, behaviour="sac", episodes=5, n_workers=1))
+    episodes = load(out).episodes
+    assert len(episodes) == 5
+    for episode in episodes:
+        assert episode.obs["flat"].shape == (len(episode), 11)
+        assert episode.terminated[-1] or len(episode) == 1000
+    stated = SACActor.load("shipped:hopper-medium").metadata["stochastic"]
+    mean_return = np.mean([episode.rewards.sum() for episode in episodes])
+    assert abs(mean_return - stated["mean_return"]) < 4 * stated["std_return"] / np.sqrt(5)
 
 
 def test_training_stops_at_the_target_and_writes_a_loadable_actor(tmp_path):
