@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	command -v cmake >/dev/null || { $(BIN)/python -m pip install --quiet cmake setuptools wheel && \
 		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --no-deps --no-build-isolation egl_probe; }
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' 'setuptools>=77'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
 test: $(STAMP)

@@ -130,6 +130,9 @@ def _add_data(commands: Any) -> None:
     inspect.set_defaults(run=_inspect)
     validate.add_argument("--task", help="require the observations of this task")
     validate.add_argument("--horizon", type=int, default=1, help="report episodes shorter than this (Tp)")
+    validate.add_argument(
+        "--replay", type=int, default=3, metavar="K", help="replay K episodes in the simulator (default: 3)"
+    )
     validate.set_defaults(run=_validate)
     convert = actions.add_parser("convert", help="robosuite's raw states -> robomimic's format with observations")
     convert.add_argument("source", help="HDF5 file with states, as robosuite or robomimic records it")
@@ -165,19 +168,17 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from burnish.datasets.checks import ERROR, check
-    from burnish.datasets.load import read
+    from burnish.datasets.validation import validate
     from burnish.tasks import load_task
 
     obs_keys = load_task(options.task).obs_keys if options.task else None
-    demos = read(options.file, options.filter_key)
-    findings = check(demos, obs_keys, options.horizon)
-    for finding in findings:
+    result = validate(options.file, options.replay, options.filter_key, obs_keys, options.horizon)
+    for finding in result.findings:
         print(finding)
-    n_errors = sum(finding.level == ERROR for finding in findings)
-    n_warnings = len(findings) - n_errors
-    print(f"{options.file}: {len(demos.episodes)} episodes, {n_errors} errors, {n_warnings} warnings")
-    return 1 if n_errors else 0
+    print(result.note)
+    n_warnings = len(result.findings) - result.n_errors
+    print(f"{options.file}: {len(result.demos.episodes)} episodes, {result.n_errors} errors, {n_warnings} warnings")
+    return 1 if result.n_errors else 0
 
 
 def _convert(options: argparse.Namespace) -> int:
