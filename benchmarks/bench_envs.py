@@ -122,9 +122,7 @@ def fastest(rate: Rate) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="hopper")
     parser.add_argument("--n-envs", type=int, default=40)
     parser.add_argument("--n-workers", type=int, default=2, help="worker processes and EnvPool threads")

@@ -48,7 +48,15 @@ def main(arguments: Sequence[str]) -> int:
         *shared,
         *quick["pretrain"],
     )
-    _burnish("finetune", "task=lift", f"policy={pretrained}", "eval_every=0", f"run_dir={finetuned}", *shared, *quick["finetune"])
+    _burnish(
+        "finetune",
+        "task=lift",
+        f"policy={pretrained}",
+        "eval_every=0",
+        f"run_dir={finetuned}",
+        *shared,
+        *quick["finetune"],
+    )
     _report(finetuned, time.monotonic() - start)
     return 0
 

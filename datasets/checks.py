@@ -56,18 +56,14 @@ def _check_episode(episode: Episode, first: Episode, keys: list[str], horizon: i
     if len(episode) == 0:
         return [*findings, Finding(ERROR, episode.name, "no steps")]
     if len(episode) < horizon:
-        findings.append(
-            Finding(WARNING, episode.name, f"{len(episode)} steps, fewer than the horizon {horizon}")
-        )
+        findings.append(Finding(WARNING, episode.name, f"{len(episode)} steps, fewer than the horizon {horizon}"))
     for name, values in _signals(episode, keys).items():
         reference = _signals(first, keys).get(name)
         if len(values) != len(episode):
             message = f"{name} has {len(values)} steps, but there are {len(episode)} actions"
             findings.append(Finding(ERROR, episode.name, message))
         if reference is not None and values.shape[1:] != reference.shape[1:]:
-            message = (
-                f"{name} has shape {values.shape[1:]} per step, episode {first.name} {reference.shape[1:]}"
-            )
+            message = f"{name} has shape {values.shape[1:]} per step, episode {first.name} {reference.shape[1:]}"
             findings.append(Finding(ERROR, episode.name, message))
         step = first_nonfinite(values)
         if step is not None:

@@ -28,14 +28,10 @@ def require_consistent(demos: Demonstrations) -> None:
             raise BurnishError(f"{place} has no observations of one dimension")
         for key, values in _arrays(episode).items():
             if len(values) != len(episode):
-                raise BurnishError(
-                    f"{place}: {key} has {len(values)} steps, but there are {len(episode)} actions"
-                )
+                raise BurnishError(f"{place}: {key} has {len(values)} steps, but there are {len(episode)} actions")
             shape, expected = values.shape[1:], shapes.get(key)
             if expected is not None and shape != expected:
-                raise BurnishError(
-                    f"{place}: {key} has shape {shape} per step, in episode {first.name} {expected}"
-                )
+                raise BurnishError(f"{place}: {key} has shape {shape} per step, in episode {first.name} {expected}")
             step = first_nonfinite(values)
             if step is not None:
                 raise BurnishError(f"{place}: {key} has NaN or infinity, first at step {step}")

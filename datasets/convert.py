@@ -76,8 +76,7 @@ def convert_robosuite(
         episodes = [_convert(env, raw, keys, f"{path}: episode {raw.name}") for raw in raw_episodes]
         robot_names = [robot.name for robot in env.robots]
         report = [
-            _report(raw, episode, success)
-            for raw, (episode, success) in zip(raw_episodes, episodes, strict=True)
+            _report(raw, episode, success) for raw, (episode, success) in zip(raw_episodes, episodes, strict=True)
         ]
     finally:
         env.close()
@@ -137,17 +136,13 @@ def _row(value: Any) -> NDArray[np.float32]:
 def _default_keys(env: Any) -> list[str]:
     """robomimic's low-dim keys, without those that are empty here (Wipe's gripper has no joints)."""
     present = {name for name, value in env._get_observations(force_update=True).items() if np.size(value)}
-    keys = [
-        f"robot{i}_{name}" for i in range(len(env.robots)) for name in ("eef_pos", "eef_quat", "gripper_qpos")
-    ]
+    keys = [f"robot{i}_{name}" for i in range(len(env.robots)) for name in ("eef_pos", "eef_quat", "gripper_qpos")]
     return [*(key for key in keys if key in present), "object"]
 
 
 def _report(raw: _RawEpisode, episode: Episode, success: bool) -> ConvertedEpisode:
     largest = np.abs(raw.actions).max(axis=1)
-    return ConvertedEpisode(
-        episode.name, len(episode), success, float(largest.max()), int((largest > 1).sum())
-    )
+    return ConvertedEpisode(episode.name, len(episode), success, float(largest.max()), int((largest > 1).sum()))
 
 
 def _read(
@@ -189,9 +184,7 @@ def _env_info(path: Path, data: h5py.Group) -> dict[str, Any]:
 def _read_episode(path: Path, name: str, group: h5py.Group) -> _RawEpisode:
     missing = [key for key in ("states", "actions") if key not in group]
     if missing:
-        raise BurnishError(
-            f"{path}: episode {name} has no {missing[0]}; it has: {', '.join(group) or 'nothing'}"
-        )
+        raise BurnishError(f"{path}: episode {name} has no {missing[0]}; it has: {', '.join(group) or 'nothing'}")
     states = group["states"][()].astype(np.float64)
     actions = group["actions"][()].astype(np.float64)
     if states.ndim != 2 or actions.ndim != 2 or len(states) != len(actions) or len(actions) == 0:

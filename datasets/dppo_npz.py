@@ -95,7 +95,5 @@ def _in_raw_units(
     )
 
 
-def _unscaled(
-    scaled: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _unscaled(scaled: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
     return (scaled + 1) / 2 * (high - low + 1e-6) + low

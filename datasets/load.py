@@ -46,9 +46,7 @@ def read(source: str | Path, filter_key: str | None = None) -> Demonstrations:
     if file_format == "robomimic":
         return robomimic.read(path, filter_key)
     if filter_key is not None:
-        raise BurnishError(
-            f"{path}: filter key {filter_key!r}: only robomimic files have them, this is {file_format}"
-        )
+        raise BurnishError(f"{path}: filter key {filter_key!r}: only robomimic files have them, this is {file_format}")
     if file_format == "D4RL":
         return d4rl.read(path)
     return minari_local.read(path) if file_format == "Minari" else dppo_npz.read(path)

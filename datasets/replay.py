@@ -18,9 +18,7 @@ class ReplayResult(NamedTuple):
     n_steps: int
     states_success: bool  # the task is solved in a restored state, or after the last action from there
     open_loop_success: bool  # the task is solved while the recorded actions run from the first state
-    max_position_error: (
-        float  # largest difference of a joint position on the way (m, rad, or of a quaternion)
-    )
+    max_position_error: float  # largest difference of a joint position on the way (m, rad, or of a quaternion)
 
 
 def replay(demos: Demonstrations, k: int, env_args: dict[str, Any] | None = None) -> list[ReplayResult]:
@@ -43,9 +41,7 @@ def replay(demos: Demonstrations, k: int, env_args: dict[str, Any] | None = None
     picked = np.unique(np.linspace(0, len(demos.episodes) - 1, min(k, len(demos.episodes))).astype(int))
     env = make_task_env(*task_from_env_args(env_args))
     try:
-        return [
-            _replay(env, demos.episodes[i], f"{source}: episode {demos.episodes[i].name}") for i in picked
-        ]
+        return [_replay(env, demos.episodes[i], f"{source}: episode {demos.episodes[i].name}") for i in picked]
     finally:
         env.close()
 

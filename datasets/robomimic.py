@@ -118,9 +118,7 @@ def _read_env_args(path: Path, data: h5py.Group) -> dict[str, Any] | None:
     except ValueError as error:
         raise BurnishError(f"{path}: attribute env_args of data is not JSON ({error})") from error
     if not isinstance(env_args, dict):
-        raise BurnishError(
-            f"{path}: attribute env_args of data is {type(env_args).__name__}, expected an object"
-        )
+        raise BurnishError(f"{path}: attribute env_args of data is {type(env_args).__name__}, expected an object")
     return env_args
 
 

@@ -43,9 +43,7 @@ def validate(
     if k < 1:
         return Validation(demos, findings, "no episode replayed, none was asked for")
     if demos.env_args is None or demos.env_args.get("type") != ROBOSUITE_TYPE:
-        return Validation(
-            demos, findings, "no episode replayed: only robosuite's data carry simulator states"
-        )
+        return Validation(demos, findings, "no episode replayed: only robosuite's data carry simulator states")
     if any(finding.level == ERROR for finding in findings):
         return Validation(demos, findings, "no episode replayed: the errors come first")
     if any(episode.states is None for episode in demos.episodes):

@@ -55,9 +55,7 @@ class Windows:
         self.actions = torch.from_numpy(actions).to(device, torch.float32).clamp(-1, 1)
         lengths = torch.tensor([len(episode) for episode in episodes])
         ends = lengths.cumsum(0)
-        first = (ends - lengths).repeat_interleave(lengths)[
-            :, None
-        ]  # (N, 1) first step of the step's episode
+        first = (ends - lengths).repeat_interleave(lengths)[:, None]  # (N, 1) first step of the step's episode
         last = (ends - 1).repeat_interleave(lengths)[:, None]
         step = torch.arange(len(obs))[:, None]
         self._obs_rows = (step + torch.arange(1 - n_obs_steps, 1)).maximum(first).to(device)  # (N, To)
@@ -68,9 +66,7 @@ class Windows:
 
     def batch(self, indices: Tensor) -> Batch:
         """The windows at `indices` (B,), int64 in [0, N), on the same device."""
-        return Batch(
-            _gather(self.obs, self._obs_rows, indices), _gather(self.actions, self._action_rows, indices)
-        )
+        return Batch(_gather(self.obs, self._obs_rows, indices), _gather(self.actions, self._action_rows, indices))
 
 
 def _gather(steps: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
@@ -79,9 +75,7 @@ def _gather(steps: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
     return steps.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
 
 
-def split_episodes(
-    demos: Demonstrations, validation_fraction: float, seed: int
-) -> tuple[list[Episode], list[Episode]]:
+def split_episodes(demos: Demonstrations, validation_fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:
     """Whole episodes for training and for validation, disjoint, each in file order.
 
     With a fraction of 0 everything is for training. Otherwise the file's own masks `train` and `valid` are

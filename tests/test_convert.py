@@ -54,9 +54,7 @@ def record(env_name: str, n_steps: int = 8) -> tuple[Episode, list[dict]]:
         observations.append(dict(env._get_observations(force_update=True)))
         rewards.append(env.step(action)[1])
     ended = np.zeros(n_steps, bool)
-    episode = Episode(
-        "demo_1", {}, actions, np.array(rewards), ended, states=np.array(states), model_file=xml
-    )
+    episode = Episode("demo_1", {}, actions, np.array(rewards), ended, states=np.array(states), model_file=xml)
     return episode, observations
 
 
@@ -172,9 +170,7 @@ def test_replay_follows_a_recording_of_today():
 @pytest.mark.parametrize("missing", ["env_args", "states"])
 def test_what_cannot_be_replayed_is_named(missing):
     episode = Episode("demo_3", {}, np.zeros((4, 7)), np.zeros(4), np.zeros(4, bool))
-    demos = Demonstrations(
-        [episode], None if missing == "env_args" else env_args("Lift", {}), source="f.hdf5"
-    )
+    demos = Demonstrations([episode], None if missing == "env_args" else env_args("Lift", {}), source="f.hdf5")
     with pytest.raises(BurnishError, match=rf"f\.hdf5.*{missing}"):
         replay(demos, 1)
 

@@ -254,9 +254,7 @@ def test_d4rl_is_cut_where_observations_jump(tmp_path: Path) -> None:
     assert_same(load(path), flat_demos())
     with h5py.File(path, "a") as file:
         del file["next_observations"]
-    with pytest.raises(
-        BurnishError, match="where episodes end; found: actions, observations, rewards, terminals"
-    ):
+    with pytest.raises(BurnishError, match="where episodes end; found: actions, observations, rewards, terminals"):
         load(path)
 
 
@@ -492,9 +490,7 @@ def test_files_that_are_not_demonstrations(tmp_path: Path) -> None:
 def test_filter_key_is_robomimics(tmp_path: Path) -> None:
     path = tmp_path / "hopper.hdf5"
     d4rl.write(path, flat_demos())
-    with pytest.raises(
-        BurnishError, match="filter key 'train': only robomimic files have them, this is D4RL"
-    ):
+    with pytest.raises(BurnishError, match="filter key 'train': only robomimic files have them, this is D4RL"):
         load(path, "train")
 
 

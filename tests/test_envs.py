@@ -37,9 +37,7 @@ FAMILIES = (
 V4 = [f"{family}-v4" for family in FAMILIES if family != "Pusher"]  # Pusher-v4 needs mujoco < 3
 V5 = [f"{family}-v5" for family in FAMILIES]
 HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=1000)
-needs_envpool = pytest.mark.skipif(
-    importlib.util.find_spec("envpool") is None, reason="extra envpool is absent"
-)
+needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="extra envpool is absent")
 
 
 def task(env_id: str) -> TaskConfig:
@@ -88,8 +86,7 @@ def random_steps(env: VectorEnv, n_steps: int, seed: int = 0) -> list[ChunkStep]
     rng = np.random.default_rng(seed)
     shape = (env.n_envs, env.n_action_steps, env.action_dim)
     return [
-        env.step(rng.uniform(-1.5, 1.5, shape).astype(np.float32), rng.random(env.n_envs) < 0.8)
-        for _ in range(n_steps)
+        env.step(rng.uniform(-1.5, 1.5, shape).astype(np.float32), rng.random(env.n_envs) < 0.8) for _ in range(n_steps)
     ]
 
 
@@ -412,9 +409,7 @@ def test_workers_are_bitwise_the_sync_environment(n_workers: int) -> None:
 def test_a_state_goes_on_bitwise_in_either_backend() -> None:
     def make(backend: str) -> VectorEnv:
         limited = replace(HOPPER, max_episode_steps=30)
-        return make_vector_env(
-            limited, n_envs=3, n_obs_steps=2, n_action_steps=4, seed=8, backend=backend, n_workers=2
-        )
+        return make_vector_env(limited, n_envs=3, n_obs_steps=2, n_action_steps=4, seed=8, backend=backend, n_workers=2)
 
     original, copies = make("workers"), [make("sync"), make("workers")]
     try:
@@ -455,9 +450,7 @@ def assert_all_ended(env: WorkerVectorEnv) -> None:
 def test_an_exception_in_a_worker_is_told_with_its_traceback() -> None:
     env = worker_counters(fault_at=2)
     env.reset()
-    with pytest.raises(
-        RuntimeError, match=r"(?s)worker 1 failed in environment 1.*fail.*joint of length zero"
-    ):
+    with pytest.raises(RuntimeError, match=r"(?s)worker 1 failed in environment 1.*fail.*joint of length zero"):
         env.step(zeros(env), np.array([False, True, True]))
     assert_all_ended(env)
 

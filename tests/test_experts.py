@@ -120,9 +120,7 @@ def test_the_file_does_not_depend_on_the_number_of_workers(tmp_path):
 
 def test_successes_only_and_no_overwriting(tmp_path):
     short = replace(LIFT, max_episode_steps=27)  # seed 2 takes 26 steps, seed 3 takes 28
-    config = CollectConfig(
-        short, str(tmp_path / "a.hdf5"), seed=2, episodes=2, n_workers=1, successes_only=True
-    )
+    config = CollectConfig(short, str(tmp_path / "a.hdf5"), seed=2, episodes=2, n_workers=1, successes_only=True)
     collect(config)
     (kept,) = load(config.out).episodes
     assert kept.name == "demo_0"
@@ -221,9 +219,7 @@ def test_the_shipped_file_is_as_its_readme_says(shipped):
     episodes = load(shipped).episodes
     lengths = np.array([len(episode) for episode in episodes])
     succeeded = np.array([episode.rewards.max() == 1.0 for episode in episodes])
-    table = dict(
-        re.findall(r"^\| ([a-z ]+) \| ([\d.]+) \|$", (shipped.parent / "README.md").read_text(), re.M)
-    )
+    table = dict(re.findall(r"^\| ([a-z ]+) \| ([\d.]+) \|$", (shipped.parent / "README.md").read_text(), re.M))
     assert table == {
         "episodes": str(len(episodes)),
         "successes": str(succeeded.sum()),

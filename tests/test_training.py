@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -225,7 +226,8 @@ def test_sigterm_saves_and_resume_goes_on(pretrained, tmp_path):
         "spec = importlib.util.spec_from_file_location('training', sys.argv[2])\n"
         "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
         "from burnish.errors import Stopped\n"
-        "config = module.finetune_config(Path(sys.argv[3]), Path(sys.argv[4]), total_env_steps=10_000_000, eval_every=0)\n"
+        "endless = {'total_env_steps': 10_000_000, 'eval_every': 0}\n"
+        "config = module.finetune_config(Path(sys.argv[3]), Path(sys.argv[4]), **endless)\n"
         "try: module.finetune(config)\n"
         "except Stopped as stopped: print(stopped); sys.exit(130)\n"
     )
@@ -233,7 +235,7 @@ def test_sigterm_saves_and_resume_goes_on(pretrained, tmp_path):
     arguments = [sys.executable, "-c", code, str(root), __file__, str(run), str(pretrained)]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while process.poll() is None and not (run / "checkpoints" / "latest").exists():
-        pass
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output

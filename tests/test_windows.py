@@ -26,9 +26,7 @@ def episode(name: str, length: int, offset: float = 0) -> Episode:
     )
 
 
-def reference_window(
-    e: Episode, keys: list[str], t: int, n_obs: int, horizon: int
-) -> tuple[np.ndarray, np.ndarray]:
+def reference_window(e: Episode, keys: list[str], t: int, n_obs: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
     """The convention, one step at a time."""
     obs = [np.concatenate([e.obs[key][max(t - back, 0)] for key in keys]) for back in reversed(range(n_obs))]
     actions = [e.actions[min(t + ahead, len(e) - 1)] for ahead in range(horizon)]
@@ -36,9 +34,7 @@ def reference_window(
 
 
 def test_hand_written_example() -> None:
-    windows = Windows(
-        [episode("demo_0", 3), episode("demo_1", 2, offset=50)], ["a"], n_obs_steps=2, horizon=3
-    )
+    windows = Windows([episode("demo_0", 3), episode("demo_1", 2, offset=50)], ["a"], n_obs_steps=2, horizon=3)
     obs, actions = windows.batch(torch.arange(5))
     assert obs[..., 0].tolist() == [[0, 0], [0, 1], [1, 2], [50, 50], [50, 51]]
     assert actions[..., 1].tolist() == [
@@ -141,9 +137,7 @@ def test_split_by_the_files_own_masks() -> None:
     train, valid = split_episodes(demonstrations(5, masks), 0, seed=0)
     assert (len(train), len(valid)) == (5, 0)
     train, valid = split_episodes(demonstrations(5, {"train": ["demo_0"], "valid": []}), 0.2, seed=0)
-    assert (len(train), len(valid)) == (4, 1), (
-        "one mask alone, as after selecting a filter key, does not count"
-    )
+    assert (len(train), len(valid)) == (4, 1), "one mask alone, as after selecting a filter key, does not count"
 
 
 def test_impossible_splits() -> None:

@@ -125,9 +125,7 @@ class EnvPoolVectorEnv(VectorEnv):
         out.obs[:] = self._history
         return out
 
-    def _primitive_step(
-        self, t: int, controls: Floats, ids: NDArray[np.int32], out: ChunkStep
-    ) -> NDArray[np.int32]:
+    def _primitive_step(self, t: int, controls: Floats, ids: NDArray[np.int32], out: ChunkStep) -> NDArray[np.int32]:
         """Step t of a chunk in the environments `ids` -> those whose episode goes on."""
         obs, reward, terminated, _, info = self._pool.step(controls, ids)
         ids = info["env_id"]
@@ -139,9 +137,7 @@ class EnvPoolVectorEnv(VectorEnv):
         self._history[good, -1] = obs[finite]
         out.step_rewards[good, t] = reward[finite]
         out.terminated[good] = terminated[finite]
-        out.truncated[ids] = ~out.terminated[ids] & (
-            ~finite | (self._elapsed[ids] >= self._max_episode_steps)
-        )
+        out.truncated[ids] = ~out.terminated[ids] & (~finite | (self._elapsed[ids] >= self._max_episode_steps))
         self.nonfinite_episodes += int((~finite).sum())
         return ids[~(out.terminated[ids] | out.truncated[ids])]
 
@@ -172,6 +168,4 @@ def _check_task(task: TaskConfig) -> None:
         raise BurnishError("backend=envpool needs the extra: pip install 'burnish[envpool]'") from error
     if task.env_id not in envpool.list_all_envs():
         nearest = difflib.get_close_matches(task.env_id, envpool.list_all_envs(), n=3, cutoff=0.3)
-        raise BurnishError(
-            f"task.env_id={task.env_id}: EnvPool has no such environment; nearest: {', '.join(nearest)}"
-        )
+        raise BurnishError(f"task.env_id={task.env_id}: EnvPool has no such environment; nearest: {', '.join(nearest)}")

@@ -30,9 +30,7 @@ def import_robosuite() -> Any:
     try:
         import robosuite
     except ImportError as error:
-        raise BurnishError(
-            f"robosuite cannot be imported ({error}): pip install 'robosuite==1.5.2'"
-        ) from error
+        raise BurnishError(f"robosuite cannot be imported ({error}): pip install 'robosuite==1.5.2'") from error
     return robosuite
 
 
@@ -112,9 +110,7 @@ def task_from_env_args(env_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     name = env_args.get("env_name")
     if name is None or env_args.get("type", ROBOSUITE_TYPE) != ROBOSUITE_TYPE:
         kind = env_args.get("type")
-        raise BurnishError(
-            f"env_args of {name!r} have type {kind!r}: expected robosuite's ({ROBOSUITE_TYPE})"
-        )
+        raise BurnishError(f"env_args of {name!r} have type {kind!r}: expected robosuite's ({ROBOSUITE_TYPE})")
     kwargs = {
         key: value
         for key, value in copy.deepcopy(env_args.get("env_kwargs", {})).items()
@@ -170,7 +166,5 @@ def _composite(config: dict[str, Any], robot: str) -> dict[str, Any]:
     config.setdefault("input_type", "delta")
     config.setdefault("input_ref_frame", "world")
     if robot not in REGISTERED_ROBOTS:
-        raise BurnishError(
-            f"robosuite has no robot {robot!r}; it has: {', '.join(sorted(REGISTERED_ROBOTS))}"
-        )
+        raise BurnishError(f"robosuite has no robot {robot!r}; it has: {', '.join(sorted(REGISTERED_ROBOTS))}")
     return refactor_composite_controller_config(config, robot, REGISTERED_ROBOTS[robot].arms)

@@ -54,9 +54,7 @@ def restore_episode(env: Any, state: dict[str, Any]) -> None:
     for part, fields, again in zip(_arms(env), state["arms"], state["arms_read_again"], strict=True):
         for field, value in fields.items():
             setattr(part, field, value.copy())
-        part.mass_matrix = np.asfortranarray(
-            part.mass_matrix
-        )  # robosuite's layout: the last bit depends on it
+        part.mass_matrix = np.asfortranarray(part.mass_matrix)  # robosuite's layout: the last bit depends on it
         part.new_update = again
     for gripper, action in zip(_grippers(env), state["gripper_action"], strict=True):
         gripper.current_action = action.copy()

@@ -70,9 +70,7 @@ class ChunkedEnv:
     def step(self, actions: Floats, out: ChunkStep) -> None:
         """Execute a chunk (Ta, Da) and write this environment's row of the result."""
         if not self._active:
-            raise RuntimeError(
-                f"environment {self._index} has no running episode: reset it first, or mask it out"
-            )
+            raise RuntimeError(f"environment {self._index} has no running episode: reset it first, or mask it out")
         e, history, step = self._index, self.history, self.simulator.step
         total, success, truncated = 0.0, False, False
         executed = 0
@@ -198,8 +196,7 @@ def check_state(state: dict[str, Any], n_envs: int) -> list[dict[str, Any]]:
     environments = state["environments"]
     if len(environments) != n_envs:
         raise BurnishError(
-            f"saved state has {len(environments)} environments, expected n_envs={n_envs}: resume with "
-            "the same n_envs"
+            f"saved state has {len(environments)} environments, expected n_envs={n_envs}: resume with the same n_envs"
         )
     return environments
 

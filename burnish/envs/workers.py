@@ -249,9 +249,7 @@ class WorkerVectorEnv(VectorEnv):
         self._closed = False
         try:
             for indices in self._indices:
-                plan = WorkerPlan(
-                    make, indices, n_obs_steps, n_action_steps, max_episode_steps, seed, autoreset
-                )
+                plan = WorkerPlan(make, indices, n_obs_steps, n_action_steps, max_episode_steps, seed, autoreset)
                 self._start(plan)
             self._collect()
             obs_dim, action_dim = self._command("sizes", [None] * n_workers)[0]
@@ -372,9 +370,7 @@ class WorkerVectorEnv(VectorEnv):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         environments = check_state(state, self.n_envs)
-        self._command(
-            "load_state_dict", [environments[indices.start : indices.stop] for indices in self._indices]
-        )
+        self._command("load_state_dict", [environments[indices.start : indices.stop] for indices in self._indices])
         self.nonfinite_episodes = int(self._shared.nonfinite_episodes.sum())
 
     def close(self) -> None:

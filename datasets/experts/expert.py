@@ -106,9 +106,7 @@ class Expert(ABC):
         here = self.hand_position()
         return Waypoint(lambda: here, yaw, gripper, tolerance=math.inf, dwell=steps)
 
-    def carry(
-        self, body: int, goal: Vector, yaw: float, tolerance: float, yaw_tolerance: float = math.inf
-    ) -> Waypoint:
+    def carry(self, body: int, goal: Vector, yaw: float, tolerance: float, yaw_tolerance: float = math.inf) -> Waypoint:
         """Bring the grasped `body` (not the hand) to `goal`."""
         return Waypoint(
             lambda: goal + self.hand_position() - self.body_position(body),
