@@ -1,8 +1,9 @@
 """E Gymnasium MuJoCo environments inside EnvPool's C++ threads (extra `envpool`).
 
 EnvPool 1.2.5 against Gymnasium 1.4 with mujoco 3.9.0, same initial state and actions, 60 random steps of all v5
-tasks but Pusher and all v4 tasks but Humanoid, Swimmer and Pusher: terminations agree, observations to 4e-8, rewards to 5e-7 (EnvPool gives them in float32);
-Humanoid to 0.02 after 24 steps, as its contacts amplify the last bit. What differs:
+tasks but Pusher and all v4 tasks but Humanoid, Swimmer and Pusher: terminations agree, observations to 4e-8,
+rewards to 5e-7 (EnvPool gives them in float32); Humanoid to 0.02 after 24 steps, as its contacts amplify the
+last bit. What differs:
 
 - a seed gives another initial state than in Gymnasium (another random generator);
 - states can be neither saved nor set, so a run cannot be resumed bitwise, and seeds need a new pool;
