@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     quick = QUICK if options.quick else dict.fromkeys(QUICK, ())
     start = time.monotonic()
     shared = (f"seed={options.seed}", "overwrite=true")
-    # finetune evaluates the pretrained policy on its 100 seeds before it starts: here a glance is enough
+    # finetune evaluates the pretrained policy on its 200 seeds before it starts: here a glance is enough
     _burnish(
         "pretrain",
         "task=lift",
