@@ -183,6 +183,17 @@ class Checkpoints:
         flush(self.folder)
 
 
+def generator_state(generator: torch.Generator) -> dict[str, Any]:
+    """A generator's state, and the kind of device it is for."""
+    return {"device": generator.device.type, "state": generator.get_state()}
+
+
+def restore_generator(generator: torch.Generator, saved: dict[str, Any]) -> None:
+    """Go on where `generator_state` was; on another kind of device the generator's stream starts at its seed."""
+    if generator.device.type == saved["device"]:
+        generator.set_state(saved["state"])
+
+
 def random_states() -> dict[str, Any]:
     """The global random generators of python, numpy and torch, for `save_state`."""
     return {

@@ -25,4 +25,6 @@ def resolve_device(name: str) -> torch.device:
         raise BurnishError(
             f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices that torch can use"
         )
+    # TF32 convolutions differ between batch sizes by more than a likelihood ratio may: keep float32
+    torch.backends.cudnn.allow_tf32 = False
     return device

@@ -38,7 +38,7 @@ class EvaluationConfig:
     Attributes:
         episodes: number of episodes.
         seed: of the first episode; episode i has seed + i.
-        n_envs: environments side by side (changes the speed, not the result).
+        n_envs: environments side by side (changes the speed, not the episodes).
         backend, n_workers: see `burnish.envs.make_vector_env`.
         video: number of episodes to write as MP4.
     """
@@ -130,11 +130,13 @@ class Evaluation:
         path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def check_fit(policy: DiffusionPolicy, task: TaskConfig, obs_dim: int, action_dim: int) -> None:
-    """Raise BurnishError where a policy cannot act in a task."""
+def check_fit(
+    policy: DiffusionPolicy, task: TaskConfig, obs_dim: int, action_dim: int, source: str = "the policy"
+) -> None:
+    """Raise BurnishError where a policy cannot act in a task; `source` is what the user gave."""
     if policy.obs_keys != task.obs_keys:
         raise BurnishError(
-            f"the policy was trained on the observations {policy.obs_keys} (task {policy.task or 'unknown'}), "
+            f"{source} has the observations {policy.obs_keys} (task {policy.task or 'unknown'}), "
             f"but task={task.name} gives {task.obs_keys}"
         )
     for name, ours, theirs in (
@@ -143,14 +145,16 @@ def check_fit(policy: DiffusionPolicy, task: TaskConfig, obs_dim: int, action_di
     ):
         if ours != theirs:
             raise BurnishError(
-                f"the policy has {name} dimension {ours} (task {policy.task or 'unknown'}), "
-                f"but task={task.name} has {theirs}"
+                f"{source} has {name} dimension {ours} (task {policy.task or 'unknown'}), but "
+                f" task={task.name} has {theirs}"
             )
 
 
 @contextlib.contextmanager
-def evaluation_envs(policy: DiffusionPolicy, task: TaskConfig, config: EvaluationConfig) -> Iterator[VectorEnv]:
-    """Environments for `evaluate`, to be kept where it is called again and again."""
+def evaluation_envs(
+    policy: DiffusionPolicy, task: TaskConfig, config: EvaluationConfig, source: str = "the policy"
+) -> Iterator[VectorEnv]:
+    """Environments for `evaluate`, to be kept where it is called again and again; `source`: see `check_fit`."""
     from burnish.envs import make_vector_env
 
     envs = make_vector_env(
@@ -164,7 +168,7 @@ def evaluation_envs(policy: DiffusionPolicy, task: TaskConfig, config: Evaluatio
         autoreset=False,
     )
     try:
-        check_fit(policy, task, envs.obs_dim, envs.action_dim)
+        check_fit(policy, task, envs.obs_dim, envs.action_dim, source)
         yield envs
     finally:
         envs.close()
@@ -233,13 +237,21 @@ def run_episodes(policy: DiffusionPolicy, envs: VectorEnv, seeds: list[int]) -> 
     running = np.arange(envs.n_envs) < n
     obs = envs.reset(padded)
     while running.any():
-        step = envs.step(np.asarray(policy.act(obs, noise=episode_noise(policy, generators))), running)
+        step = envs.step(act(policy, obs, generators), running)
         obs = step.obs
         returns += step.reward
         lengths += step.steps
         success |= step.success & running
         running &= ~(step.terminated | step.truncated | success)
     return Episodes(success[:n], returns[:n], lengths[:n])
+
+
+def act(policy: DiffusionPolicy, obs: np.ndarray, generators: list[torch.Generator]) -> np.ndarray:
+    """Actions (E, Ta, Da); row e draws its noise from generator e. A single row is computed as one of two: a matrix
+    product of one row rounds differently, and a chaotic simulation makes another episode of the last bit."""
+    rows = [0, 0] if len(generators) == 1 else slice(None)
+    noise = episode_noise(policy, generators)[:, rows]
+    return np.asarray(policy.act(obs[rows], noise=noise))[: len(generators)]
 
 
 def episode_noise(policy: DiffusionPolicy, generators: list[torch.Generator]) -> torch.Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from burnish.checkpoint import save_folder
+from burnish.checkpoint import Checkpoints, save_folder
 from burnish.config import parse
 from burnish.diffusion import Chain, NoiseProcess, Sampler, StdBounds, betas
 from burnish.errors import BurnishError
@@ -211,15 +211,14 @@ class DiffusionPolicy(nn.Module):
         """
         sampler = sampler or self.sampler
         first_finetuned = len(sampler) - self.ft_denoising_steps
-        device = obs.device
         encoded: dict[bool, Tensor] = {}  # the observation's part is computed once for each network that runs
 
-        def denoise(x: Tensor, i: int, k: int) -> Tensor:
+        def denoise(x: Tensor, i: int) -> Tensor:
             use_finetuned = self.finetuned is not None and not pretrained and i >= first_finetuned
             network = self.finetuned if use_finetuned and self.finetuned is not None else self.denoiser
             if use_finetuned not in encoded:
                 encoded[use_finetuned] = network.encode(obs)
-            return network(x, torch.tensor(k, device=device), encoded[use_finetuned])
+            return network(x, sampler.timesteps[i], encoded[use_finetuned])
 
         return sampler.sample(denoise, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)
 
@@ -286,8 +285,8 @@ class DiffusionPolicy(nn.Module):
             BurnishError: a file is missing or damaged, or the two do not belong together.
         """
         folder = Path(folder)
-        if (folder / "checkpoints" / "latest").is_dir():
-            folder = folder / "checkpoints" / "latest"
+        if (folder / "checkpoints").is_dir():
+            folder = Checkpoints(folder / "checkpoints").latest() or folder
         for name in (DESCRIPTION, WEIGHTS):
             if not (folder / name).is_file():
                 raise BurnishError(
@@ -309,7 +308,7 @@ class DiffusionPolicy(nn.Module):
             )
             if description["ft_denoising_steps"]:
                 policy.start_finetuning(description["ft_denoising_steps"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
         policy._load_weights(folder / WEIGHTS)
         return policy.to(device).eval()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from burnish.checkpoint import generator_state, restore_generator
 from burnish.diffusion import Chain, Sampler, StdBounds, gaussian_log_prob
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
@@ -38,7 +39,7 @@ RATIO_TOLERANCE = 1e-5  # of |ratio - 1| before any update, for an averaged log-
 
 @dataclass(frozen=True)
 class DPPOConfig(StageConfig):
-    """Settings of DPPO; defaults are the paper's for robomimic, except where the docs say otherwise.
+    """Settings of DPPO; the defaults are those of `results/`, docs/dppo.md says where they differ from the paper's.
 
     Attributes:
         ft_denoising_steps: K'.
@@ -67,16 +68,16 @@ class DPPOConfig(StageConfig):
     sampler: Literal["inherit", "ddpm", "ddim"] = "inherit"
     ddim_steps: int = 5
     n_steps: int = 40
-    gamma: float = 0.999
+    gamma: float = 0.95
     gae_lambda: float = 0.95
     gamma_denoising: float = 0.99
-    actor_lr: float = 1e-4
+    actor_lr: float = 3e-4
     critic_lr: float = 1e-3
     max_grad_norm: float = 1.0
     update_epochs: int = 10
     batch_size: int = 1000
-    clip_coef: float = 0.01
-    clip_coef_base: float = 0.001
+    clip_coef: float = 0.02
+    clip_coef_base: float = 0.02
     clip_coef_rate: float = 3.0
     min_sampling_denoising_std: float = 0.1
     max_sampling_denoising_std: float | None = None
@@ -165,6 +166,10 @@ class DPPO(Stage):
                 f"stage.ft_denoising_steps={config.ft_denoising_steps}, but the policy was fine-tuned with "
                 f"{policy.ft_denoising_steps} before"
             )
+        elif config.sampler not in ("inherit", policy.config.sampler):
+            raise BurnishError(
+                f"stage.sampler={config.sampler}, but the policy was fine-tuned with {policy.config.sampler} before"
+            )
         assert policy.finetuned is not None
         self.actor: Denoiser = policy.finetuned
         # DDIM: eta = 1 to train, so that every transition has noise; the policy's own sampler evaluates
@@ -180,11 +185,11 @@ class DPPO(Stage):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
             self.critic = ValueNetwork(obs_dim).to(device)
-        fused = device.type in ("cpu", "cuda")
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr, fused=fused)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, fused=fused)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, fused=True)
         self.reward_scaler = RewardScaler(setting.n_envs, config.gamma, device)
         self.generator = torch.Generator(device).manual_seed(setting.seed)
+        self.chunks_per_update = config.n_steps
         self.iteration = 0
         self.t = 0  # chunks in the rollout
         self.rollout = self._empty_rollout(setting.n_envs, obs_dim)
@@ -348,6 +353,11 @@ class DPPO(Stage):
         torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         optimizer.step()
 
+    def cut_episodes(self) -> None:
+        if self.t:
+            self.rollout.truncated[self.t - 1] = ~self.rollout.terminated[self.t - 1]
+        self.reward_scaler.running_return = torch.zeros_like(self.reward_scaler.running_return)
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "policy": self.policy.state_dict(),
@@ -355,7 +365,7 @@ class DPPO(Stage):
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "reward_scaler": self.reward_scaler.state_dict(),
-            "generator": self.generator.get_state(),
+            "generator": generator_state(self.generator),
             "iteration": self.iteration,
             "t": self.t,
             "rollout": [tensor[: self.t].clone() for tensor in self.rollout],
@@ -368,7 +378,7 @@ class DPPO(Stage):
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         device = self.policy.device
         self.reward_scaler.load_state_dict({k: v.to(device) for k, v in state["reward_scaler"].items()})
-        self.generator.set_state(state["generator"])
+        restore_generator(self.generator, state["generator"])
         self.iteration, self.t = state["iteration"], state["t"]
         for ours, saved in zip(self.rollout, state["rollout"]):
             ours[: self.t] = saved.to(device)

@@ -37,11 +37,11 @@ class FinetuneConfig:
     policy: str
     run_dir: str
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    total_env_steps: int = 50_000
+    total_env_steps: int = 102_400
     n_envs: int = 16
     backend: str = "auto"
     n_workers: int | None = None
-    eval_every: int = 0
+    eval_every: int = 10
     checkpoint_every: int = 5
     seed: int = 0
     device: str = "auto"
@@ -53,7 +53,7 @@ class FinetuneConfig:
         for key in ("total_env_steps", "n_envs"):
             if getattr(self, key) < 1:
                 raise BurnishError(f"{key}={getattr(self, key)}: expected at least 1")
-        for key in ("eval_every", "checkpoint_every"):
+        for key in ("eval_every", "checkpoint_every", "seed"):
             if getattr(self, key) < 0:
                 raise BurnishError(f"{key}={getattr(self, key)}: expected at least 0")
 
@@ -109,7 +109,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     policy = DiffusionPolicy.load(latest or config.policy, device)
     with ExitStack() as stack:
         eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
-        stage = stage_class(config.stage.name)(policy, config.stage, Setting(config.n_envs, config.seed))  # type: ignore[call-arg]
+        make_stage: Any = stage_class(config.stage.name)
+        stage = make_stage(policy, config.stage, Setting(config.n_envs, config.seed))
+        check_budget(config, stage)
         envs = make_vector_env(
             config.task,
             n_envs=config.n_envs,
@@ -122,6 +124,17 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         stack.callback(envs.close)
         run = stack.enter_context(Run.open(config))
         return Loop(config, stage, envs, eval_envs, run).run_to_end()
+
+
+def check_budget(config: FinetuneConfig, stage: Stage) -> None:
+    """Raise BurnishError where the steps do not suffice for one update."""
+    Ta = stage.policy.config.n_action_steps
+    per_update = config.n_envs * stage.chunks_per_update * Ta
+    if config.total_env_steps < per_update:
+        raise BurnishError(
+            f"total_env_steps={config.total_env_steps} is too few for one update, which takes {per_update} = n_envs * "
+            f"chunks * n_action_steps = {config.n_envs} * {stage.chunks_per_update} * {Ta}"
+        )
 
 
 class Loop:
@@ -140,19 +153,16 @@ class Loop:
     def run_to_end(self) -> dict[str, Any]:
         """Start or resume, and go on to the last environment step."""
         latest = self.run.checkpoints.latest() if self.config.resume else None
-        with (
-            StopRequest() as stop,
-            self.run.progress(self.config.total_env_steps, self.config.stage.name) as progress,
-        ):
-            if latest is None:
-                self.run.truncate_metrics(0)
-                self.obs = self.envs.reset()
-                self._evaluate_pretrained()
-            else:
-                self._load(latest)
-                progress.update(self.env_steps)
+        if latest is None:
+            self.run.truncate_metrics(0)
+            self.obs = self.envs.reset()
+            self._evaluate_pretrained()
+        else:
+            self._load(latest)
+        total, name = self.config.total_env_steps, self.config.stage.name
+        with StopRequest() as stop, self.run.progress(total, name, initial=self.env_steps) as progress:
             last_time, last_steps = time.perf_counter(), self.env_steps
-            while self.env_steps < self.config.total_env_steps:
+            while self.env_steps < total:
                 step = self.envs.step(self.stage.act(self.obs))
                 self.stage.observe(step)
                 self.statistics.observe(step)
@@ -270,6 +280,7 @@ class Loop:
         else:
             warn(f"task={self.config.task.name}: the simulator's state cannot be restored, its episodes start anew")
             self.obs = self.envs.reset()
+            self.stage.cut_episodes()
             self.statistics = EpisodeStatistics(self.config.n_envs)
         restore_random_states(state["random"])
         self.run.truncate_metrics(state["n_metric_lines"])
@@ -279,8 +290,10 @@ class Loop:
         evaluation = self._evaluate(self.run.folder / "videos")
         after = evaluation.summary()
         self.run.log({f"eval/{key}": value for key, value in after.items()}, self.env_steps)
+        is_best = evaluation.score > self.best
+        self.best = max(self.best, evaluation.score)
         self._save()
-        if evaluation.score > self.best:
+        if is_best:
             self.run.checkpoints.mark_best(self.env_steps)
         latest = str(self.run.checkpoints.latest())
         evaluation.save(self.run.folder / "evaluation.json", **about(latest, self.config.task, self.config.evaluation))

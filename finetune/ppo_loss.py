@@ -31,7 +31,7 @@ def chunk_log_prob(log_prob: Tensor, n_action_steps: int, reduction: Reduction =
 
 def normalize_advantages(advantages: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -> Tensor:
     """Zero mean and unit (sample) standard deviation, then clipped at two quantiles; (B,) -> (B,)."""
-    normalized = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    normalized = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # needs B >= 2
     low, high = torch.quantile(normalized, normalized.new_tensor(quantiles))
     return normalized.clamp(low, high)
 

@@ -39,6 +39,7 @@ class Stage(ABC):
 
     Config: ClassVar[type[StageConfig]]
     policy: DiffusionPolicy  # what is evaluated and saved
+    chunks_per_update: int  # chunks in each environment between two updates
 
     @abstractmethod
     def act(self, obs: np.ndarray) -> np.ndarray:
@@ -55,6 +56,11 @@ class Stage(ABC):
     @abstractmethod
     def update(self) -> dict[str, float]:
         """Learn -> metrics."""
+
+    @abstractmethod
+    def cut_episodes(self) -> None:
+        """The environments were reset from outside (a resumed run whose simulator cannot be restored): what was
+        stored last is not followed by what comes next."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from burnish.checkpoint import load_state, random_states, restore_random_states, save_state
+from burnish.checkpoint import (
+    generator_state,
+    load_state,
+    random_states,
+    restore_generator,
+    restore_random_states,
+    save_state,
+)
 from burnish.datasets.episodes import Episode
 from burnish.datasets.load import load
 from burnish.datasets.windows import Windows, split_episodes
@@ -92,6 +99,10 @@ class PretrainConfig:
     resume: str | None = None
     wandb: str = "disabled"
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise BurnishError(f"seed={self.seed}: expected at least 0")
 
 
 class BehaviourCloning:
@@ -178,7 +189,7 @@ class BehaviourCloning:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
+            "generator": generator_state(self.generator),
             "loss_sum": self.loss_sum,
         }
 
@@ -188,7 +199,7 @@ class BehaviourCloning:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.generator.set_state(state["generator"])
+        restore_generator(self.generator, state["generator"])
         self.loss_sum.copy_(state["loss_sum"])
 
 
@@ -207,15 +218,18 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     demos = load(source, config.filter_key)
     train, valid = split_episodes(demos, config.train.validation_fraction, config.seed)
     train = train[: config.train.max_demos]
-    windows = _windows(config, train, device)
-    validation = _windows(config, valid, device) if valid else None
+    try:
+        windows = _windows(config, train, device)
+        validation = _windows(config, valid, device) if valid else None
+    except BurnishError as error:
+        raise BurnishError(f"{demos.source or source}: {error}") from error
     policy = DiffusionPolicy(
         config.policy, windows.obs.shape[1], windows.actions.shape[1], config.task.obs_keys, config.task.name
     ).to(device)
     policy.obs_normalizer.fit(windows.obs, config.policy.obs_normalization)
     policy.action_normalizer.fit(windows.actions, config.policy.action_normalization)
     with ExitStack() as stack:
-        envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
+        envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation, f"dataset={source}"))
         run = stack.enter_context(Run.open(config))
         return Pretraining(config, BehaviourCloning(config, policy, windows, validation), envs, run).run_to_end()
 

@@ -111,7 +111,8 @@ def test_sampling_recovers_a_gaussian(kind, eta):
     noise_process = process(1000, clip_sample=None)
     sampler = Sampler(noise_process, kind, ddim_steps=1000, eta=eta)
 
-    def denoise(x, i, k):
+    def denoise(x, i):
+        k = sampler.timesteps[i]
         signal, noise = noise_process.signal[k], noise_process.noise[k]
         return noise * (x - signal * m) / (signal**2 * s**2 + noise**2)  # E[eps | x]
 
@@ -125,7 +126,7 @@ def test_ddim_eta_0_ignores_the_noise_of_its_transitions():
     sampler = Sampler(process(), "ddim", ddim_steps=5, eta=0.0)
     noise = torch.randn(6, 8, 4, 3)
     other = torch.cat([noise[:1], torch.randn(5, 8, 4, 3)])
-    first, second = (sampler.sample(lambda x, i, k: 0.1 * x, n)[0] for n in (noise, other))
+    first, second = (sampler.sample(lambda x, i: 0.1 * x, n)[0] for n in (noise, other))
     assert torch.equal(first, second)
 
 
@@ -135,7 +136,7 @@ def test_bounds_and_truncated_noise_of_a_chain():
     std = sampler.bounded_std(bounds)
     assert float(std.min()) == pytest.approx(0.1) and float(std.max()) == pytest.approx(0.5)
     noise = torch.full((21, 2, 4, 3), 10.0)
-    x, chain = sampler.sample(lambda x, i, k: 0.0 * x, noise, bounds=bounds, noise_clip=3.0, keep=10)
+    x, chain = sampler.sample(lambda x, i: 0.0 * x, noise, bounds=bounds, noise_clip=3.0, keep=10)
     assert chain.x.shape == (2, 11, 4, 3) and chain.mean.shape == (2, 10, 4, 3)
     torch.testing.assert_close(chain.x[:, -1], x)
     # every kept transition moved by 3 of its bounded standard deviations
@@ -145,7 +146,7 @@ def test_bounds_and_truncated_noise_of_a_chain():
 
 @pytest.mark.parametrize("keep", [0, 1, 20])
 def test_any_number_of_transitions_is_kept(keep):
-    x, chain = Sampler(process()).sample(lambda x, i, k: x, torch.randn(21, 2, 4, 3), keep=keep)
+    x, chain = Sampler(process()).sample(lambda x, i: x, torch.randn(21, 2, 4, 3), keep=keep)
     assert chain.mean.shape[1] == keep
     assert chain.x.shape[1] == (keep + 1 if keep else 0)
     if keep:

@@ -108,6 +108,6 @@ def test_policy_of_another_task_is_refused(policy):
     other = TaskConfig(name="reacher", suite="gymnasium", env_id="Reacher-v5", max_episode_steps=50)
     with pytest.raises(BurnishError, match="observation dimension 11"):
         evaluate(policy, other, EvaluationConfig(episodes=1, n_envs=1, backend="sync"))
-    lift = TaskConfig(name="lift", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=50, obs_keys=["object"])
-    with pytest.raises(BurnishError, match="trained on the observations"):
+    lift = TaskConfig(name="lift", suite="robosuite", env_id="Lift", max_episode_steps=50, obs_keys=["object"])
+    with pytest.raises(BurnishError, match="has the observations"):
         evaluate(policy, lift, EvaluationConfig(episodes=1, n_envs=1, backend="sync"))

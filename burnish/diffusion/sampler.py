@@ -37,9 +37,9 @@ class StdBounds:
 
 
 class Denoise(Protocol):
-    """The network inside a chain: network output (B, ...) at `x` (B, ...) of transition `i`, timestep `k`."""
+    """The network inside a chain: its output (B, ...) at `x` (B, ...) of transition `i`."""
 
-    def __call__(self, x: Tensor, i: int, k: int) -> Tensor: ...
+    def __call__(self, x: Tensor, i: int) -> Tensor: ...
 
 
 class Chain(NamedTuple):
@@ -71,6 +71,8 @@ class Sampler(nn.Module):
             raise BurnishError(f"sampler={kind}: expected one of {', '.join(SAMPLERS)}")
         if kind == "ddim" and not 1 <= ddim_steps <= K:
             raise BurnishError(f"ddim_steps={ddim_steps}: expected 1 to denoising_steps={K}")
+        if kind == "ddim" and K % ddim_steps:
+            raise BurnishError(f"ddim_steps={ddim_steps}: expected a divisor of denoising_steps={K}")
         if not 0 <= eta <= 1:
             raise BurnishError(f"eta={eta}: expected 0 to 1")
         self.process = process
@@ -131,8 +133,8 @@ class Sampler(nn.Module):
         x = noise[0]
         first_kept = len(self) - keep
         xs, means = [x] if first_kept == 0 else [], []
-        for i, k in enumerate(self._timesteps):
-            mean = self.mean(denoise(x, i, k), x, i)
+        for i in range(len(self)):
+            mean = self.mean(denoise(x, i), x, i)
             x = mean + std[i] * noise[i + 1].clamp(-noise_clip, noise_clip)
             if i >= first_kept - 1 and keep:
                 xs.append(x)

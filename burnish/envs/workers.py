@@ -8,6 +8,7 @@ Symbols: E environments, W workers, To observation steps, Ta executed action ste
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -182,7 +183,8 @@ class _Worker:
 
 def _serve(connection: Connection, plan: WorkerPlan) -> None:
     """The worker process: answer commands until "close", or until the parent's end of the pipe is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # both may reach the whole process group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     worker = None
     try:
         worker = _Worker(plan)
@@ -247,6 +249,7 @@ class WorkerVectorEnv(VectorEnv):
         self._pending: set[int] = set()  # workers that have not answered yet
         self._memory: SharedMemory | None = None
         self._closed = False
+        atexit.register(self.close)  # workers ignore the SIGTERM by which multiprocessing would end them at exit
         try:
             for indices in self._indices:
                 plan = WorkerPlan(make, indices, n_obs_steps, n_action_steps, max_episode_steps, seed, autoreset)
@@ -378,6 +381,7 @@ class WorkerVectorEnv(VectorEnv):
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.close)
         for connection in self._connections:
             with suppress(OSError):
                 connection.send(("close", None))

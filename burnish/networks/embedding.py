@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "gelu": nn.GELU}
 
@@ -29,4 +30,5 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.Mish(), nn.Linear(2 * dim, dim))
 
     def forward(self, k: Tensor) -> Tensor:
-        return self.mlp(self.table)[k]  # K rows are fewer than B
+        # K rows are fewer than B; `embedding`, because indexing with a scalar tensor would wait for the device
+        return F.embedding(k, self.mlp(self.table))
