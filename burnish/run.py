@@ -24,7 +24,16 @@ from burnish.progress import Progress
 
 WANDB_MODES = ("disabled", "offline", "online")
 _FOLDERS = ("checkpoints", "plots", "videos")
-_CONTENTS = ("config.yaml", "metrics.jsonl", "summary.json", "wandb", "wandb_id", *_FOLDERS)
+_CONTENTS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "summary.json",
+    "evaluation.json",
+    "evaluation_before.json",
+    "wandb",
+    "wandb_id",
+    *_FOLDERS,
+)
 
 
 class Run:
@@ -53,7 +62,8 @@ class Run:
         """Start a run in an empty or new folder; `config` (a dataclass) is written to config.yaml.
 
         `overwrite` deletes what an earlier run left there, and nothing else. Raises BurnishError where the
-        folder holds something, cannot be written, or `wandb` is not one of disabled, offline, online.
+        folder holds something, cannot be written, or is to be overwritten though `config.policy` lies in it, and
+        where `wandb` is not one of disabled, offline, online.
         """
         folder = Path(folder)
         _check_wandb(wandb)
@@ -64,11 +74,12 @@ class Run:
                     f"run_dir={folder} is not empty (it has {', '.join(found[:3])}): go on with "
                     f"resume={folder}, choose another run_dir=..., or delete what it has with overwrite=true"
                 )
+            if found:
+                _keep_source(folder, getattr(config, "policy", None))
             for name in _CONTENTS:
                 _delete(folder / name)
             folder.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-            _write_atomically(folder / "config.yaml", text)
+            _write_config(folder, to_dict(config))
         except OSError as error:
             raise BurnishError(f"run_dir={folder} cannot be written: {error.strerror or error}") from error
         return cls(folder, to_dict(config), wandb)
@@ -77,16 +88,23 @@ class Run:
     def open(cls, config: Any) -> Run:
         """Create the run that `config` describes (its run_dir, resume, wandb and overwrite), or resume it."""
         if config.resume is not None:
-            return cls.resume(config.resume, wandb=config.wandb)
+            return cls.resume(config.resume, config, wandb=config.wandb)
         return cls.create(config.run_dir, config, wandb=config.wandb, overwrite=config.overwrite)
 
     @classmethod
-    def resume(cls, folder: str | Path, *, wandb: str = "disabled") -> Run:
-        """Go on in the folder of an earlier run. Raises BurnishError where it is none."""
+    def resume(cls, folder: str | Path, config: Any = None, *, wandb: str = "disabled") -> Run:
+        """Go on in the folder of an earlier run. Raises BurnishError where it is none.
+
+        `config` (a dataclass), where it is given, replaces config.yaml: so a length that was raised stays raised.
+        """
         folder = Path(folder)
         _check_wandb(wandb)
+        in_force = load_config(folder)
         try:
-            return cls(folder, load_config(folder), wandb)
+            if config is not None:
+                in_force = {**to_dict(config), "run_dir": str(folder), "resume": None}
+                _write_config(folder, in_force)
+            return cls(folder, in_force, wandb)
         except OSError as error:
             raise BurnishError(f"resume={folder} cannot be written: {error.strerror or error}") from error
 
@@ -223,6 +241,10 @@ def _number(value: Any) -> int | float:
     return int(number) if isinstance(number, (bool, int)) else float(number)
 
 
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    _write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
 def _write_atomically(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     with unfinished.open("w", encoding="utf-8") as file:
@@ -230,6 +252,12 @@ def _write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def _keep_source(folder: Path, policy: Any) -> None:
+    """Refuse to overwrite the folder that the policy to start from lies in."""
+    if isinstance(policy, str) and Path(policy).resolve().is_relative_to(folder.resolve()):
+        raise BurnishError(f"overwrite=true would delete policy={policy}, which is in run_dir={folder}: choose another")
 
 
 def _delete(path: Path) -> None:
