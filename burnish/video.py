@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,27 @@ class RecordingSimulator:
 def record(policy: DiffusionPolicy, task: TaskConfig, seeds: list[int], folder: Path) -> list[Path]:
     """Write one MP4 for each seed: the very episodes that `evaluate` counts.
 
-    Without a working GL nothing is written; the reason and the remedy are said on stderr.
+    Whatever goes wrong (no OpenGL, no ffmpeg, a full disk) is said on stderr: a training that is done is worth
+    more than its videos.
     """
-    import imageio.v2 as imageio
+    paths: list[Path] = []
+    try:
+        recorder = RecordingSimulator(make_simulator(task))
+        with contextlib.closing(_single_env(recorder, policy, task)) as envs:
+            for seed in seeds:
+                success = run_episodes(policy, envs, [seed]).success[0]
+                path = folder / f"seed{seed}_{'success' if success else 'end'}.mp4"
+                _write(path, recorder.frames)
+                paths.append(path)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        kind = "" if isinstance(error, BurnishError) else f"{type(error).__name__}: "
+        print(f"no videos: {kind}{reason}", file=sys.stderr)
+    return paths
 
-    recorder = RecordingSimulator(make_simulator(task))
-    envs = SyncVectorEnv(
+
+def _single_env(recorder: RecordingSimulator, policy: DiffusionPolicy, task: TaskConfig) -> SyncVectorEnv:
+    return SyncVectorEnv(
         lambda: recorder,
         n_envs=1,
         n_obs_steps=policy.config.n_obs_steps,
@@ -59,16 +75,14 @@ def record(policy: DiffusionPolicy, task: TaskConfig, seeds: list[int], folder: 
         seed=0,
         autoreset=False,
     )
-    paths = []
+
+
+def _write(path: Path, frames: list[np.ndarray]) -> None:
+    import imageio.v2 as imageio
+
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for seed in seeds:
-            success = run_episodes(policy, envs, [seed]).success[0]
-            path = folder / f"seed{seed}_{'success' if success else 'end'}.mp4"
-            folder.mkdir(parents=True, exist_ok=True)
-            imageio.mimwrite(path, recorder.frames, fps=FPS, macro_block_size=16)  # type: ignore[arg-type]
-            paths.append(path)
-    except BurnishError as error:
-        print(f"no videos: {error}", file=sys.stderr)
-    finally:
-        envs.close()
-    return paths
+        imageio.mimwrite(path, frames, fps=FPS, macro_block_size=16)  # type: ignore[arg-type]
+    except Exception:
+        path.unlink(missing_ok=True)  # half a video
+        raise

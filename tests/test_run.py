@@ -15,8 +15,12 @@ import pytest
 import torch
 
 from burnish import progress as progress_module
+from burnish import video
 from burnish.errors import BurnishError
+from burnish.networks import DenoiserConfig
+from burnish.policy import DiffusionPolicy, PolicyConfig
 from burnish.run import Run, StopRequest, load_config, read_metrics
+from burnish.tasks import load_task
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,26 @@ def test_a_used_folder_is_refused_then_overwritten_then_resumed(tmp_path: Path) 
         assert run.n_metric_lines == 1
 
 
+def test_overwriting_leaves_no_results_of_the_old_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    Run.create(folder, Config("a")).close()
+    for name in ("evaluation.json", "evaluation_before.json", "summary.json"):
+        (folder / name).write_text("{}")
+    Run.create(folder, Config("a"), overwrite=True).close()
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"config.yaml", "metrics.jsonl", "checkpoints", "plots", "videos"}
+
+
+def test_a_setting_changed_on_resume_stays_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    Run.create(folder, Config(str(folder), rate=0.5)).close()
+    Run.open(Config(str(folder), rate=2.0, resume=str(folder))).close()
+    Run.resume(folder).close()
+    assert load_config(folder)["rate"] == 2.0
+    assert load_config(folder)["run_dir"] == str(folder) and load_config(folder)["resume"] is None
+    assert [path.name for path in folder.glob(".*")] == []
+
+
 def test_metrics_go_on_where_the_checkpoint_was(tmp_path: Path) -> None:
     with Run.create(tmp_path / "run", Config("a")) as run:
         for step in range(4):
@@ -119,6 +143,36 @@ def test_impossible_folders_and_modes_are_told_before_any_work(tmp_path: Path) -
     with pytest.raises(BurnishError, match=r"wandb=on: expected one of disabled, offline, online"):
         Run.create(tmp_path / "run", Config("a"), wandb="on")
     assert not (tmp_path / "run").exists()
+
+
+class NoSimulator:
+    obs_dim, action_dim = 3, 1
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Recorded:
+    success: list[bool]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("ffmpeg\nended")])
+def test_videos_that_cannot_be_written_cost_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def mimwrite(path: Path, *frames: object, **settings: object) -> None:
+        path.write_text("half")
+        raise error
+
+    monkeypatch.setattr(video, "make_simulator", lambda task: NoSimulator())
+    monkeypatch.setattr(video, "run_episodes", lambda policy, envs, seeds: Recorded([True]))
+    monkeypatch.setattr("imageio.v2.mimwrite", mimwrite)
+    policy = DiffusionPolicy(PolicyConfig(denoiser=DenoiserConfig(hidden_dim=8)), 3, 1, ["flat"])
+    assert video.record(policy, load_task("hopper"), [1, 2], tmp_path) == []
+    said = capsys.readouterr().err
+    assert said.startswith("no videos: ") and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_wandb_offline_writes_into_the_run_folder(tmp_path: Path) -> None:
