@@ -40,3 +40,7 @@ class TaskConfig:
             raise BurnishError(f"task.max_episode_steps={self.max_episode_steps}: expected at least 1")
         if not self.obs_keys:
             raise BurnishError("task.obs_keys is empty: expected at least one observation key")
+        if self.suite == "gymnasium" and self.obs_keys != ["flat"]:
+            raise BurnishError(
+                f"task.obs_keys=[{', '.join(self.obs_keys)}]: Gymnasium tasks have one observation, expected [flat]"
+            )
