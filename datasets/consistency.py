@@ -12,7 +12,8 @@ from burnish.errors import BurnishError
 def require_consistent(demos: Demonstrations) -> None:
     """Raise BurnishError at the first thing that training would trip over.
 
-    That is: no episodes, an episode without steps or observations, a length that differs from that of the
+    That is: no episodes, an episode without steps or observations, actions
+    that are not (steps, dimension), a length that differs from that of the
     actions, a dimension that differs from that of the first episode, and NaN or infinity in actions, rewards
     or observations. The message names the source, the episode, the key and the first bad step.
     """
@@ -26,6 +27,8 @@ def require_consistent(demos: Demonstrations) -> None:
             raise BurnishError(f"{place} has no steps; delete it from the file")
         if not episode.obs:
             raise BurnishError(f"{place} has no observations of one dimension")
+        if episode.actions.ndim != 2:
+            raise BurnishError(f"{place}: actions have the shape {episode.actions.shape}, expected (steps, dimension)")
         for key, values in _arrays(episode).items():
             if len(values) != len(episode):
                 raise BurnishError(f"{place}: {key} has {len(values)} steps, but there are {len(episode)} actions")

@@ -46,13 +46,15 @@ class DenoiserConfig:
         if self.hidden_dim < 1 or self.n_layers < 1:
             raise BurnishError("policy.denoiser: hidden_dim and n_layers must be at least 1")
         if self.name == "unet":
-            wrong = [c for c in self.channels if c % self.n_groups]
-            if not self.channels or wrong:
+            if self.n_groups < 1:
+                raise BurnishError(f"policy.denoiser.n_groups={self.n_groups}: expected at least 1")
+            if not self.channels or any(c < 1 or c % self.n_groups for c in self.channels):
                 raise BurnishError(
-                    f"policy.denoiser.channels={self.channels}: each must be a multiple of n_groups={self.n_groups}"
+                    f"policy.denoiser.channels={self.channels}: expected one or more positive multiples of "
+                    f"n_groups={self.n_groups}"
                 )
-            if self.kernel_size % 2 == 0:
-                raise BurnishError(f"policy.denoiser.kernel_size={self.kernel_size}: expected an odd number")
+            if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+                raise BurnishError(f"policy.denoiser.kernel_size={self.kernel_size}: expected a positive odd number")
 
 
 def build_denoiser(
