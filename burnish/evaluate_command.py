@@ -2,51 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from burnish.device import resolve_device
 from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError
 from burnish.evaluation import EvaluationConfig, about, evaluate
+from burnish.output import require_writable
 from burnish.policy import DiffusionPolicy
 from burnish.progress import Progress
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What to evaluate, and how: see `EvaluationConfig`.
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(EvaluationConfig):
+    """What to evaluate; how, are the keys of `EvaluationConfig`.
 
     Attributes:
         policy: folder of the policy.
+        seed: other than in trainings, which choose their best checkpoint by the seeds from 100000 on: measured on
+            those it would seem better than it is.
         device: "auto", "cpu" or "cuda".
         out: folder for the results; None: `default_folder`.
     """
 
     policy: str
     task: TaskConfig
-    episodes: int = 100
-    seed: int = 100_000
-    n_envs: int = 20
-    backend: str = "auto"
-    n_workers: int | None = None
-    video: int = 0
+    seed: int = 200_000
     device: str = "auto"
     out: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except BurnishError as error:  # the keys have no prefix here
+            raise BurnishError(str(error).replace("evaluation.", "")) from error
+
+    def evaluation(self) -> EvaluationConfig:
+        """How to evaluate, alone."""
+        return EvaluationConfig(**{field.name: getattr(self, field.name) for field in fields(EvaluationConfig)})
 
 
 def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
     """Evaluate -> the summary, which is also written to evaluation.json, with every episode.
 
-    Raises BurnishError where the policy cannot be read or does not fit the task.
+    Raises BurnishError where the policy cannot be read or does not fit the task, or `out` cannot be written.
     """
     policy = DiffusionPolicy.load(config.policy, resolve_device(config.device))
-    evaluation_config = EvaluationConfig(
-        config.episodes, config.seed, config.n_envs, config.backend, config.n_workers, config.video
-    )
     folder = Path(config.out) if config.out else default_folder(config)
+    require_writable(folder)
+    how = config.evaluation()
     with Progress(config.episodes, f"evaluate {config.task.name}") as progress:
-        evaluation = evaluate(policy, config.task, evaluation_config, video_folder=folder, progress=progress)
-    evaluation.save(folder / "evaluation.json", **about(config.policy, config.task, evaluation_config))
+        evaluation = evaluate(policy, config.task, how, video_folder=folder, progress=progress)
+    evaluation.save(folder / "evaluation.json", **about(config.policy, config.task, how))
     return evaluation.summary()
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.output import require_writable
 
 if TYPE_CHECKING:
     import gymnasium
@@ -214,9 +215,10 @@ def train_behaviour(config: BehaviourConfig) -> Path:
     The evaluation that stops the training is chosen for being high, so the metadata's "deterministic" and
     "stochastic" figures come from fresh episodes.
 
-    Raises BurnishError when Stable-Baselines3 is missing, or when `max_steps` pass below the target
-    (nothing is written then).
+    Raises BurnishError when Stable-Baselines3 is missing, the file cannot be written, or when `max_steps` pass
+    below the target (nothing is written then).
     """
+    require_writable(Path(config.out).parent)
     sac = _new_sac(config)
     best = -np.inf
     while sac.num_timesteps < config.max_steps:

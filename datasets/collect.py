@@ -15,6 +15,7 @@ from burnish.datasets.episodes import Demonstrations
 from burnish.datasets.recorder import Recorder, Recording
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.output import require_writable
 from burnish.progress import Progress
 
 Recordings = Generator[tuple[int, Recording], None, None]
@@ -87,8 +88,8 @@ def collect(config: CollectConfig) -> Demonstrations:
     Episodes end shortly after success, where the environment ends them, or at the time limit. Episode i
     depends on `seed` + i alone, not on the other episodes nor on the number of workers.
 
-    Raises BurnishError if the file exists (without `overwrite`), the behaviour does not fit the task, or no
-    episode is left to write.
+    Raises BurnishError if the file exists (without `overwrite`) or cannot be written, the behaviour does not fit
+    the task, or no episode is left to write.
     """
     from burnish.datasets import d4rl, robomimic
     from burnish.envs.robosuite_suite import env_args_of
@@ -96,6 +97,7 @@ def collect(config: CollectConfig) -> Demonstrations:
     out = Path(config.out)
     if out.exists() and not config.overwrite:
         raise BurnishError(f"{out} exists already: choose another name or set overwrite=true")
+    require_writable(out.parent)
     recordings = _record_all(config)
     kept = [recording.episode for recording in recordings if recording.success or not config.successes_only]
     if not kept:
