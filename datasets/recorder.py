@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from burnish.datasets.actors import Actor, PolicyActor, SampledActor
 from burnish.datasets.episodes import Episode
+from burnish.datasets.robosuite_states import model_xml
 from burnish.envs import make_simulator
 from burnish.envs.base import Floats, Step
 
@@ -59,7 +59,7 @@ class Recorder:
             terminated=np.array([step.terminated for step in steps]),
             final_obs={key: values[-1] for key, values in by_key.items()},
             states=np.stack(states) if self._with_states else None,
-            model_file=self._model_file() if self._with_states else None,
+            model_file=model_xml(self.simulator.env) if self._with_states else None,
         )
         return Recording(episode, any(step.success for step in steps))
 
@@ -92,11 +92,6 @@ class Recorder:
 
     def _state(self) -> NDArray[np.float64]:
         return self.simulator.env.sim.get_state().flatten()
-
-    def _model_file(self) -> str:
-        """The model's XML, with assets relative to where robosuite is installed."""
-        xml = self.simulator.env.sim.model.get_xml()
-        return re.sub(r'file="[^"]*/(robosuite/models/assets/)', r'file="\1', xml)
 
     def _by_key(self, flat: Floats) -> dict[str, Floats]:
         """Flat observations (T, Do) -> key -> (T, d), in the order of the task's keys."""
