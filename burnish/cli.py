@@ -16,6 +16,7 @@ from burnish.errors import BurnishError, Stopped
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command -> exit status: 0 done, 1 faults found, 2 a user's mistake, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    choose_opengl()
     try:
         return _dispatch(arguments)
     except BurnishError as error:
@@ -32,11 +33,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+def choose_opengl() -> None:
+    """Let MuJoCo draw without a screen on Linux, where nothing else was chosen. To be called before its import.
+
+    Only with a library that is there: without it, MUJOCO_GL=egl makes the import of MuJoCo itself fail.
+    """
+    if sys.platform != "linux" or "MUJOCO_GL" in os.environ or "DISPLAY" in os.environ:
+        return
+    from ctypes.util import find_library
+
+    for backend, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+        if find_library(library):
+            os.environ["MUJOCO_GL"] = backend
+            return
+
+
 def _dispatch(arguments: list[str]) -> int:
     for command in COMMANDS:
         words = command.name.split()
         if arguments[: len(words)] == words:
             return _run_command(command, arguments[len(words) :])
+    if arguments[:1] == ["demo"]:  # has options of its own, which argparse's REMAINDER would refuse
+        from burnish.demo import main as demo
+
+        return demo(arguments[1:])
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
@@ -113,9 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--check", action="store_true", help="make each environment and step it")
     tasks.set_defaults(run=_tasks)
     commands.add_parser("doctor", help="check this installation").set_defaults(run=_doctor)
-    demo = commands.add_parser("demo", help="the whole way in a few minutes", add_help=False)
-    demo.add_argument("arguments", nargs=argparse.REMAINDER)
-    demo.set_defaults(run=_demo)
+    commands.add_parser("demo", help="the whole way in a few minutes")
     return parser
 
 
@@ -217,12 +235,6 @@ def _doctor(options: argparse.Namespace) -> int:
     from burnish.doctor import doctor
 
     return doctor()
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from burnish.demo import main as demo
-
-    return demo(options.arguments)
 
 
 if __name__ == "__main__":
