@@ -63,6 +63,15 @@ def wrong_obs_dimension(path: Path) -> Path:
     return write_robomimic(path, [np.zeros((9, 3)), np.ones((9, 3))], obs_dim=7)
 
 
+def one_dimensional_actions(path: Path) -> Path:
+    """D4RL's layout, with one number a step."""
+    with h5py.File(path, "w") as file:
+        file["observations"], file["actions"] = np.zeros((18, 11)), np.zeros(18)
+        file["rewards"] = np.zeros(18)
+        file["terminals"], file["timeouts"] = np.zeros(18, bool), np.arange(18) % 9 == 8
+    return path
+
+
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -80,6 +89,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (without_actions, ["demos.hdf5", "demo_1", "actions"]),
         (with_nan, ["demos.hdf5", "demo_1", "actions", "4"]),
         (wrong_action_dimension, ["action dimension 2", "hopper has 3"]),
+        (one_dimensional_actions, ["demos.hdf5", "demo_0", "actions", "(9,)", "(steps, dimension)"]),
         (wrong_obs_dimension, ["observation dimension 7", "hopper has 11"]),
     ],
 )
@@ -96,7 +106,8 @@ def test_demonstrations(tmp_path, capsys, make: Callable[[Path], Path], words: l
         ("task=hoper", ["hoper", "hopper"]),
         ("train.epoch=3", ["train.epoch", "train.epochs"]),
         ("policy.n_action_steps=5", ["n_action_steps=5", "horizon=4"]),
-        ("task.obs_keys=[flatt]", ["flatt", "flat"]),
+        ("task.obs_keys=[flatt]", ["task.obs_keys=[flatt]", "[flat]"]),
+        ("task.obs_keys=[flat,flat]", ["task.obs_keys=[flat, flat]", "[flat]"]),
         ("device=tpu", ["device=tpu"]),
         ("train.epochs=0", ["train.epochs=0"]),
         ("wandb=maybe", ["wandb=maybe", "offline"]),
@@ -106,6 +117,17 @@ def test_settings(tmp_path, capsys, override: str, words: list[str]):
     dataset, run = good(tmp_path / "demos.hdf5"), tmp_path / "run"
     line = refused(capsys, "pretrain", *HOPPER, f"dataset={dataset}", f"run_dir={run}", override)
     assert all(word in line for word in words), line
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    "override", ["n_groups=0", "n_groups=-8", "channels=[0,64]", "channels=[-8]", "kernel_size=0", "kernel_size=-3"]
+)
+def test_impossible_unets(tmp_path, capsys, override: str):
+    dataset, run = good(tmp_path / "demos.hdf5"), tmp_path / "run"
+    words = ("policy=unet", f"policy.denoiser.{override}", f"dataset={dataset}", f"run_dir={run}")
+    line = refused(capsys, "pretrain", *HOPPER, *words)
+    assert f"policy.denoiser.{override.replace(',', ', ')}: expected" in line
     assert not run.exists()
 
 
@@ -154,12 +176,57 @@ def test_policy_folders(tmp_path, capsys, policy_folder, command: str, name: str
         path.write_bytes(path.read_bytes()[:40])
     out = tmp_path / "run"
     line = refused(
-        capsys, command, "task=hopper", f"policy={policy_folder}", f"{'out' if command == 'evaluate' else 'run_dir'}={out}"
+        capsys,
+        command,
+        "task=hopper",
+        f"policy={policy_folder}",
+        f"{'out' if command == 'evaluate' else 'run_dir'}={out}",
     )
     assert name in line and damage in line
     assert not out.exists()
 
 
 def test_policy_of_another_task(tmp_path, capsys, policy_folder):
-    line = refused(capsys, "evaluate", "task=reacher", f"policy={policy_folder}", f"out={tmp_path / 'out'}", "episodes=1")
+    line = refused(
+        capsys, "evaluate", "task=reacher", f"policy={policy_folder}", f"out={tmp_path / 'out'}", "episodes=1"
+    )
     assert "observation dimension 11" in line and "reacher" in line
+
+
+@pytest.mark.parametrize(("override", "word"), [("episodes=0", "at least 1"), ("video=101", "episodes=100")])
+def test_evaluation_settings_are_checked_before_the_policy_is_read(tmp_path, capsys, override: str, word: str):
+    line = refused(capsys, "evaluate", "task=hopper", f"policy={tmp_path}", override)
+    assert line.startswith(f"burnish: error: {override}") and word in line and "evaluation." not in line
+
+
+def no_work(*arguments, **settings):
+    raise AssertionError("work was begun")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("burnish.evaluate_command.evaluate", ("evaluate", "task=hopper", "out={}/results", "device=cpu")),
+        ("burnish.datasets.collect._record_all", ("data", "collect", "task=lift", "out={}/demos.hdf5")),
+        (
+            "burnish.datasets.behaviour._new_sac",
+            ("data", "train-behaviour", "task=hopper", "out={}/a.safetensors", "target_return=1"),
+        ),
+    ],
+)
+def test_unwritable_results(tmp_path, capsys, monkeypatch, policy_folder, target: str, words: tuple[str, ...]):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(target, no_work)
+    words = tuple(word.format(tmp_path / "file") for word in words)
+    extra = (f"policy={policy_folder}",) if words[0] == "evaluate" else ()
+    line = refused(capsys, *words, *extra)
+    assert "cannot be written" in line and f"{tmp_path / 'file'} is not a folder" in line and "out=" in line
+
+
+def test_overwriting_the_policy_to_start_from(tmp_path, capsys, policy_folder):
+    run = tmp_path / "run"
+    source = (run / "checkpoints").mkdir(parents=True) or policy_folder.rename(run / "checkpoints" / "step_1")
+    words = (f"policy={source}", f"run_dir={run}", "backend=sync", "n_envs=1", "overwrite=true")
+    line = refused(capsys, "finetune", *HOPPER, *words)
+    assert f"would delete policy={source}" in line
+    assert (source / "policy.json").exists()

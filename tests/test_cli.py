@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -14,9 +15,11 @@ import pytest
 import yaml
 
 from burnish import commands
-from burnish.cli import main
+from burnish.cli import choose_opengl, main, report
 from burnish.commands import COMMANDS, Command
+from burnish.compose import config_groups, group_options
 from burnish.errors import BurnishError, Stopped
+from burnish.evaluate_command import EvaluateConfig
 from burnish.resume import configure
 from burnish.run import Run
 from burnish.sweep import plan, run_sweep
@@ -65,16 +68,26 @@ def test_each_help_has_groups_keys_and_examples_that_compose(
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
 def test_every_key_of_the_yaml_and_of_the_dataclass_is_the_same(entry: Command) -> None:
+    for group in {"policy", "stage"} & set(config_groups(entry.config)):
+        for option in group_options(group):
+            check_keys(entry, [f"{group}={option}"])
+    check_keys(entry, [])
+
+
+def check_keys(entry: Command, overrides: list[str]) -> None:
     required: dict[str, Any] = {
         "policy": "x",
         "out": {"collect": "x.hdf5", "behaviour": "x.safetensors"}.get(entry.config),
     }
     required["target_return"] = 1
-    raw = configure(entry, [])
+    raw = configure(entry, overrides)
     config = entry.parse({key: required[key] if value == "???" else value for key, value in raw.items()})
-    assert set(raw) == {field.name for field in dataclasses.fields(config)}
-    if "stage" in raw:
-        assert set(raw["stage"]) == {field.name for field in dataclasses.fields(config.stage)}
+    raw["task"] = dataclasses.asdict(config.task)  # a task may leave out what it has no use for
+    assert keys(raw) == keys(dataclasses.asdict(config))
+
+
+def keys(tree: dict[str, Any]) -> dict[str, Any]:
+    return {name: keys(value) if isinstance(value, dict) else None for name, value in tree.items()}
 
 
 @pytest.mark.parametrize(
@@ -117,6 +130,40 @@ def test_cfg_prints_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert config["task"]["name"] == "hopper" and config["run_dir"] == "runs/pretrain-hopper-seed7"
     assert config["dataset"] == "shipped:lift"
     assert run(capsys, "finetune", "--cfg")[0] == 0  # policy is still to be given
+
+
+def test_summaries_are_printed_a_number_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    report({"policy": "runs/a", "before": {"success_rate": 0.25}, "after": {"success_rate": 2 / 3}})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["policy", "runs/a"], ["before/success_rate", "0.25"], ["after/success_rate", "0.666667"]]
+
+
+def test_reported_and_selecting_episodes_differ() -> None:
+    """The best checkpoint is chosen on the seeds of `evaluation`, with up to a hundred thousand episodes."""
+    seed = configure(command("evaluate"), [])["seed"]
+    assert seed == EvaluateConfig(policy="x", task=load_task("hopper")).seed
+    for name in ("pretrain", "finetune"):
+        assert seed - configure(command(name), [])["evaluation"]["seed"] >= 100_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo draws offscreen as it is")
+@pytest.mark.parametrize(
+    ("given", "libraries", "chosen"),
+    [
+        ({}, {"EGL", "OSMesa"}, "egl"),
+        ({}, {"OSMesa"}, "osmesa"),
+        ({}, set(), None),
+        ({"DISPLAY": ":0"}, {"EGL"}, None),
+        ({"MUJOCO_GL": "glfw"}, {"EGL"}, "glfw"),
+    ],
+)
+def test_opengl_is_chosen_among_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], libraries: set[str], chosen: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", given)
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: name if name in libraries else None)
+    choose_opengl()
+    assert given.get("MUJOCO_GL") == chosen
 
 
 def test_all_tasks_are_sound_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,6 +257,9 @@ def test_resume_takes_the_old_configuration(
     config = configure(fake_pretrain, [f"resume={moved}", "train.epochs=9", "wandb=offline"])
     assert config["seed"] == 5 and config["train"]["epochs"] == 9 and config["wandb"] == "offline"
     assert config["run_dir"] == config["resume"] == str(moved)
+    assert run(capsys, "pretrain", f"resume={moved}", "train.epochs=9")[0] == 0
+    assert configure(fake_pretrain, [f"resume={moved}"])["train"]["epochs"] == 9  # not forgotten
+    assert yaml.safe_load((moved / "config.yaml").read_text())["run_dir"] == str(moved)
     with pytest.raises(BurnishError, match=r"seed=6: .*only wandb, device, train.epochs"):
         configure(fake_pretrain, [f"resume={moved}", "seed=6"])
     with pytest.raises(BurnishError, match="not a run of burnish finetune"):
