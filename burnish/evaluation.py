@@ -131,28 +131,25 @@ class Evaluation:
 
 
 def check_fit(
-    policy: DiffusionPolicy, task: TaskConfig, obs_dim: int, action_dim: int, source: str = "the policy"
+    policy: DiffusionPolicy, task: TaskConfig, obs_dim: int, action_dim: int, source: str | None = None
 ) -> None:
-    """Raise BurnishError where a policy cannot act in a task; `source` is what the user gave."""
+    """Raise BurnishError where a policy cannot act in a task; `source` is what the user gave, if not a policy."""
+    source = source or f"the policy (trained for task={policy.task or 'unknown'})"
     if policy.obs_keys != task.obs_keys:
         raise BurnishError(
-            f"{source} has the observations {policy.obs_keys} (task {policy.task or 'unknown'}), "
-            f"but task={task.name} gives {task.obs_keys}"
+            f"{source} has the observations {policy.obs_keys}, but task={task.name} gives {task.obs_keys}"
         )
     for name, ours, theirs in (
         ("observation", policy.obs_dim, obs_dim),
         ("action", policy.action_dim, action_dim),
     ):
         if ours != theirs:
-            raise BurnishError(
-                f"{source} has {name} dimension {ours} (task {policy.task or 'unknown'}), but "
-                f" task={task.name} has {theirs}"
-            )
+            raise BurnishError(f"{source} has {name} dimension {ours}, but task={task.name} has {theirs}")
 
 
 @contextlib.contextmanager
 def evaluation_envs(
-    policy: DiffusionPolicy, task: TaskConfig, config: EvaluationConfig, source: str = "the policy"
+    policy: DiffusionPolicy, task: TaskConfig, config: EvaluationConfig, source: str | None = None
 ) -> Iterator[VectorEnv]:
     """Environments for `evaluate`, to be kept where it is called again and again; `source`: see `check_fit`."""
     from burnish.envs import make_vector_env

@@ -64,6 +64,19 @@ def test_result_does_not_depend_on_the_number_of_environments(policy, n_envs):
     assert reference.seeds == list(range(100_000, 100_007))
 
 
+def test_a_chaotic_robot_runs_the_same_episodes_alone(policy):
+    """HalfCheetah multiplies the last bit of an action: a batch of one must not be computed differently."""
+    torch.manual_seed(0)
+    config = PolicyConfig(denoiser=DenoiserConfig(hidden_dim=32))
+    cheetah = DiffusionPolicy(config, 17, 6, ["flat"], "halfcheetah").eval()
+    task = TaskConfig(name="halfcheetah", suite="gymnasium", env_id="HalfCheetah-v5", max_episode_steps=200)
+    one, three, five = (
+        evaluate(cheetah, task, EvaluationConfig(episodes=5, n_envs=n, backend="sync")).returns for n in (1, 3, 5)
+    )
+    np.testing.assert_allclose(one, five, rtol=1e-6)
+    np.testing.assert_allclose(three, five, rtol=1e-6)
+
+
 def test_evaluation_leaves_the_global_generator_alone(policy):
     torch.manual_seed(5)
     expected = torch.rand(3)

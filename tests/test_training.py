@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from burnish.cli import main
 from burnish.datasets import d4rl
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.envs.task import TaskConfig
@@ -202,7 +203,7 @@ def test_a_run_folder_is_complete(finetuned):
     [
         {"ft_denoising_steps": 1},
         {"ft_denoising_steps": 5},
-        {"sampler": "ddim", "ddim_steps": 2, "ft_denoising_steps": 2},
+        {"sampler": "ddim", "ddim_steps": 5, "ft_denoising_steps": 2},
         {"log_prob": "joint", "clip_coef": 0.2, "bc_coef": 0.1},
         {"adv_quantile_low": 0.05, "adv_quantile_high": 0.95, "max_sampling_denoising_std": 0.3},
     ],
@@ -216,33 +217,29 @@ def test_variants_of_dppo_run_and_stay_finite(pretrained, tmp_path, settings):
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(tmp_path / "run").values())
 
 
-def test_sigterm_saves_and_resume_goes_on(pretrained, tmp_path):
-    """A real process, a real signal."""
+def test_sigterm_to_the_whole_group_saves_and_resume_goes_on(pretrained, tmp_path):
+    """The real command with worker processes, signalled as Slurm, systemd and `timeout` do it."""
     run = tmp_path / "run"
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\n"
-        "import importlib.util\n"
-        "spec = importlib.util.spec_from_file_location('training', sys.argv[2])\n"
-        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
-        "from burnish.errors import Stopped\n"
-        "endless = {'total_env_steps': 10_000_000, 'eval_every': 0}\n"
-        "config = module.finetune_config(Path(sys.argv[3]), Path(sys.argv[4]), **endless)\n"
-        "try: module.finetune(config)\n"
-        "except Stopped as stopped: print(stopped); sys.exit(130)\n"
+    words = ["task=hopper", f"policy={pretrained}", f"run_dir={run}", "n_envs=4", "backend=workers", "n_workers=2"]
+    words += ["stage.n_steps=16", "stage.ft_denoising_steps=3", "checkpoint_every=1", "eval_every=0"]
+    words += ["total_env_steps=10000000", "evaluation.episodes=3", "evaluation.n_envs=3", "evaluation.backend=sync"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "burnish.cli", "finetune", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
-    root = Path(__file__).resolve().parent.parent
-    arguments = [sys.executable, "-c", code, str(root), __file__, str(run), str(pretrained)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while process.poll() is None and not (run / "checkpoints" / "latest").exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert f"burnish finetune resume={run}" in output
-    steps = int(output.split()[2])
-    summary = finetune(finetune_config(run, pretrained, resume=str(run), total_env_steps=steps + 200, eval_every=0))
-    assert summary["env_steps"] >= steps + 200
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert f"go on with: burnish finetune resume={run}" in errors
+    assert "Traceback" not in errors
+    steps = read_metrics(run / "metrics.jsonl")[-1]["step"]
+    assert main(["finetune", f"resume={run}", f"total_env_steps={steps + 400}"]) == 0
+    assert json.loads((run / "summary.json").read_text())["env_steps"] >= steps + 400
 
 
 def test_bad_input_is_refused_before_anything_is_written(dataset, pretrained, tmp_path):
@@ -270,3 +267,9 @@ def test_too_much_noise_is_said_loudly(capsys):
     assert "too much noise" in capsys.readouterr().err
     instance._compare_noisy_with_clean(0.4)
     assert not capsys.readouterr().err
+
+
+def test_too_few_steps_for_one_update_are_refused(pretrained, tmp_path):
+    with pytest.raises(BurnishError, match=r"total_env_steps=255 is too few .* 256 = n_envs \* chunks"):
+        finetune(finetune_config(tmp_path / "run", pretrained, total_env_steps=255))
+    assert not (tmp_path / "run").exists()

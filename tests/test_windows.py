@@ -15,12 +15,12 @@ from burnish.errors import BurnishError
 
 
 def episode(name: str, length: int, offset: float = 0) -> Episode:
-    """Key "a" counts from the offset (1 dimension), "b" follows it (2 dimensions), actions are 100 a."""
+    """Key "a" counts from the offset (1 dimension), "b" follows it (2 dimensions), actions are a / 8192."""
     steps = np.arange(length, dtype=np.float32)[:, None] + offset
     return Episode(
         name,
         {"a": steps, "b": np.concatenate([-steps, steps / 10], axis=1)},
-        np.repeat(100 * steps, 2, axis=1),
+        np.repeat(steps / 8192, 2, axis=1),
         np.zeros(length, np.float32),
         np.zeros(length, bool),
     )
@@ -37,13 +37,13 @@ def test_hand_written_example() -> None:
     windows = Windows([episode("demo_0", 3), episode("demo_1", 2, offset=50)], ["a"], n_obs_steps=2, horizon=3)
     obs, actions = windows.batch(torch.arange(5))
     assert obs[..., 0].tolist() == [[0, 0], [0, 1], [1, 2], [50, 50], [50, 51]]
-    assert actions[..., 1].tolist() == [
-        [0, 100, 200],
-        [100, 200, 200],
-        [200, 200, 200],
-        [5000, 5100, 5100],
-        [5100, 5100, 5100],
-    ]
+    assert (8192 * actions[..., 1]).tolist() == [[0, 1, 2], [1, 2, 2], [2, 2, 2], [50, 51, 51], [51, 51, 51]]
+
+
+def test_actions_are_clipped_as_environments_clip_them() -> None:
+    e = episode("demo_0", 3)
+    e.actions[:] = [[3.75, -2.0], [0.5, -0.5], [-1.0, 1.0]]
+    assert Windows([e], ["a"], 1, 1).actions.tolist() == [[1.0, -1.0], [0.5, -0.5], [-1.0, 1.0]]
 
 
 @pytest.mark.parametrize(("n_obs", "horizon"), [(1, 1), (2, 8), (4, 3), (9, 30)])
