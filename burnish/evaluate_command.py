@@ -12,6 +12,7 @@ from burnish.evaluation import EvaluationConfig, about, evaluate
 from burnish.output import require_writable
 from burnish.policy import DiffusionPolicy
 from burnish.progress import Progress
+from burnish.video import record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,9 @@ def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
     require_writable(folder)
     how = config.evaluation()
     with Progress(config.episodes, f"evaluate {config.task.name}") as progress:
-        evaluation = evaluate(policy, config.task, how, video_folder=folder, progress=progress)
+        evaluation = evaluate(policy, config.task, how, progress=progress)
     evaluation.save(folder / "evaluation.json", **about(config.policy, config.task, how))
+    record(policy, config.task, evaluation.seeds[: config.video], folder)
     return evaluation.summary()
 
 

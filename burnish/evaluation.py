@@ -177,14 +177,12 @@ def evaluate(
     config: EvaluationConfig,
     *,
     envs: VectorEnv | None = None,
-    video_folder: Path | None = None,
     progress: Any = None,
 ) -> Evaluation:
     """Run `config.episodes` episodes of `policy` in `task`.
 
     Args:
         envs: from `evaluation_envs`; None makes and closes them.
-        video_folder: where `config.video` MP4 files go; None writes none.
         progress: something with `update(n, **shown)`, counting episodes.
 
     Raises:
@@ -192,7 +190,7 @@ def evaluate(
     """
     if envs is None:
         with evaluation_envs(policy, task, config) as made:
-            return evaluate(policy, task, config, envs=made, video_folder=video_folder, progress=progress)
+            return evaluate(policy, task, config, envs=made, progress=progress)
     nonfinite = envs.nonfinite_episodes
     seeds = [config.seed + i for i in range(config.episodes)]
     rounds = []
@@ -203,10 +201,6 @@ def evaluate(
                 len(rounds[-1].success),
                 success_rate=float(np.concatenate([r.success for r in rounds]).mean()),
             )
-    if video_folder is not None and config.video:
-        from burnish.video import record
-
-        record(policy, task, seeds[: config.video], video_folder)
     return Evaluation(
         seeds=seeds,
         success=np.concatenate([r.success for r in rounds]),

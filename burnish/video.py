@@ -50,6 +50,8 @@ def record(policy: DiffusionPolicy, task: TaskConfig, seeds: list[int], folder: 
     more than its videos.
     """
     paths: list[Path] = []
+    if not seeds:
+        return paths
     try:
         recorder = RecordingSimulator(make_simulator(task))
         with contextlib.closing(_single_env(recorder, policy, task)) as envs:

@@ -23,6 +23,7 @@ from burnish.evaluation import Evaluation, EvaluationConfig, about, evaluate, ev
 from burnish.finetune.stage import Setting, Stage, StageConfig, stage_class
 from burnish.policy import DiffusionPolicy
 from burnish.run import Run, StopRequest
+from burnish.video import record
 
 TRAINER = "trainer.pt"
 NOISY_SHARE = 0.2  # a training policy that succeeds less often than this share of the clean one learns nothing
@@ -188,11 +189,8 @@ class Loop:
                     )
         return self._finish()
 
-    def _evaluate(self, video_folder: Path | None = None) -> Evaluation:
-        config = self.config
-        return evaluate(
-            self.stage.policy, config.task, config.evaluation, envs=self.eval_envs, video_folder=video_folder
-        )
+    def _evaluate(self) -> Evaluation:
+        return evaluate(self.stage.policy, self.config.task, self.config.evaluation, envs=self.eval_envs)
 
     def _evaluate_pretrained(self) -> None:
         evaluation = self._evaluate()
@@ -286,8 +284,8 @@ class Loop:
         self.run.truncate_metrics(state["n_metric_lines"])
 
     def _finish(self) -> dict[str, Any]:
-        """Last evaluation with videos, checkpoint, curve and summary.json."""
-        evaluation = self._evaluate(self.run.folder / "videos")
+        """Last evaluation, checkpoint, videos, curve and summary.json."""
+        evaluation = self._evaluate()
         after = evaluation.summary()
         self.run.log({f"eval/{key}": value for key, value in after.items()}, self.env_steps)
         is_best = evaluation.score > self.best
@@ -297,6 +295,8 @@ class Loop:
             self.run.checkpoints.mark_best(self.env_steps)
         latest = str(self.run.checkpoints.latest())
         evaluation.save(self.run.folder / "evaluation.json", **about(latest, self.config.task, self.config.evaluation))
+        seeds = evaluation.seeds[: self.config.evaluation.video]
+        record(self.stage.policy, self.config.task, seeds, self.run.folder / "videos")
         self.run.plot_curve(
             "step",
             ["eval/success_rate", "train/success_rate", "eval/return", "train/return"],

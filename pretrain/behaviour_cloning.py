@@ -34,6 +34,7 @@ from burnish.evaluation import Evaluation, EvaluationConfig, about, evaluate, ev
 from burnish.policy import DiffusionPolicy, PolicyConfig
 from burnish.pretrain.ema import EMA
 from burnish.run import Run, StopRequest
+from burnish.video import record
 
 TRAINER = "trainer.pt"
 
@@ -274,7 +275,7 @@ class Pretraining:
         last = epoch == train.epochs
         is_best = False
         if last or (train.eval_every and epoch % train.eval_every == 0):
-            evaluation = self._evaluate(self.run.folder / "videos" if last else None)
+            evaluation = self._evaluate()
             metrics |= {f"eval/{key}": value for key, value in evaluation.summary().items()}
             is_best = evaluation.score >= self.best
             self.best = max(self.best, evaluation.score)
@@ -284,14 +285,8 @@ class Pretraining:
         if is_best:
             self.run.checkpoints.mark_best(self.trainer.step)
 
-    def _evaluate(self, video_folder: Path | None = None) -> Evaluation:
-        self.evaluation = evaluate(
-            self.trainer.ema.module,
-            self.config.task,
-            self.config.evaluation,
-            envs=self.envs,
-            video_folder=video_folder,
-        )
+    def _evaluate(self) -> Evaluation:
+        self.evaluation = evaluate(self.trainer.ema.module, self.config.task, self.config.evaluation, envs=self.envs)
         return self.evaluation
 
     def _save(self) -> None:
@@ -319,10 +314,12 @@ class Pretraining:
         self.best = tuple(state["best"])
 
     def _finish(self) -> dict[str, Any]:
-        """Evaluation file, curve and summary.json."""
+        """Evaluation file, videos, curve and summary.json."""
         evaluation = self.evaluation or self._evaluate()  # a run resumed after its end has none yet
         policy = str(self.run.checkpoints.latest())
         evaluation.save(self.run.folder / "evaluation.json", **about(policy, self.config.task, self.config.evaluation))
+        seeds = evaluation.seeds[: self.config.evaluation.video]
+        record(self.trainer.ema.module, self.config.task, seeds, self.run.folder / "videos")
         keys = ["loss", "validation_loss", "eval/success_rate", "eval/return"]
         self.run.plot_curve("step", keys, x_label="gradient steps")
         summary = {
