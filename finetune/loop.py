@@ -38,7 +38,7 @@ class FinetuneConfig:
     policy: str
     run_dir: str
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    total_env_steps: int = 102_400
+    total_env_steps: int = 51_200
     n_envs: int = 16
     backend: str = "auto"
     n_workers: int | None = None
