@@ -7,12 +7,20 @@ import torch
 from burnish.errors import BurnishError
 
 
-def resolve_device(name: str) -> torch.device:
-    """ "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+def resolve_device(name: str, torch_threads: int = 1) -> torch.device:
+    """The device of a run, with torch set up for it.
+
+    Args:
+        name: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+        torch_threads: of torch on the CPU. The default, 1, leaves the cores to the simulators, gives the same bits
+            on machines with another number of cores, and does not collapse where others use them too.
 
     Raises:
         BurnishError: no such device here.
     """
+    if torch_threads < 1:
+        raise BurnishError(f"torch_threads={torch_threads}: expected at least 1")
+    torch.set_num_threads(torch_threads)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -23,7 +23,7 @@ class EvaluateConfig(EvaluationConfig):
         policy: folder of the policy.
         seed: other than in trainings, which choose their best checkpoint by the seeds from 100000 on: measured on
             those it would seem better than it is.
-        device: "auto", "cpu" or "cuda".
+        device, torch_threads: see `burnish.device.resolve_device`.
         out: folder for the results; None: `default_folder`.
     """
 
@@ -31,6 +31,7 @@ class EvaluateConfig(EvaluationConfig):
     task: TaskConfig
     seed: int = 200_000
     device: str = "auto"
+    torch_threads: int = 1
     out: str | None = None
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
 
     Raises BurnishError where the policy cannot be read or does not fit the task, or `out` cannot be written.
     """
-    policy = DiffusionPolicy.load(config.policy, resolve_device(config.device))
+    policy = DiffusionPolicy.load(config.policy, resolve_device(config.device, config.torch_threads))
     folder = Path(config.out) if config.out else default_folder(config)
     require_writable(folder)
     how = config.evaluation()

@@ -12,7 +12,7 @@ from burnish.errors import BurnishError
 def configure(command: Command, overrides: list[str]) -> dict[str, Any]:
     """The resolved configuration, not parsed yet.
 
-    With `resume=RUN` it is RUN/config.yaml; only wandb, device and the total length may be set anew.
+    With `resume=RUN` it is RUN/config.yaml; only wandb, device, torch_threads and the total length may be set anew.
     Raises BurnishError for everything else, and where RUN is not a run of this command.
     """
     given = {split(override)[0]: override for override in overrides}
@@ -30,7 +30,7 @@ def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any
         raise BurnishError(
             f"resume={run} is not a run of burnish {command.name}: its config.yaml has no {command.section}"
         )
-    allowed = ("wandb", "device", command.length)
+    allowed = ("wandb", "device", "torch_threads", command.length)
     for key, override in given.items():
         if key not in allowed:
             raise BurnishError(f"{override}: a resumed run keeps its settings; only {', '.join(allowed)} may differ")

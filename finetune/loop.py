@@ -46,6 +46,7 @@ class FinetuneConfig:
     checkpoint_every: int = 5
     seed: int = 0
     device: str = "auto"
+    torch_threads: int = 1
     resume: str | None = None
     wandb: str = "disabled"
     overwrite: bool = False
@@ -104,7 +105,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         BurnishError: bad input; nothing was started.
         Stopped: asked to stop; the run folder can be resumed.
     """
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, config.torch_threads)
     torch.manual_seed(config.seed)
     latest = Checkpoints(Path(config.resume) / "checkpoints").latest() if config.resume else None
     policy = DiffusionPolicy.load(latest or config.policy, device)

@@ -97,6 +97,7 @@ class PretrainConfig:
     filter_key: str | None = None
     seed: int = 0
     device: str = "auto"
+    torch_threads: int = 1
     resume: str | None = None
     wandb: str = "disabled"
     overwrite: bool = False
@@ -211,7 +212,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         BurnishError: bad input; nothing was started.
         Stopped: asked to stop; the run folder can be resumed.
     """
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, config.torch_threads)
     torch.manual_seed(config.seed)
     source = config.dataset or config.task.dataset
     if source is None:

@@ -187,6 +187,7 @@ class FakeConfig:
     dataset: str | None
     filter_key: str | None
     device: str
+    torch_threads: int
     wandb: str
     resume: str | None
     overwrite: bool
