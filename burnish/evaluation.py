@@ -126,8 +126,11 @@ class Evaluation:
             "return": self.returns.tolist(),
             "length": self.lengths.tolist(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            raise BurnishError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def check_fit(

@@ -295,9 +295,7 @@ class DiffusionPolicy(nn.Module):
         try:
             description = json.loads((folder / DESCRIPTION).read_text())
             if description["format"] != FORMAT:
-                raise BurnishError(
-                    f"{folder / DESCRIPTION}: format {description['format']}, this version reads {FORMAT}"
-                )
+                raise BurnishError(f"format {description['format']}, this version reads {FORMAT}")
             config = parse(PolicyConfig, description["config"], where="config")
             policy = cls(
                 config,
@@ -308,6 +306,8 @@ class DiffusionPolicy(nn.Module):
             )
             if description["ft_denoising_steps"]:
                 policy.start_finetuning(description["ft_denoising_steps"])
+        except BurnishError as error:
+            raise BurnishError(f"{folder / DESCRIPTION}: {error}") from error
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
         policy._load_weights(folder / WEIGHTS)
