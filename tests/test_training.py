@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +274,11 @@ def test_too_few_steps_for_one_update_are_refused(pretrained, tmp_path):
     with pytest.raises(BurnishError, match=r"total_env_steps=255 is too few .* 256 = n_envs \* chunks"):
         finetune(finetune_config(tmp_path / "run", pretrained, total_env_steps=255))
     assert not (tmp_path / "run").exists()
+
+
+def test_bf16_pretraining_is_close_to_float32(dataset, pretrained, tmp_path):
+    config = pretrain_config(tmp_path / "run", dataset)
+    pretrain(replace(config, train=replace(config.train, precision="bf16")))
+    ours, theirs = untimed_metrics(tmp_path / "run"), untimed_metrics(pretrained)
+    assert ours[-1]["loss"] != theirs[-1]["loss"]
+    assert ours[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=0.02)
