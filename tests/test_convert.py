@@ -15,6 +15,7 @@ from burnish.datasets.convert import convert_robosuite
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.replay import replay
 from burnish.datasets.robosuite_states import model_xml
+from burnish.datasets.validation import validate
 from burnish.envs.robosuite_env import env_args, make_task_env
 from burnish.errors import BurnishError
 
@@ -89,6 +90,33 @@ def test_human_demonstrations_convert_and_reach_success(name, converted):
         assert not episode.terminated.any()
         assert 'file="robosuite/models/assets/' in episode.model_file
         assert 'file="/' not in episode.model_file
+
+
+@pytest.mark.parametrize("name", HUMAN)
+def test_converted_human_demonstrations_load_in_robomimic(name, converted):
+    """robomimic's own SequenceDataset gives the observations and actions that our reader gives."""
+    from robomimic.utils import obs_utils
+    from robomimic.utils.dataset import SequenceDataset
+
+    report, demos = converted(name)
+    keys = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"]
+    obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": keys}})
+    theirs = SequenceDataset(
+        str(report.out),
+        obs_keys=keys,
+        dataset_keys=["actions", "rewards", "dones"],
+        hdf5_cache_mode="low_dim",
+        hdf5_use_swmr=False,
+        load_next_obs=True,
+    )
+    assert len(theirs) == sum(HUMAN[name][2])
+    step = theirs[100]
+    np.testing.assert_array_equal(step["actions"][0], demos.episodes[0].actions[100])
+    for key in keys:
+        np.testing.assert_array_equal(step["obs"][key][0], demos.episodes[0].obs[key][100])
+    validation = validate(report.out, k=1, obs_keys=keys)
+    assert validation.n_errors == 0
+    assert "1 succeed by states" in validation.note
 
 
 def test_observations_come_from_the_recorded_states(converted):
