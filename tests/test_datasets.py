@@ -475,8 +475,8 @@ def test_files_that_are_not_demonstrations(tmp_path: Path) -> None:
         load(cut)
     assert "\n" not in str(caught.value)
     damaged = bytearray(whole.read_bytes())
-    heap = damaged.index(b"HEAP")
-    damaged[heap : heap + 4] = b"heap"
+    header = damaged.rindex(b"OHDR")  # of the last object
+    damaged[header : header + 4] = b"ohdr"
     cut.write_bytes(bytes(damaged))
     with pytest.raises(BurnishError, match="damaged or incomplete HDF5 file"):
         load(cut)
