@@ -10,19 +10,20 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import yaml
 
-from burnish.checkpoint import Checkpoints
+from burnish.checkpoint import Checkpoints, load_state, random_states, restore_random_states, save_state
 from burnish.config import to_dict
 from burnish.errors import BurnishError
 from burnish.progress import Progress
 
 WANDB_MODES = ("disabled", "offline", "online")
+TRAINER = "trainer.pt"
 _FOLDERS = ("checkpoints", "plots", "videos")
 _CONTENTS = (
     "config.yaml",
@@ -131,6 +132,28 @@ class Run:
         lines = self._read_metrics()
         self.n_metric_lines = len(lines)
         self._start = time.monotonic() - (lines[-1].get("time/elapsed", 0.0) if lines else 0.0)
+
+    def save_checkpoint(self, step: int, write_policy: Callable[[Path], None], state: dict[str, Any]) -> None:
+        """Write a policy folder and, in it, what a resumed run needs to go on exactly here: `state`, the global
+        random generators and the place in metrics.jsonl."""
+
+        def write(folder: Path) -> None:
+            write_policy(folder)
+            trainer = {"state": state, "random": random_states(), "n_metric_lines": self.n_metric_lines}
+            save_state(folder / TRAINER, trainer)
+
+        self.checkpoints.save(step, write)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Undo what came after the latest checkpoint -> its `state`; None (and no metrics) where there is none yet."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            self.truncate_metrics(0)
+            return None
+        trainer = load_state(latest / TRAINER)
+        restore_random_states(trainer["random"])
+        self.truncate_metrics(trainer["n_metric_lines"])
+        return trainer["state"]
 
     def progress(self, total: int, description: str, initial: int = 0) -> Progress:
         """A progress display for `with`: see `burnish.progress.Progress`."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from burnish.checkpoint import Checkpoints, load_state, random_states, restore_random_states, save_state
+from burnish.checkpoint import Checkpoints
 from burnish.device import resolve_device
 from burnish.envs import make_vector_env
 from burnish.envs.base import ChunkStep, VectorEnv
@@ -25,7 +25,6 @@ from burnish.policy import DiffusionPolicy
 from burnish.run import Run, StopRequest
 from burnish.video import record
 
-TRAINER = "trainer.pt"
 NOISY_SHARE = 0.2  # a training policy that succeeds less often than this share of the clean one learns nothing
 
 
@@ -154,13 +153,12 @@ class Loop:
 
     def run_to_end(self) -> dict[str, Any]:
         """Start or resume, and go on to the last environment step."""
-        latest = self.run.checkpoints.latest() if self.config.resume else None
-        if latest is None:
-            self.run.truncate_metrics(0)
+        state = self.run.load_checkpoint()
+        if state is None:
             self.obs = self.envs.reset()
             self._evaluate_pretrained()
         else:
-            self._load(latest)
+            self._load_state_dict(state)
         total, name = self.config.total_env_steps, self.config.stage.name
         with StopRequest() as stop, self.run.progress(total, name, initial=self.env_steps) as progress:
             last_time, last_steps = time.perf_counter(), self.env_steps
@@ -238,11 +236,7 @@ class Loop:
             )
 
     def _save(self) -> None:
-        def write(folder: Path) -> None:
-            self.stage.policy.write(folder)
-            save_state(folder / TRAINER, self._state_dict())
-
-        self.run.checkpoints.save(self.env_steps, write)
+        self.run.save_checkpoint(self.env_steps, self.stage.policy.write, self._state_dict())
 
     def _state_dict(self) -> dict[str, Any]:
         try:
@@ -259,20 +253,14 @@ class Loop:
             "first_success": self.first_success,
             "best": self.best,
             "before": self.before,
-            "random": random_states(),
-            "n_metric_lines": self.run.n_metric_lines,
         }
 
-    def _load(self, folder: Path) -> None:
-        state = load_state(folder / TRAINER)
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
         self.stage.load_state_dict(state["stage"])
         self.statistics.load_state_dict(state["statistics"])
         self.env_steps, self.updates = state["env_steps"], state["updates"]
-        self.first_success, self.best, self.before = (
-            state["first_success"],
-            tuple(state["best"]),
-            state["before"],
-        )
+        self.first_success, self.before = state["first_success"], state["before"]
+        self.best = tuple(state["best"])
         if state["envs"] is not None:
             self.envs.load_state_dict(state["envs"])
             self.obs = state["obs"]
@@ -281,8 +269,6 @@ class Loop:
             self.obs = self.envs.reset()
             self.stage.cut_episodes()
             self.statistics = EpisodeStatistics(self.config.n_envs)
-        restore_random_states(state["random"])
-        self.run.truncate_metrics(state["n_metric_lines"])
 
     def _finish(self) -> dict[str, Any]:
         """Last evaluation, checkpoint, videos, curve and summary.json."""

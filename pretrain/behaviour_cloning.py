@@ -9,20 +9,12 @@ import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from burnish.checkpoint import (
-    generator_state,
-    load_state,
-    random_states,
-    restore_generator,
-    restore_random_states,
-    save_state,
-)
+from burnish.checkpoint import generator_state, restore_generator
 from burnish.datasets.episodes import Episode
 from burnish.datasets.load import load
 from burnish.datasets.windows import Windows, split_episodes
@@ -35,8 +27,6 @@ from burnish.policy import DiffusionPolicy, PolicyConfig
 from burnish.pretrain.ema import EMA
 from burnish.run import Run, StopRequest
 from burnish.video import record
-
-TRAINER = "trainer.pt"
 
 
 @dataclass(frozen=True)
@@ -291,28 +281,14 @@ class Pretraining:
         return self.evaluation
 
     def _save(self) -> None:
-        def write(folder: Path) -> None:
-            self.trainer.ema.module.write(folder)
-            state = {
-                "trainer": self.trainer.state_dict(),
-                "random": random_states(),
-                "n_metric_lines": self.run.n_metric_lines,
-                "best": self.best,
-            }
-            save_state(folder / TRAINER, state)
-
-        self.run.checkpoints.save(self.trainer.step, write)
+        state = {"trainer": self.trainer.state_dict(), "best": self.best}
+        self.run.save_checkpoint(self.trainer.step, self.trainer.ema.module.write, state)
 
     def _resume(self) -> None:
-        latest = self.run.checkpoints.latest()
-        if latest is None:
-            self.run.truncate_metrics(0)  # killed before the first checkpoint
-            return
-        state = load_state(latest / TRAINER)
-        self.trainer.load_state_dict(state["trainer"])
-        restore_random_states(state["random"])
-        self.run.truncate_metrics(state["n_metric_lines"])
-        self.best = tuple(state["best"])
+        state = self.run.load_checkpoint()
+        if state is not None:
+            self.trainer.load_state_dict(state["trainer"])
+            self.best = tuple(state["best"])
 
     def _finish(self) -> dict[str, Any]:
         """Evaluation file, videos, curve and summary.json."""
