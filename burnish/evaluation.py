@@ -115,6 +115,10 @@ class Evaluation:
             "time/latency_ms": self.latency_ms,
         }
 
+    def metrics(self) -> dict[str, float]:
+        """The summary under the keys of metrics.jsonl: `eval/...`, and `time/...` for what no rerun repeats."""
+        return {key if key.startswith("time/") else f"eval/{key}": value for key, value in self.summary().items()}
+
     def save(self, path: Path, **about: Any) -> None:
         """Write `evaluation.json`: `about`, the summary, and every episode."""
         content = {

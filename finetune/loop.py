@@ -198,7 +198,7 @@ class Loop:
             self.run.folder / "evaluation_before.json",
             **about(self.config.policy, self.config.task, self.config.evaluation),
         )
-        self.run.log({f"eval/{key}": value for key, value in self.before.items()}, 0)
+        self.run.log(evaluation.metrics(), 0)
         if self.config.task.suite == "robosuite" and not evaluation.success.any():
             warn(
                 f"the pretrained policy never succeeded in {len(evaluation.seeds)} episodes: with a sparse reward "
@@ -214,7 +214,7 @@ class Loop:
         is_best = False
         if evaluated and self.env_steps < self.config.total_env_steps:
             evaluation = self._evaluate()
-            metrics |= {f"eval/{key}": value for key, value in evaluation.summary().items()}
+            metrics |= evaluation.metrics()
             is_best = evaluation.score > self.best
             self.best = max(self.best, evaluation.score)
         metrics["nonfinite_episodes"] = self.envs.nonfinite_episodes
@@ -274,7 +274,7 @@ class Loop:
         """Last evaluation, checkpoint, videos, curve and summary.json."""
         evaluation = self._evaluate()
         after = evaluation.summary()
-        self.run.log({f"eval/{key}": value for key, value in after.items()}, self.env_steps)
+        self.run.log(evaluation.metrics(), self.env_steps)
         is_best = evaluation.score > self.best
         self.best = max(self.best, evaluation.score)
         self._save()

@@ -267,7 +267,7 @@ class Pretraining:
         is_best = False
         if last or (train.eval_every and epoch % train.eval_every == 0):
             evaluation = self._evaluate()
-            metrics |= {f"eval/{key}": value for key, value in evaluation.summary().items()}
+            metrics |= evaluation.metrics()
             is_best = evaluation.score >= self.best
             self.best = max(self.best, evaluation.score)
         self.run.log(metrics, self.trainer.step)

@@ -106,7 +106,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def untimed_metrics(folder: Path) -> list[dict[str, float]]:
     lines = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if "time/" not in k} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
