@@ -146,21 +146,26 @@ class Loop:
         self.statistics = EpisodeStatistics(config.n_envs)
         self.env_steps = 0
         self.updates = 0
-        self.first_success: tuple[float, float] | None = None  # clean, noisy: before anything was learned
+        self.noise_compared = False  # see _compare_noisy_with_clean
         self.best = (-math.inf, -math.inf)  # see Evaluation.score
         self.before: dict[str, float] = {}
         self.obs = np.empty(0, np.float32)
 
     def run_to_end(self) -> dict[str, Any]:
         """Start or resume, and go on to the last environment step."""
-        state = self.run.load_checkpoint()
-        if state is None:
-            self.obs = self.envs.reset()
-            self._evaluate_pretrained()
-        else:
-            self._load_state_dict(state)
+        with StopRequest() as stop:  # the evaluations before and after included
+            state = self.run.load_checkpoint()
+            if state is None:
+                self.obs = self.envs.reset()
+                self._evaluate_pretrained()
+            else:
+                self._load_state_dict(state)
+            self._learn(stop)
+            return self._finish()
+
+    def _learn(self, stop: StopRequest) -> None:
         total, name = self.config.total_env_steps, self.config.stage.name
-        with StopRequest() as stop, self.run.progress(total, name, initial=self.env_steps) as progress:
+        with self.run.progress(total, name, initial=self.env_steps) as progress:
             last_time, last_steps = time.perf_counter(), self.env_steps
             while self.env_steps < total:
                 step = self.envs.step(self.stage.act(self.obs))
@@ -186,7 +191,6 @@ class Loop:
                         f"stopped after {self.env_steps} environment steps; "
                         f"go on with: burnish finetune resume={self.run.folder}"
                     )
-        return self._finish()
 
     def _evaluate(self) -> Evaluation:
         return evaluate(self.stage.policy, self.config.task, self.config.evaluation, envs=self.eval_envs)
@@ -208,7 +212,7 @@ class Loop:
     def _after_update(self, metrics: dict[str, float]) -> None:
         metrics |= self.statistics.report()
         metrics["updates"] = self.updates
-        if self.first_success is None and "train/success_rate" in metrics:
+        if not self.noise_compared and "train/success_rate" in metrics:
             self._compare_noisy_with_clean(metrics["train/success_rate"])
         evaluated = bool(self.config.eval_every) and self.updates % self.config.eval_every == 0
         is_best = False
@@ -228,7 +232,7 @@ class Loop:
     def _compare_noisy_with_clean(self, noisy: float) -> None:
         """Exploration noise that hides every success is the usual reason for no learning: say so."""
         clean = self.before["success_rate"]
-        self.first_success = clean, noisy
+        self.noise_compared = True
         if noisy < NOISY_SHARE * clean:
             warn(
                 f"the training policy, with its exploration noise, succeeds in {noisy:.0%} of its episodes, the same "
@@ -250,7 +254,7 @@ class Loop:
             "statistics": self.statistics.state_dict(),
             "env_steps": self.env_steps,
             "updates": self.updates,
-            "first_success": self.first_success,
+            "noise_compared": self.noise_compared,
             "best": self.best,
             "before": self.before,
         }
@@ -259,7 +263,7 @@ class Loop:
         self.stage.load_state_dict(state["stage"])
         self.statistics.load_state_dict(state["statistics"])
         self.env_steps, self.updates = state["env_steps"], state["updates"]
-        self.first_success, self.before = state["first_success"], state["before"]
+        self.noise_compared, self.before = state["noise_compared"], state["before"]
         self.best = tuple(state["best"])
         if state["envs"] is not None:
             self.envs.load_state_dict(state["envs"])

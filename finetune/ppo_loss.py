@@ -60,7 +60,7 @@ class PolicyLoss(NamedTuple):
 
 
 def clipped_surrogate(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, eps: Tensor) -> PolicyLoss:
-    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7; Ren et al. 2024, eq. 4.4), to be minimised.
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7) over denoising steps (Ren et al. 2024), to be minimised.
 
     Args:
         log_prob, old_log_prob: (M,) of each (sample, denoising step) pair.

@@ -19,7 +19,7 @@ from burnish.datasets import d4rl
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
-from burnish.evaluation import EvaluationConfig
+from burnish.evaluation import EvaluationConfig, evaluate
 from burnish.finetune import loop
 from burnish.finetune.dppo import DPPOConfig
 from burnish.finetune.loop import FinetuneConfig, finetune
@@ -263,7 +263,7 @@ def test_bad_input_is_refused_before_anything_is_written(dataset, pretrained, tm
 
 def test_too_much_noise_is_said_loudly(capsys):
     instance = loop.Loop.__new__(loop.Loop)
-    instance.before, instance.first_success = {"success_rate": 0.5}, None
+    instance.before, instance.noise_compared = {"success_rate": 0.5}, False
     instance._compare_noisy_with_clean(0.05)
     assert "too much noise" in capsys.readouterr().err
     instance._compare_noisy_with_clean(0.4)
@@ -282,3 +282,15 @@ def test_bf16_pretraining_is_close_to_float32(dataset, pretrained, tmp_path):
     ours, theirs = untimed_metrics(tmp_path / "run"), untimed_metrics(pretrained)
     assert ours[-1]["loss"] != theirs[-1]["loss"]
     assert ours[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=0.02)
+
+
+def test_a_signal_during_the_first_evaluation_saves_too(pretrained, tmp_path, monkeypatch):
+    def evaluate_and_be_asked_to_stop(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate_and_be_asked_to_stop)
+    run = tmp_path / "run"
+    with pytest.raises(Stopped, match="go on with: burnish finetune resume="):
+        finetune(finetune_config(run, pretrained))
+    assert (run / "checkpoints" / "latest" / "policy.json").is_file()

@@ -26,7 +26,7 @@ def betas(
 
     Args:
         schedule: one of `SCHEDULES`. `linear` and `sigmoid` run from `beta_start` to `beta_end`; `vp` is the
-            discretised variance-preserving SDE (Xiao et al. 2022, eq. 13 with beta_min 0.1 and beta_max 10).
+            discretised variance-preserving SDE (Xiao et al. 2022; beta_min 0.1, beta_max 10 as in Diffusion-QL).
         scale: factor on every beta (RSM's released runs: linear with 0.8).
 
     Raises:
