@@ -127,7 +127,24 @@ COMMANDS = (
         examples=(
             "burnish finetune task=lift policy=runs/pretrain-lift-seed0/checkpoints/best",
             "burnish finetune task=lift policy=runs/a/checkpoints/best total_env_steps=2e6 run_dir=runs/b",
+            "burnish finetune task=lift stage=dpmd policy=runs/a total_env_steps=25600",
             "burnish finetune resume=runs/b",
+        ),
+        length="total_env_steps",
+        section="stage",
+    ),
+    Command(
+        name="scratch",
+        summary="train a policy by reinforcement learning alone",
+        description="Trains a diffusion policy by RL from nothing, in the setting of the RSM paper (Ma et al. 2025).\n"
+        "Writes a run folder; its checkpoints are policy folders.",
+        config="scratch",
+        config_class="burnish.finetune.loop:FinetuneConfig",
+        function="burnish.finetune.loop:finetune",
+        examples=(
+            "burnish scratch task=halfcheetah",
+            "burnish scratch task=hopper stage=sdac_paper total_env_steps=200000 --multirun seed=0,1,2",
+            "burnish finetune resume=runs/scratch-dpmd-halfcheetah-seed0",
         ),
         length="total_env_steps",
         section="stage",

@@ -12,7 +12,7 @@ from burnish.config import unknown_key
 from burnish.errors import BurnishError
 
 CONFIG_MODULE = "burnish.configs"
-PATH_KEYS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour")
+PATH_KEYS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour", "stage.demos")
 FREE_DICT = "task.env_kwargs."
 
 

@@ -51,13 +51,14 @@ def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
     Raises BurnishError where the policy cannot be read or does not fit the task, or `out` cannot be written.
     """
     policy = DiffusionPolicy.load(config.policy, resolve_device(config.device, config.torch_threads))
+    how = config.evaluation()
+    policy.check_candidates(how.candidates)
     folder = Path(config.out) if config.out else default_folder(config)
     require_writable(folder)
-    how = config.evaluation()
     with Progress(config.episodes, f"evaluate {config.task.name}") as progress:
         evaluation = evaluate(policy, config.task, how, progress=progress)
     evaluation.save(folder / "evaluation.json", **about(config.policy, config.task, how))
-    record(policy, config.task, evaluation.seeds[: config.video], folder)
+    record(policy, config.task, evaluation.seeds[: config.video], folder, config.candidates)
     return evaluation.summary()
 
 

@@ -5,7 +5,7 @@ seed `config.seed + i` and draws its policy noise from a generator of its own wi
 not depend on how many environments run side by side. An episode ends when it succeeds (as robomimic counts),
 when the environment terminates it, or after `task.max_episode_steps`.
 
-Symbols: E environments, S transitions of the policy's sampler, Tp predicted action steps, Da dimensions.
+Symbols: E environments, N candidates, S transitions of the policy's sampler, Tp predicted action steps, Da dimensions.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class EvaluationConfig:
         n_envs: environments side by side (changes the speed, not the episodes).
         backend, n_workers: see `burnish.envs.make_vector_env`.
         video: number of episodes to write as MP4.
+        candidates: chunks sampled for each that is executed, chosen by the policy's critic (1: no selection).
     """
 
     episodes: int = 100
@@ -49,9 +50,10 @@ class EvaluationConfig:
     backend: str = "auto"
     n_workers: int | None = None
     video: int = 0
+    candidates: int = 1
 
     def __post_init__(self) -> None:
-        for key, least in (("episodes", 1), ("seed", 0), ("n_envs", 1), ("video", 0)):
+        for key, least in (("episodes", 1), ("seed", 0), ("n_envs", 1), ("video", 0), ("candidates", 1)):
             if getattr(self, key) < least:
                 raise BurnishError(f"evaluation.{key}={getattr(self, key)}: expected at least {least}")
         if self.video > self.episodes:
@@ -115,9 +117,12 @@ class Evaluation:
             "time/latency_ms": self.latency_ms,
         }
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, prefix: str = "eval") -> dict[str, float]:
         """The summary under the keys of metrics.jsonl: `eval/...`, and `time/...` for what no rerun repeats."""
-        return {key if key.startswith("time/") else f"eval/{key}": value for key, value in self.summary().items()}
+        summary = self.summary()
+        latency = "time/latency_ms"
+        metrics = {f"{prefix}/{key}": value for key, value in summary.items() if key != latency}
+        return metrics | {f"time/{prefix}_latency_ms": summary[latency]}
 
     def save(self, path: Path, **about: Any) -> None:
         """Write `evaluation.json`: `about`, the summary, and every episode."""
@@ -193,8 +198,9 @@ def evaluate(
         progress: something with `update(n, **shown)`, counting episodes.
 
     Raises:
-        BurnishError: the policy does not fit the task.
+        BurnishError: the policy does not fit the task, or has no critic to choose among candidates.
     """
+    policy.check_candidates(config.candidates)
     if envs is None:
         with evaluation_envs(policy, task, config) as made:
             return evaluate(policy, task, config, envs=made, progress=progress)
@@ -202,7 +208,7 @@ def evaluate(
     seeds = [config.seed + i for i in range(config.episodes)]
     rounds = []
     for start in range(0, len(seeds), envs.n_envs):
-        rounds.append(run_episodes(policy, envs, seeds[start : start + envs.n_envs]))
+        rounds.append(run_episodes(policy, envs, seeds[start : start + envs.n_envs], config.candidates))
         if progress is not None:
             progress.update(
                 len(rounds[-1].success),
@@ -213,7 +219,7 @@ def evaluate(
         success=np.concatenate([r.success for r in rounds]),
         returns=np.concatenate([r.returns for r in rounds]),
         lengths=np.concatenate([r.lengths for r in rounds]),
-        latency_ms=latency_ms(policy),
+        latency_ms=latency_ms(policy, config.candidates),
         nonfinite_episodes=envs.nonfinite_episodes - nonfinite,
     )
 
@@ -226,7 +232,7 @@ class Episodes(NamedTuple):
     lengths: np.ndarray  # (n,)
 
 
-def run_episodes(policy: DiffusionPolicy, envs: VectorEnv, seeds: list[int]) -> Episodes:
+def run_episodes(policy: DiffusionPolicy, envs: VectorEnv, seeds: list[int], candidates: int = 1) -> Episodes:
     """One episode for each seed, at most as many as there are environments."""
     n = len(seeds)
     padded = [*seeds, *[seeds[-1]] * (envs.n_envs - n)]
@@ -235,7 +241,7 @@ def run_episodes(policy: DiffusionPolicy, envs: VectorEnv, seeds: list[int]) -> 
     running = np.arange(envs.n_envs) < n
     obs = envs.reset(padded)
     while running.any():
-        step = envs.step(act(policy, obs, generators), running)
+        step = envs.step(act(policy, obs, generators, candidates), running)
         obs = step.obs
         returns += step.reward
         lengths += step.steps
@@ -244,21 +250,24 @@ def run_episodes(policy: DiffusionPolicy, envs: VectorEnv, seeds: list[int]) -> 
     return Episodes(success[:n], returns[:n], lengths[:n])
 
 
-def act(policy: DiffusionPolicy, obs: np.ndarray, generators: list[torch.Generator]) -> np.ndarray:
+def act(
+    policy: DiffusionPolicy, obs: np.ndarray, generators: list[torch.Generator], candidates: int = 1
+) -> np.ndarray:
     """Actions (E, Ta, Da); row e draws its noise from generator e. A single row is computed as one of two: a matrix
     product of one row rounds differently, and a chaotic simulation makes another episode of the last bit."""
     rows = [0, 0] if len(generators) == 1 else slice(None)
-    noise = episode_noise(policy, generators)[:, rows]
-    return np.asarray(policy.act(obs[rows], noise=noise))[: len(generators)]
+    noise = episode_noise(policy, generators, candidates)[:, rows]
+    return np.asarray(policy.act(obs[rows], noise=noise, candidates=candidates))[: len(generators)]
 
 
-def episode_noise(policy: DiffusionPolicy, generators: list[torch.Generator]) -> torch.Tensor:
-    """(S + 1, E, Tp, Da); column e is drawn from generator e alone."""
-    shape = (len(policy.sampler) + 1, policy.config.horizon, policy.action_dim)
+def episode_noise(policy: DiffusionPolicy, generators: list[torch.Generator], candidates: int = 1) -> torch.Tensor:
+    """(S + 1, E, Tp, Da), or (S + 1, E, N, Tp, Da) for N > 1; column e is drawn from generator e alone."""
+    chunk = (policy.config.horizon, policy.action_dim)
+    shape = (len(policy.sampler) + 1, *((candidates,) if candidates > 1 else ()), *chunk)
     return torch.stack([torch.randn(shape, generator=g) for g in generators], dim=1).to(policy.device)
 
 
-def latency_ms(policy: DiffusionPolicy) -> float:
+def latency_ms(policy: DiffusionPolicy, candidates: int = 1) -> float:
     """Median wall-clock time of `act` for one observation (numpy in, numpy out), in milliseconds."""
     obs = policy.obs_normalizer.offset.cpu().numpy()
     obs = np.broadcast_to(obs, (1, policy.config.n_obs_steps, policy.obs_dim)).copy()
@@ -266,7 +275,7 @@ def latency_ms(policy: DiffusionPolicy) -> float:
     times = []
     for _ in range(LATENCY_CALLS):
         start = time.perf_counter()
-        policy.act(obs, generator=generator)
+        policy.act(obs, generator=generator, candidates=candidates)
         times.append(time.perf_counter() - start)
     return 1e3 * float(np.median(times))
 

@@ -1,7 +1,7 @@
 """The diffusion policy: raw observations in, raw action chunks out; it evaluates alone.
 
-Symbols: B batch, K denoising steps, S transitions of the sampler (DDPM: S = K), K' fine-tuned transitions,
-To observation steps, Tp predicted and Ta executed action steps, Do and Da dimensions.
+Symbols: B batch, N candidate chunks for an observation, K denoising steps, S transitions of the sampler (DDPM:
+S = K), K' fine-tuned transitions, To observation steps, Tp predicted and Ta executed action steps, Do and Da dimensions.
 
     time          t-To+1 ...  t   t+1  ...  t+Ta-1  ...  t+Tp-1
     observed         x   ...  x
@@ -27,7 +27,7 @@ from burnish.checkpoint import Checkpoints, save_folder
 from burnish.config import parse
 from burnish.diffusion import Chain, NoiseProcess, Sampler, StdBounds, betas
 from burnish.errors import BurnishError
-from burnish.networks import Denoiser, DenoiserConfig, build_denoiser
+from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, QEnsemble, build_denoiser
 from burnish.normalizer import Normalizer
 
 FORMAT = 1
@@ -100,7 +100,8 @@ class DiffusionPolicy(nn.Module):
     """A denoiser, its noise process, its sampler and its normalizers.
 
     A fine-tuned policy holds two denoisers: the pretrained one runs the first S - K' transitions, the fine-tuned
-    one the last K' (Ren et al. 2024). Which one runs is part of the policy folder, not of who evaluates it.
+    one the last K' (Ren et al. 2024). Which one runs is part of the policy folder, not of who evaluates it. It may
+    hold a critic as well, to choose among several candidates.
 
     Args:
         config: see `PolicyConfig`.
@@ -128,6 +129,8 @@ class DiffusionPolicy(nn.Module):
         )
         self.finetuned: Denoiser | None = None
         self.ft_denoising_steps = 0
+        self.critic: QEnsemble | None = None
+        self.critic_config: CriticConfig | None = None
 
     @property
     def device(self) -> torch.device:
@@ -151,6 +154,19 @@ class DiffusionPolicy(nn.Module):
         self.denoiser.requires_grad_(False)
         self.ft_denoising_steps = ft_denoising_steps
 
+    @property
+    def finetuned_timesteps(self) -> int:
+        """The fine-tuned denoiser runs at the timesteps k below this."""
+        S = len(self.sampler)
+        return self.sampler.timestep(S - self.ft_denoising_steps) + 1 if self.ft_denoising_steps else 0
+
+    def add_critic(self, config: CriticConfig) -> QEnsemble:
+        """A critic of normalised observations and executed, normalised chunks, freshly initialised."""
+        obs_dim = self.config.n_obs_steps * self.obs_dim
+        self.critic = QEnsemble(config, obs_dim, self.config.n_action_steps * self.action_dim).to(self.device)
+        self.critic_config = config
+        return self.critic
+
     def set_sampler(self, sampler: Literal["ddpm", "ddim"], ddim_steps: int = 5, eta: float = 0.0) -> None:
         """Sample in another way from now on; the denoiser stays as it is.
 
@@ -167,7 +183,7 @@ class DiffusionPolicy(nn.Module):
         return self.obs_normalizer.normalize(obs).flatten(1)
 
     def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Denoising loss (Ho et al. 2020, eq. 14; Chi et al. 2023, eq. 5): a scalar.
+        """Denoising loss of the pretrained denoiser (Ho et al. 2020, eq. 14; Chi et al. 2023, eq. 5): a scalar.
 
         Args:
             obs: raw (B, To, Do)
@@ -175,17 +191,33 @@ class DiffusionPolicy(nn.Module):
             generator: of the timesteps and the noise.
         """
         x0 = self.action_normalizer.normalize(actions)
-        k = torch.randint(self.config.denoising_steps, (len(x0),), device=x0.device, generator=generator)
-        eps = torch.randn(x0.shape, device=x0.device, generator=generator)
-        encoded = self.denoiser.encode(self.normalized_obs(obs))
-        output = self.denoiser(self.process.add_noise(x0, eps, k), k, encoded)
-        # E || f_theta(sqrt(abar_k) x0 + sqrt(1 - abar_k) eps, k, s) - target ||^2
-        return F.mse_loss(output.float(), self.process.target(x0, eps, k))
+        output, target = self.denoise_noised(self.denoiser, self.normalized_obs(obs), x0, generator)
+        return F.mse_loss(output.float(), target)
 
-    def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal numbers for one chain of `n` samples -> (S + 1, n, Tp, Da)."""
-        shape = (len(self.sampler) + 1, n, self.config.horizon, self.action_dim)
-        return torch.randn(shape, device=self.device, generator=generator)
+    def denoise_noised(
+        self, network: Denoiser, obs: Tensor, x0: Tensor, generator: torch.Generator | None = None, n_timesteps: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """What `network` makes of `x0` noised at random, and what it shall -> output and target, shaped like `x0`.
+
+        Args:
+            obs: normalised, flattened (B, To * Do)
+            x0: normalised (B, Tp, Da) or, several for an observation, (B, N, Tp, Da)
+            generator: of the timesteps (one for each chunk) and the noise.
+            n_timesteps: timesteps are drawn below this; 0 for K.
+        """
+        n_timesteps = n_timesteps or self.config.denoising_steps
+        k = torch.randint(n_timesteps, x0.shape[:-2], device=x0.device, generator=generator)
+        eps = torch.randn(x0.shape, device=x0.device, generator=generator)
+        # f_theta(sqrt(abar_k) x0 + sqrt(1 - abar_k) eps, k, s)
+        output = network(self.process.add_noise(x0, eps, k), k, encode_for(network, obs, x0))
+        return output, self.process.target(x0, eps, k)
+
+    def draw_noise(
+        self, *shape: int, generator: torch.Generator | None = None, sampler: Sampler | None = None
+    ) -> Tensor:
+        """Standard normal numbers for one chain of `shape` samples, e.g. B or B, N -> (S + 1, *shape, Tp, Da)."""
+        full = (len(sampler or self.sampler) + 1, *shape, self.config.horizon, self.action_dim)
+        return torch.randn(full, device=self.device, generator=generator)
 
     def sample(
         self,
@@ -197,37 +229,58 @@ class DiffusionPolicy(nn.Module):
         noise_clip: float = float("inf"),
         keep: int = 0,
         pretrained: bool = False,
+        finetuned: Denoiser | None = None,
     ) -> tuple[Tensor, Chain]:
         """Run the denoising chain in normalised space.
 
         Args:
             obs: normalised, flattened (B, To * Do), as `normalized_obs` gives it.
-            noise: (S + 1, B, Tp, Da)
+            noise: (S + 1, B, Tp, Da) or, for N candidates each, (S + 1, B, N, Tp, Da)
             sampler: None for the policy's own; bounds, noise_clip, keep: see `Sampler.sample`.
             pretrained: run the pretrained denoiser in every transition.
+            finetuned: runs in place of the policy's own fine-tuned denoiser.
 
         Returns:
-            The normalised chunk (B, Tp, Da), and the last `keep` transitions.
+            The normalised chunks (B, Tp, Da) or (B, N, Tp, Da), and the last `keep` transitions.
         """
         sampler = sampler or self.sampler
-        first_finetuned = len(sampler) - self.ft_denoising_steps
-        encoded: dict[bool, Tensor] = {}  # the observation's part is computed once for each network that runs
+        finetuned = finetuned or self.finetuned
+        encoded: dict[Denoiser, Tensor] = {}  # the observation's part is computed once for each network that runs
 
         def denoise(x: Tensor, i: int) -> Tensor:
-            use_finetuned = self.finetuned is not None and not pretrained and i >= first_finetuned
-            network = self.finetuned if use_finetuned and self.finetuned is not None else self.denoiser
-            if use_finetuned not in encoded:
-                encoded[use_finetuned] = network.encode(obs)
-            return network(x, sampler.timesteps[i], encoded[use_finetuned])
+            use_finetuned = not pretrained and sampler.timestep(i) < self.finetuned_timesteps
+            network = finetuned if use_finetuned and finetuned is not None else self.denoiser
+            if network not in encoded:
+                encoded[network] = encode_for(network, obs, x)
+            return network(x, sampler.timesteps[i], encoded[network])
 
         return sampler.sample(denoise, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)
 
-    def executed_actions(self, x: Tensor) -> Tensor:
-        """Normalised chunk (B, Tp, Da) -> raw actions to execute (B, Ta, Da)."""
-        x = x[:, : self.config.n_action_steps]
+    def executed(self, x: Tensor) -> Tensor:
+        """Normalised chunks (..., Tp, Da) -> the normalised part that is executed (..., Ta, Da), within its bounds."""
+        x = x[..., : self.config.n_action_steps, :]
         if self.config.clip_sample is not None:
             x = x.clamp(-self.config.clip_sample, self.config.clip_sample)
-        return self.action_normalizer.unnormalize(x)
+        return x
+
+    def executed_actions(self, x: Tensor) -> Tensor:
+        """Normalised chunks (..., Tp, Da) -> raw actions to execute (..., Ta, Da)."""
+        return self.action_normalizer.unnormalize(self.executed(x))
+
+    def values(self, obs: Tensor, x: Tensor, critic: QEnsemble | None = None) -> Tensor:
+        """Least Q of the ensemble's members for candidates.
+
+        Args:
+            obs: normalised, flattened (B, To * Do)
+            x: normalised chunks (B, N, Tp, Da)
+            critic: None for the policy's own.
+
+        Returns:
+            (B, N)
+        """
+        critic = critic or self.critic
+        assert critic is not None
+        return critic(obs, self.executed(x).flatten(2)).amin(0)
 
     @torch.no_grad()
     def act(
@@ -236,26 +289,41 @@ class DiffusionPolicy(nn.Module):
         *,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        candidates: int = 1,
     ) -> np.ndarray | Tensor:
         """Raw observations (B, To, Do) -> raw actions (B, Ta, Da), numpy for numpy, tensors for tensors.
 
         Args:
-            noise: (S + 1, B, Tp, Da), e.g. from `draw_noise`; None draws it with `generator`.
+            noise: (S + 1, B, Tp, Da), with several candidates (S + 1, B, N, Tp, Da), e.g. from `draw_noise`; None
+                draws it with `generator`.
+            candidates: N; of more than one the critic's best is executed.
 
         Raises:
-            BurnishError: observations of another shape.
+            BurnishError: observations of another shape, or several candidates without a critic.
         """
         expected = (self.config.n_obs_steps, self.obs_dim)
         if tuple(obs.shape[1:]) != expected:
             raise BurnishError(
                 f"observations of shape {tuple(obs.shape)}: expected (B, To, Do) = (B, {expected[0]}, {expected[1]})"
             )
-        tensor = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+        self.check_candidates(candidates)
+        normalized = self.normalized_obs(torch.as_tensor(obs, dtype=torch.float32, device=self.device))
         if noise is None:
-            noise = self.draw_noise(len(tensor), generator)
-        x, _ = self.sample(self.normalized_obs(tensor), noise)
+            shape = (len(normalized),) if candidates == 1 else (len(normalized), candidates)
+            noise = self.draw_noise(*shape, generator=generator)
+        x, _ = self.sample(normalized, noise)
+        if candidates > 1:
+            x = choose(x, self.values(normalized, x).argmax(1))
         actions = self.executed_actions(x)
         return actions.cpu().numpy() if isinstance(obs, np.ndarray) else actions
+
+    def check_candidates(self, candidates: int) -> None:
+        """Raise BurnishError where one of several candidates would have to be chosen without a critic."""
+        if candidates > 1 and self.critic is None:
+            raise BurnishError(
+                f"candidates={candidates}: this policy has no critic to choose among several candidates with "
+                "(stage=dpmd and stage=sdac train one)"
+            )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `policy.json` and `policy.safetensors` into `folder`, whole or not at all."""
@@ -272,6 +340,7 @@ class DiffusionPolicy(nn.Module):
             "action_dim": self.action_dim,
             "obs_keys": self.obs_keys,
             "ft_denoising_steps": self.ft_denoising_steps,
+            "critic": self.critic_config and asdict(self.critic_config),
             "config": asdict(self.config),
         }
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
@@ -306,6 +375,8 @@ class DiffusionPolicy(nn.Module):
             )
             if description["ft_denoising_steps"]:
                 policy.start_finetuning(description["ft_denoising_steps"])
+            if description.get("critic"):
+                policy.add_critic(parse(CriticConfig, description["critic"], where="critic"))
         except BurnishError as error:
             raise BurnishError(f"{folder / DESCRIPTION}: {error}") from error
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -326,3 +397,15 @@ class DiffusionPolicy(nn.Module):
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise BurnishError(f"{path} does not fit {DESCRIPTION} beside it: {reason}") from error
+
+
+def encode_for(network: Denoiser, obs: Tensor, x: Tensor) -> Tensor:
+    """`network.encode(obs)` for chunks `x` (B, Tp, Da), or (B, N, Tp, Da) of N for each observation."""
+    encoded = network.encode(obs)
+    return encoded[:, None] if x.dim() == 4 else encoded
+
+
+def choose(x: Tensor, index: Tensor) -> Tensor:
+    """Of candidates (B, N, Tp, Da) those at `index` (B,) -> (B, Tp, Da), or at `index` (B, n) -> (B, n, Tp, Da)."""
+    rows = torch.arange(len(x), device=x.device)
+    return x[rows, index] if index.dim() == 1 else x[rows[:, None], index]

@@ -31,6 +31,7 @@ _CONTENTS = (
     "summary.json",
     "evaluation.json",
     "evaluation_before.json",
+    "evaluation_selected.json",
     "wandb",
     "wandb_id",
     *_FOLDERS,

@@ -43,7 +43,9 @@ class RecordingSimulator:
         return getattr(self.simulator, name)
 
 
-def record(policy: DiffusionPolicy, task: TaskConfig, seeds: list[int], folder: Path) -> list[Path]:
+def record(
+    policy: DiffusionPolicy, task: TaskConfig, seeds: list[int], folder: Path, candidates: int = 1
+) -> list[Path]:
     """Write one MP4 for each seed: the very episodes that `evaluate` counts.
 
     Whatever goes wrong (no OpenGL, no ffmpeg, a full disk) is said on stderr: a training that is done is worth
@@ -56,7 +58,7 @@ def record(policy: DiffusionPolicy, task: TaskConfig, seeds: list[int], folder: 
         recorder = RecordingSimulator(make_simulator(task))
         with contextlib.closing(_single_env(recorder, policy, task)) as envs:
             for seed in seeds:
-                success = run_episodes(policy, envs, [seed]).success[0]
+                success = run_episodes(policy, envs, [seed], candidates).success[0]
                 path = folder / f"seed{seed}_{'success' if success else 'end'}.mp4"
                 _write(path, recorder.frames)
                 paths.append(path)

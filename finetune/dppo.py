@@ -222,7 +222,7 @@ class DPPO(Stage):
         return self.policy.executed_actions(x).cpu().numpy()
 
     def _sample(self, obs: Tensor, *, pretrained: bool = False) -> tuple[Tensor, Chain]:
-        noise = self.policy.draw_noise(len(obs), self.generator)
+        noise = self.policy.draw_noise(len(obs), generator=self.generator)
         return self.policy.sample(
             obs,
             noise,

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ import torch
 
 from burnish.checkpoint import Checkpoints
 from burnish.device import resolve_device
-from burnish.envs import make_vector_env
+from burnish.envs import make_simulator, make_vector_env
 from burnish.envs.base import ChunkStep, VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
 from burnish.finetune.stage import Setting, Stage, StageConfig, stage_class
-from burnish.policy import DiffusionPolicy
+from burnish.policy import DiffusionPolicy, PolicyConfig
 from burnish.run import Run, StopRequest
 from burnish.video import record
 
@@ -30,19 +30,23 @@ NOISY_SHARE = 0.2  # a training policy that succeeds less often than this share 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """One run of `burnish finetune`; see the config file for what each key means."""
+    """One run of `burnish finetune` or `burnish scratch`; see their config files for what each key means.
+
+    Either `policy` (the folder of a pretrained one) or `network` (what a fresh one shall be) is given.
+    """
 
     task: TaskConfig
     stage: StageConfig
-    policy: str
     run_dir: str
+    policy: str | None = None
+    network: PolicyConfig | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     total_env_steps: int = 51_200
     n_envs: int = 16
     backend: str = "auto"
     n_workers: int | None = None
-    eval_every: int = 10
-    checkpoint_every: int = 5
+    eval_every: int = 0
+    checkpoint_every: int = 12_800
     seed: int = 0
     device: str = "auto"
     torch_threads: int = 1
@@ -51,6 +55,8 @@ class FinetuneConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        if (self.policy is None) == (self.network is None):
+            raise BurnishError("policy: expected the folder of a pretrained policy (burnish scratch starts without one)")
         for key in ("total_env_steps", "n_envs"):
             if getattr(self, key) < 1:
                 raise BurnishError(f"{key}={getattr(self, key)}: expected at least 1")
@@ -107,11 +113,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     device = resolve_device(config.device, config.torch_threads)
     torch.manual_seed(config.seed)
     latest = Checkpoints(Path(config.resume) / "checkpoints").latest() if config.resume else None
-    policy = DiffusionPolicy.load(latest or config.policy, device)
+    source = latest or config.policy
+    policy = DiffusionPolicy.load(source, device) if source else fresh_policy(config, device)
     with ExitStack() as stack:
         eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
         make_stage: Any = stage_class(config.stage.name)
-        stage = make_stage(policy, config.stage, Setting(config.n_envs, config.seed))
+        stage = make_stage(policy, config.stage, Setting(config.task, config.n_envs, config.seed))
         check_budget(config, stage)
         envs = make_vector_env(
             config.task,
@@ -125,6 +132,15 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         stack.callback(envs.close)
         run = stack.enter_context(Run.open(config))
         return Loop(config, stage, envs, eval_envs, run).run_to_end()
+
+
+def fresh_policy(config: FinetuneConfig, device: torch.device) -> DiffusionPolicy:
+    """A policy that knows nothing but the sizes of the task's observations and actions."""
+    assert config.network is not None
+    simulator = make_simulator(config.task)
+    sizes = simulator.obs_dim, simulator.action_dim
+    simulator.close()
+    return DiffusionPolicy(config.network, *sizes, config.task.obs_keys, config.task.name).to(device).eval()
 
 
 def check_budget(config: FinetuneConfig, stage: Stage) -> None:
@@ -146,8 +162,10 @@ class Loop:
         self.statistics = EpisodeStatistics(config.n_envs)
         self.env_steps = 0
         self.updates = 0
+        self.looked_at = 0  # environment steps when evaluations and checkpoints were last thought of
         self.noise_compared = False  # see _compare_noisy_with_clean
         self.best = (-math.inf, -math.inf)  # see Evaluation.score
+        self.best_step = 0
         self.before: dict[str, float] = {}
         self.obs = np.empty(0, np.float32)
 
@@ -192,18 +210,37 @@ class Loop:
                         f"go on with: burnish finetune resume={self.run.folder}"
                     )
 
-    def _evaluate(self) -> Evaluation:
-        return evaluate(self.stage.policy, self.config.task, self.config.evaluation, envs=self.eval_envs)
+    def _evaluate(self, config: EvaluationConfig | None = None) -> Evaluation:
+        return evaluate(self.stage.policy, self.config.task, config or self.config.evaluation, envs=self.eval_envs)
+
+    def _selecting(self) -> EvaluationConfig | None:
+        """How to evaluate with selection among candidates by the critic, where the stage has one."""
+        n = self.stage.n_candidates
+        return replace(self.config.evaluation, candidates=n) if n > 1 else None
+
+    def _evaluate_now(self) -> dict[str, float]:
+        """The evaluation between updates -> its metrics; remembers which was best."""
+        evaluation = self._evaluate()
+        metrics = evaluation.metrics()
+        if selecting := self._selecting():
+            metrics |= self._evaluate(selecting).metrics("eval_selected")
+        if evaluation.score > self.best:
+            self.best, self.best_step = evaluation.score, self.env_steps
+        return metrics
+
+    def _due(self, every: int) -> bool:
+        """Whether a multiple of `every` environment steps was passed since this was last asked."""
+        return bool(every) and self.env_steps // every > self.looked_at // every
 
     def _evaluate_pretrained(self) -> None:
         evaluation = self._evaluate()
         self.before = evaluation.summary()
         evaluation.save(
             self.run.folder / "evaluation_before.json",
-            **about(self.config.policy, self.config.task, self.config.evaluation),
+            **about(self.config.policy or "untrained", self.config.task, self.config.evaluation),
         )
         self.run.log(evaluation.metrics(), 0)
-        if self.config.task.suite == "robosuite" and not evaluation.success.any():
+        if self.config.policy and self.config.task.suite == "robosuite" and not evaluation.success.any():
             warn(
                 f"the pretrained policy never succeeded in {len(evaluation.seeds)} episodes: with a sparse reward "
                 "there is nothing to learn from. Pretrain longer or on more demonstrations first."
@@ -214,16 +251,13 @@ class Loop:
         metrics["updates"] = self.updates
         if not self.noise_compared and "train/success_rate" in metrics:
             self._compare_noisy_with_clean(metrics["train/success_rate"])
-        evaluated = bool(self.config.eval_every) and self.updates % self.config.eval_every == 0
-        is_best = False
-        if evaluated and self.env_steps < self.config.total_env_steps:
-            evaluation = self._evaluate()
-            metrics |= evaluation.metrics()
-            is_best = evaluation.score > self.best
-            self.best = max(self.best, evaluation.score)
+        if self._due(self.config.eval_every) and self.env_steps < self.config.total_env_steps:
+            metrics |= self._evaluate_now()
         metrics["nonfinite_episodes"] = self.envs.nonfinite_episodes
         self.run.log(metrics, self.env_steps)
-        due = bool(self.config.checkpoint_every) and self.updates % self.config.checkpoint_every == 0
+        is_best = self.best_step == self.env_steps
+        due = self._due(self.config.checkpoint_every)
+        self.looked_at = self.env_steps
         if is_best or due:
             self._save()
         if is_best:
@@ -254,8 +288,10 @@ class Loop:
             "statistics": self.statistics.state_dict(),
             "env_steps": self.env_steps,
             "updates": self.updates,
+            "looked_at": self.looked_at,
             "noise_compared": self.noise_compared,
             "best": self.best,
+            "best_step": self.best_step,
             "before": self.before,
         }
 
@@ -263,8 +299,8 @@ class Loop:
         self.stage.load_state_dict(state["stage"])
         self.statistics.load_state_dict(state["statistics"])
         self.env_steps, self.updates = state["env_steps"], state["updates"]
-        self.noise_compared, self.before = state["noise_compared"], state["before"]
-        self.best = tuple(state["best"])
+        self.looked_at, self.noise_compared = state["looked_at"], state["noise_compared"]
+        self.best, self.best_step, self.before = tuple(state["best"]), state["best_step"], state["before"]
         if state["envs"] is not None:
             self.envs.load_state_dict(state["envs"])
             self.obs = state["obs"]
@@ -277,28 +313,37 @@ class Loop:
     def _finish(self) -> dict[str, Any]:
         """Last evaluation, checkpoint, videos, curve and summary.json."""
         evaluation = self._evaluate()
-        after = evaluation.summary()
-        self.run.log(evaluation.metrics(), self.env_steps)
-        is_best = evaluation.score > self.best
-        self.best = max(self.best, evaluation.score)
+        metrics = evaluation.metrics()
+        selecting = self._selecting()
+        selected = self._evaluate(selecting) if selecting else None
+        if selected:
+            metrics |= selected.metrics("eval_selected")
+        if evaluation.score > self.best:
+            self.best, self.best_step = evaluation.score, self.env_steps
+        self.run.log(metrics, self.env_steps)
         self._save()
-        if is_best:
+        if self.best_step == self.env_steps:
             self.run.checkpoints.mark_best(self.env_steps)
         latest = str(self.run.checkpoints.latest())
         evaluation.save(self.run.folder / "evaluation.json", **about(latest, self.config.task, self.config.evaluation))
+        if selected and selecting:
+            selected.save(self.run.folder / "evaluation_selected.json", **about(latest, self.config.task, selecting))
         seeds = evaluation.seeds[: self.config.evaluation.video]
         record(self.stage.policy, self.config.task, seeds, self.run.folder / "videos")
         self.run.plot_curve(
             "step",
-            ["eval/success_rate", "train/success_rate", "eval/return", "train/return"],
+            [f"{kind}/{key}" for key in ("success_rate", "return") for kind in ("eval", "eval_selected", "train")],
             x_label="environment steps",
         )
+        success, mean_return = self.best
         summary = {
             "policy": latest,
             "env_steps": self.env_steps,
             "updates": self.updates,
             "before": self.before,
-            "after": after,
+            "after": evaluation.summary(),
+            "after_selected": selected and selected.summary(),
+            "best": {"env_steps": self.best_step, "success_rate": success, "return": mean_return},
         }
         self.run.finish(summary)
         return summary

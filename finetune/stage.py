@@ -13,16 +13,22 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from burnish.envs.base import ChunkStep
+from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.policy import DiffusionPolicy
 
-STAGES = {"dppo": "burnish.finetune.dppo:DPPO"}
+STAGES = {
+    "dppo": "burnish.finetune.dppo:DPPO",
+    "dpmd": "burnish.finetune.dpmd:DPMD",
+    "sdac": "burnish.finetune.sdac:SDAC",
+}
 """Name -> module:class; the class names its config in `Config`. One line for each algorithm."""
 
 
 class Setting(NamedTuple):
     """What a stage is given besides its own config."""
 
+    task: TaskConfig
     n_envs: int
     seed: int
 
@@ -39,7 +45,8 @@ class Stage(ABC):
 
     Config: ClassVar[type[StageConfig]]
     policy: DiffusionPolicy  # what is evaluated and saved
-    chunks_per_update: int  # chunks in each environment between two updates
+    chunks_per_update: int  # chunks in each environment before the first update
+    n_candidates: int = 1  # chunks sampled for each that is executed, if the policy has a critic to choose by
 
     @abstractmethod
     def act(self, obs: np.ndarray) -> np.ndarray:

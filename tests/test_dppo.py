@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from burnish.envs.base import ChunkStep
+from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.finetune.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting, stage_class
@@ -38,7 +39,7 @@ def make_stage(weights=None, policy=None, **kwargs) -> DPPO:
     if weights is not None:
         policy.load_state_dict(weights)
     settings = {"ft_denoising_steps": 5, "n_steps": 20, "batch_size": 800, "clip_coef": 0.05, "clip_coef_base": 0.05}
-    return DPPO(policy, DPPOConfig(**(settings | kwargs)), Setting(E, 0))
+    return DPPO(policy, DPPOConfig(**(settings | kwargs)), Setting(TaskConfig("bandit", "gymnasium", "Bandit-v0", 1), E, 0))
 
 
 def chunk(obs: np.ndarray, reward: np.ndarray, terminated=None, truncated=None) -> ChunkStep:

@@ -68,7 +68,7 @@ def test_residual_mlp_has_dppos_depth():
 def test_act_numpy_and_tensor():
     policy = make_policy(n_obs_steps=2, horizon=6, n_action_steps=3)
     obs = np.random.default_rng(0).normal(size=(7, 2, 5)).astype(np.float32)
-    noise = policy.draw_noise(7, torch.Generator().manual_seed(0))
+    noise = policy.draw_noise(7, generator=torch.Generator().manual_seed(0))
     actions = policy.act(obs, noise=noise)
     assert isinstance(actions, np.ndarray) and actions.shape == (7, 3, 3) and np.abs(actions).max() <= 1
     np.testing.assert_array_equal(policy.act(torch.from_numpy(obs), noise=noise).numpy(), actions)

@@ -41,13 +41,14 @@ class NoiseProcess(nn.Module):
     def denoising_steps(self) -> int:
         return len(self.betas)
 
-    def _coefficients(self, k: Tensor | int, x: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (-1,) + (1,) * (x.dim() - 1) if isinstance(k, Tensor) and k.dim() else ()
+    def levels(self, k: Tensor | int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_k) and sqrt(1 - abar_k), shaped to multiply `x`, whose leading dimensions are k's."""
+        shape = k.shape + (1,) * (x.dim() - k.dim()) if isinstance(k, Tensor) else ()
         return self.signal[k].reshape(shape), self.noise[k].reshape(shape)
 
     def add_noise(self, x0: Tensor, eps: Tensor, k: Tensor) -> Tensor:
-        """x_k for clean `x0` (B, ...), noise `eps` (B, ...) and timesteps `k` (B,)."""
-        signal, noise = self._coefficients(k, x0)
+        """x_k for clean `x0`, noise `eps` (like `x0`) and timesteps `k` of its leading dimensions."""
+        signal, noise = self.levels(k, x0)
         return signal * x0 + noise * eps
 
     def target(self, x0: Tensor, eps: Tensor, k: Tensor) -> Tensor:
@@ -56,12 +57,12 @@ class NoiseProcess(nn.Module):
             return eps
         if self.prediction_type == "sample":
             return x0
-        signal, noise = self._coefficients(k, x0)
+        signal, noise = self.levels(k, x0)
         return signal * eps - noise * x0
 
     def predict_x0(self, output: Tensor, x: Tensor, k: Tensor | int) -> Tensor:
         """The network's `output` at (x_k, k) as an estimate of x_0, clipped -> (B, ...)."""
-        signal, noise = self._coefficients(k, x)
+        signal, noise = self.levels(k, x)
         if self.prediction_type == "epsilon":
             x0 = (x - noise * output) / signal
         elif self.prediction_type == "sample":

@@ -95,10 +95,14 @@ class Sampler(nn.Module):
         for name, table in (("coef_x0", coef_x0), ("coef_x", coef_x), ("std", std)):
             self.register_buffer(name, table.flip(0).float(), persistent=False)
         self.register_buffer("timesteps", timesteps.flip(0), persistent=False)
-        self._timesteps = self.timesteps.tolist()  # the chain's loop must not wait for a device
+        self._timesteps: list[int] = self.timesteps.tolist()  # the chain's loop must not wait for a device
 
     def __len__(self) -> int:
         return len(self._timesteps)
+
+    def timestep(self, i: int) -> int:
+        """k at the start of transition `i`."""
+        return self._timesteps[i]
 
     def mean(self, output: Tensor, x: Tensor, i: Tensor | int) -> Tensor:
         """Mean of transition `i` (a number, or (B,)) from the network's `output` at `x` -> (B, ...)."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from burnish.errors import BurnishError
-from burnish.networks.embedding import ACTIVATIONS
+from burnish.networks.activation import ACTIVATIONS
 from burnish.networks.mlp import MLPDenoiser
 from burnish.networks.unet import UNetDenoiser
 

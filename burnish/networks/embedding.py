@@ -1,4 +1,4 @@
-"""Sinusoidal time embedding and the activations by name."""
+"""Sinusoidal time embedding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "gelu": nn.GELU}
+from burnish.networks.activation import Mish
 
 
 def sinusoidal_table(denoising_steps: int, dim: int) -> Tensor:
@@ -27,7 +27,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, denoising_steps: int, dim: int):
         super().__init__()
         self.register_buffer("table", sinusoidal_table(denoising_steps, dim), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.Mish(), nn.Linear(2 * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), Mish(), nn.Linear(2 * dim, dim))
 
     def forward(self, k: Tensor) -> Tensor:
         # K rows are fewer than B; `embedding`, because indexing with a scalar tensor would wait for the device

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from burnish.networks.embedding import ACTIVATIONS, TimeEmbedding
+from burnish.networks.activation import ACTIVATIONS
+from burnish.networks.embedding import TimeEmbedding
 
 
 class ResidualBlock(nn.Module):
@@ -62,6 +63,6 @@ class MLPDenoiser(nn.Module):
         return self.from_obs(obs)
 
     def forward(self, x: Tensor, k: Tensor, encoded: Tensor) -> Tensor:
-        """Args: x (B, Tp, Da), k (B,) or (), encoded (B, hidden) -> (B, Tp, Da)."""
-        h = self.from_action(x.flatten(1)) + encoded + self.from_time(self.time(k))  # (B, hidden)
+        """Args: x (..., Tp, Da), k and encoded (..., hidden) broadcast against its leading dimensions -> like x."""
+        h = self.from_action(x.flatten(-2)) + (encoded + self.from_time(self.time(k)))  # (..., hidden)
         return self.out(self.trunk(h)).view_as(x)

@@ -79,10 +79,11 @@ class UNetDenoiser(nn.Module):
         return obs
 
     def forward(self, x: Tensor, k: Tensor, encoded: Tensor) -> Tensor:
-        """Args: x (B, Tp, Da), k (B,) or (), encoded (B, To * Do) -> (B, Tp, Da)."""
-        cond = torch.cat([self.time(k).expand(len(x), -1), encoded], dim=1)
-        length = x.shape[1]
-        h = F.pad(x.transpose(1, 2), (0, -length % self.stride), mode="replicate")  # (B, Da, Tp padded)
+        """Args: x (..., Tp, Da), k and encoded (..., To * Do) broadcast against its leading dimensions -> like x."""
+        leading, length = x.shape[:-2], x.shape[-2]
+        cond = torch.cat([self.time(k).expand(*leading, -1), encoded.expand(*leading, -1)], dim=-1).flatten(0, -2)
+        h = x.flatten(0, -3).transpose(1, 2)
+        h = F.pad(h, (0, -length % self.stride), mode="replicate")  # (B, Da, Tp padded)
         skips = []
         for level, down in enumerate(self.down):
             h = down(h, cond)
@@ -94,4 +95,4 @@ class UNetDenoiser(nn.Module):
             h = self.up[level](torch.cat([h, skips[level]], dim=1), cond)
             if level:
                 h = self.upsample[level - 1](h)
-        return self.out(h)[..., :length].transpose(1, 2)
+        return self.out(h)[..., :length].transpose(1, 2).unflatten(0, leading)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from burnish.networks.activation import Mish
 from burnish.networks.mlp import trunk
 
 
@@ -14,7 +15,7 @@ class ValueNetwork(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(obs_dim, hidden_dim),
-            trunk(hidden_dim, n_layers, True, nn.Mish),
+            trunk(hidden_dim, n_layers, True, Mish),
             nn.Linear(hidden_dim, 1),
         )
 

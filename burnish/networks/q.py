@@ -1,0 +1,83 @@
+"""Ensemble of action-value networks Q(s, a)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from burnish.errors import BurnishError
+from burnish.networks.activation import ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The Q ensemble.
+
+    Attributes:
+        n_critics: members (2: twin critics).
+        hidden_dim, n_layers, activation: of each member.
+        layer_norm: normalise each hidden layer, which keeps Q from exploding off the data (RLPD, arXiv 2302.02948).
+    """
+
+    n_critics: int = 2
+    hidden_dim: int = 256
+    n_layers: int = 3
+    activation: str = "relu"
+    layer_norm: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("n_critics", "hidden_dim", "n_layers"):
+            if getattr(self, key) < 1:
+                raise BurnishError(f"critic.{key}={getattr(self, key)}: expected at least 1")
+        if self.activation not in ACTIVATIONS:
+            raise BurnishError(f"critic.activation={self.activation}: expected one of {', '.join(ACTIVATIONS)}")
+
+
+class EnsembleLinear(nn.Module):
+    """n linear layers as one batched matrix product: (n, B, in) -> (n, B, out)."""
+
+    def __init__(self, n: int, in_dim: int, out_dim: int):
+        super().__init__()
+        bound = 1 / math.sqrt(in_dim)  # torch's own initialisation of a linear layer
+        self.weight = nn.Parameter(torch.empty(n, in_dim, out_dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n, 1, out_dim).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class QEnsemble(nn.Module):
+    """n Q-functions of observations and of one or more action chunks for each.
+
+    As in the denoiser, the first layer is a sum: the observation's part is computed once for all N actions.
+
+    Args:
+        config: see `CriticConfig`.
+        obs_dim: To * Do, normalised. action_dim: Ta * Da, normalised: the executed part of a chunk.
+    """
+
+    def __init__(self, config: CriticConfig, obs_dim: int, action_dim: int):
+        super().__init__()
+        n, dim = config.n_critics, config.hidden_dim
+        joint = EnsembleLinear(n, obs_dim + action_dim, dim)
+        self.from_obs = nn.Parameter(joint.weight[:, :obs_dim].detach().clone())
+        self.from_action = nn.Parameter(joint.weight[:, obs_dim:].detach().clone())
+        self.bias = joint.bias
+        layers: list[nn.Module] = []
+        for i in range(config.n_layers):
+            layers += [EnsembleLinear(n, dim, dim)] if i else []
+            layers += [nn.LayerNorm(dim, elementwise_affine=False)] if config.layer_norm else []
+            layers += [ACTIVATIONS[config.activation]()]
+        self.layers = nn.Sequential(*layers, EnsembleLinear(n, dim, 1))
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Args: obs (B, To * Do), actions (B, N, Ta * Da) -> (n, B, N)."""
+        B, N, _ = actions.shape
+        n, dim = len(self.bias), self.bias.shape[-1]
+        h_obs = torch.baddbmm(self.bias, obs.expand(n, -1, -1), self.from_obs)  # (n, B, hidden)
+        h_action = torch.bmm(actions.flatten(0, 1).expand(n, -1, -1), self.from_action)  # (n, B N, hidden)
+        h = h_action.view(n, B, N, dim) + h_obs[:, :, None]
+        return self.layers(h.view(n, B * N, dim)).view(n, B, N)

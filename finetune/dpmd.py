@@ -1,0 +1,65 @@
+"""DPMD: diffusion policy mirror descent (Ma et al. 2025, arXiv 2502.00361, section 4.1).
+
+The denoiser of  pi proportional to pi_old exp(Q / lambda):  clean chunks are drawn from pi_old and weighed by exp(Q / lambda).
+
+Symbols: B states, N draws for each, R of them resampled, Tp, Da as in `burnish.policy`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from burnish.errors import BurnishError
+from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
+from burnish.finetune.replay import Transitions
+from burnish.finetune.rsm import weighted_denoising_loss
+from burnish.policy import choose
+
+
+@dataclass(frozen=True)
+class DPMDConfig(OffPolicyConfig):
+    """Settings of DPMD, see `OffPolicyConfig`.
+
+    Attributes:
+        resample: R: so many draws of each state, drawn again by weight, are trained on; the same gradient on average
+            as that of all N, for R / N of its cost. 0: all N, weighted.
+    """
+
+    name: Literal["dpmd"] = "dpmd"
+    resample: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resample < 0:
+            raise BurnishError(f"stage.resample={self.resample}: expected at least 0")
+
+
+class DPMD(OffPolicyStage):
+    """See the module's docstring."""
+
+    Config = DPMDConfig
+    config: DPMDConfig
+
+    @property
+    def draws_for_actor(self) -> int:
+        return self.config.draws
+
+    def actor_loss(self, batch: Transitions, draws: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        draws, q = draws[:, : self.config.draws], q[:, : self.config.draws]
+        if self.config.rsm.weights == "paper":  # the draws are one: the best, which was the target's too
+            best = q.argmax(1, keepdim=True)
+            draws, q = choose(draws, best), q.gather(1, best)
+        weighted = self.weighting(q, self.gradient_steps)
+        weights, metrics = weighted.weights, weighted.metrics()
+        if 0 < self.config.resample < draws.shape[1]:
+            chosen = torch.multinomial(weights, self.config.resample, replacement=True, generator=self.generator)
+            draws, weights = choose(draws, chosen), torch.full_like(chosen, 1 / self.config.resample, dtype=q.dtype)
+        # L = E_s sum_n w_n || f(sqrt(abar_k) a_n + sqrt(1 - abar_k) eps, k, s) - target ||^2
+        output, target = self.policy.denoise_noised(
+            self.actor, batch.next_obs, draws, self.generator, self.policy.finetuned_timesteps
+        )
+        return weighted_denoising_loss(output, target, weights), metrics

@@ -1,0 +1,391 @@
+"""What DPMD and SDAC share: acting with candidates, replay, the critic, the schedule of updates.
+
+The critic is an ensemble of Q on (observation history, executed chunk), discounted by gamma per environment step:
+
+    y = sum_{i<h} gamma^i r_i + gamma^h (1 - terminated) max_{n<=N'} min_j Qbar_j(s', a'_n),    a'_n ~ pi_old(. | s')
+
+The draws a'_n serve the target and, on updates that train it, the actor: so the actor learns at next observations.
+
+Symbols: E environments, B batch, N draws of the old policy for each state, N' those of them in the target, Tp, Ta,
+Do, Da as in `burnish.policy`, h <= Ta executed steps of a chunk.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from burnish.checkpoint import generator_state, restore_generator
+from burnish.datasets.load import load
+from burnish.diffusion import Sampler
+from burnish.envs.base import ChunkStep
+from burnish.errors import BurnishError
+from burnish.finetune.replay import Replay, Transitions, demonstration_transitions, online_transitions
+from burnish.finetune.rsm import RSMConfig, Weighting, paper_temperature, weighted_denoising_loss
+from burnish.finetune.stage import Setting, Stage, StageConfig
+from burnish.networks import CriticConfig, Denoiser
+from burnish.policy import DiffusionPolicy, choose
+
+
+@dataclass(frozen=True)
+class OffPolicyConfig(StageConfig):
+    """Settings of both; the defaults are those of the Lift result.
+
+    Attributes:
+        rsm: how draws are weighted, see `RSMConfig`.
+        critic: the Q ensemble, see `CriticConfig`.
+        freeze_actor: learn the critic alone (control: selection by Q on the pretrained policy).
+        ft_denoising_steps: K', how many of the policy's last denoising steps are fine-tuned; None for all.
+        sampler, ddim_steps, eta: how the draws and the acting candidates are sampled ("inherit": the policy's sampler).
+        draws: N (DPMD) or M (SDAC), weighed against each other.
+        target_candidates: N'.
+        n_candidates, selection, selection_temperature: chunks sampled for each that is executed, and how Q chooses.
+        exploration_noise, draw_noise: standard deviation of Gaussian noise on the executed chunk and on the draws,
+            which are clipped again; times lambda where rsm.weights is "paper".
+        gamma: per environment step.
+        tau, actor_tau: Polyak averages of the critic (in the target) and of the actor (which acts and is saved).
+        reward_scale: factor on rewards.
+        actor_lr, critic_lr, max_grad_norm: Adam.
+        actor_lr_final, lr_decay_start, lr_decay_updates: the actor's rate falls linearly.
+        batch_size, buffer_size: transitions.
+        utd_ratio: gradient steps per stored chunk.
+        update_every: chunks in each environment between two rounds of gradient steps.
+        policy_delay: the actor is trained in every so many-th gradient step.
+        old_policy_every: gradient steps between refreshes of the policy that is drawn from.
+        random_steps: environment steps of uniformly random actions at the start.
+        learning_starts: environment steps before the first gradient step.
+        critic_warmup_updates: gradient steps of the critic alone before the first of the actor.
+        demos: demonstrations: a file, "task" (those the task names), or None.
+        demo_ratio: share of each batch that is demonstrations (RLPD: one half).
+        bc_coef: weight of the plain denoising loss on the demonstrations of the batch.
+    """
+
+    rsm: RSMConfig = field(default_factory=RSMConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    freeze_actor: bool = False
+    ft_denoising_steps: int | None = None
+    sampler: Literal["inherit", "ddpm", "ddim"] = "ddim"
+    ddim_steps: int = 5
+    eta: float = 1.0
+    draws: int = 16
+    target_candidates: int = 4
+    n_candidates: int = 8
+    selection: Literal["argmax", "softmax"] = "argmax"
+    selection_temperature: float = 1.0
+    exploration_noise: float = 0.0
+    draw_noise: float = 0.0
+    gamma: float = 0.99
+    tau: float = 0.005
+    actor_tau: float = 0.005
+    reward_scale: float = 1.0
+    actor_lr: float = 3e-4
+    actor_lr_final: float = 3e-4
+    lr_decay_start: int = 25_000
+    lr_decay_updates: int = 50_000
+    critic_lr: float = 3e-4
+    max_grad_norm: float = 10.0
+    batch_size: int = 256
+    buffer_size: int = 1_000_000
+    utd_ratio: float = 0.5
+    update_every: int = 4
+    policy_delay: int = 2
+    old_policy_every: int = 1000
+    random_steps: int = 0
+    learning_starts: int = 2000
+    critic_warmup_updates: int = 500
+    demos: str | None = "task"
+    demo_ratio: float = 0.5
+    bc_coef: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in (
+            "draws",
+            "target_candidates",
+            "n_candidates",
+            "batch_size",
+            "buffer_size",
+            "update_every",
+            "policy_delay",
+            "old_policy_every",
+            "lr_decay_updates",
+            "learning_starts",
+        ):
+            if getattr(self, key) < 1:
+                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 1")
+        for key in ("actor_lr", "actor_lr_final", "critic_lr", "max_grad_norm", "utd_ratio", "selection_temperature"):
+            if getattr(self, key) <= 0:
+                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected more than 0")
+        for key in (
+            "exploration_noise",
+            "draw_noise",
+            "bc_coef",
+            "random_steps",
+            "critic_warmup_updates",
+            "lr_decay_start",
+        ):
+            if getattr(self, key) < 0:
+                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 0")
+        for key in ("gamma", "tau", "actor_tau"):
+            if not 0 < getattr(self, key) <= 1:
+                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected more than 0 and at most 1")
+        if not 0 <= self.demo_ratio < 1:
+            raise BurnishError(f"stage.demo_ratio={self.demo_ratio}: expected at least 0 and less than 1")
+        if self.bc_coef and not self.demo_ratio:
+            raise BurnishError(f"stage.bc_coef={self.bc_coef} needs demonstrations: stage.demo_ratio is 0")
+        self.rsm.check(self.draws)
+
+
+class OffPolicyStage(Stage):
+    """See the module's docstring; a subclass gives the actor's loss."""
+
+    config: OffPolicyConfig
+    STATEFUL = (
+        "policy",
+        "actor",
+        "old",
+        "target_critic",
+        "actor_optimizer",
+        "critic_optimizer",
+        "weighting",
+        "replay",
+    )
+    COUNTERS = ("env_steps", "chunks_since_update", "gradient_steps", "owed")
+
+    def __init__(self, policy: DiffusionPolicy, config: OffPolicyConfig, setting: Setting):
+        self.policy, self.config = policy, config
+        K = config.ft_denoising_steps or len(policy.sampler)
+        if policy.finetuned is None:
+            policy.start_finetuning(K)
+        elif policy.ft_denoising_steps != K:
+            raise BurnishError(
+                f"stage.ft_denoising_steps={K}, but the policy was fine-tuned with {policy.ft_denoising_steps} before"
+            )
+        kind = policy.config.sampler if config.sampler == "inherit" else config.sampler
+        ddim_steps = policy.config.ddim_steps if config.sampler == "inherit" else config.ddim_steps
+        self.sampler = Sampler(policy.process, kind, ddim_steps, config.eta).to(policy.device)
+        demonstrations = self._demonstrations(setting)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(setting.seed)
+            self.critic = policy.critic or policy.add_critic(config.critic)
+        if policy.critic_config != config.critic:
+            raise BurnishError(f"stage.critic={config.critic}, but the policy has a critic of {policy.critic_config}")
+        assert policy.finetuned is not None
+        self.averaged: Denoiser = policy.finetuned.requires_grad_(False)
+        self.actor = copy.deepcopy(self.averaged).requires_grad_(True)
+        self.old = copy.deepcopy(self.averaged)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, fused=True)
+        self.weighting = Weighting(config.rsm, policy.device)
+        self.generator = torch.Generator(policy.device).manual_seed(setting.seed)
+        obs_dim, chunk_dim = policy.config.n_obs_steps * policy.obs_dim, policy.config.horizon * policy.action_dim
+        self.replay = Replay(config.buffer_size, obs_dim, chunk_dim, policy.device)
+        self.demos: Replay | None = None
+        if demonstrations is not None:
+            self.demos = Replay(len(demonstrations.reward), obs_dim, chunk_dim, policy.device)
+            self.demos.add(demonstrations._replace(reward=demonstrations.reward * config.reward_scale))
+        self.n_candidates = config.n_candidates
+        per_chunk = setting.n_envs * policy.config.n_action_steps
+        self.chunks_per_update = max(config.update_every, -(-config.learning_starts // per_chunk))
+        self.env_steps = 0
+        self.chunks_since_update = 0  # in each environment
+        self.gradient_steps = 0
+        self.owed = float(config.critic_warmup_updates)  # gradient steps that are due
+        self.pending: tuple[Tensor, Tensor] | None = None  # observation and chunk that are being executed
+
+    def _demonstrations(self, setting: Setting) -> Transitions | None:
+        if not self.config.demo_ratio:
+            return None
+        source = setting.task.dataset if self.config.demos == "task" else self.config.demos
+        if source is None:
+            raise BurnishError(
+                f"stage.demo_ratio={self.config.demo_ratio}, but task={setting.task.name} names no demonstrations: "
+                "give stage.demos=FILE, or stage.demo_ratio=0 to learn from the environment alone"
+            )
+        demos = load(source)
+        try:
+            return demonstration_transitions(self.policy, demos.episodes, self.config.gamma)
+        except BurnishError as error:
+            raise BurnishError(f"{demos.source or source}: {error}") from error
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        normalized = self.policy.normalized_obs(torch.as_tensor(obs, device=self.policy.device))
+        if self.env_steps < self.config.random_steps:
+            shape = (len(obs), self.policy.config.horizon, self.policy.action_dim)
+            x = 2 * torch.rand(shape, device=self.policy.device, generator=self.generator) - 1
+        else:
+            trained = self.gradient_steps > 0  # before that, the critic's choice would be arbitrary
+            x = self._select(normalized, self.config.n_candidates if trained else 1)
+            x = self._noised(x, self.config.exploration_noise)
+        self.pending = normalized, x
+        return self.policy.executed_actions(x).cpu().numpy()
+
+    def _select(self, obs: Tensor, n_candidates: int) -> Tensor:
+        """The chunks to execute (E, Tp, Da), chosen by Q among `n_candidates` of the present policy."""
+        x = self._sample(obs, n_candidates, self.averaged)
+        if n_candidates == 1:
+            return x.squeeze(1)
+        q = self.policy.values(obs, x)  # (E, N)
+        if self.config.selection == "argmax":
+            return choose(x, q.argmax(1))
+        p = (q / self.config.selection_temperature).softmax(1)
+        return choose(x, torch.multinomial(p, 1, generator=self.generator).squeeze(1))
+
+    def _sample(self, obs: Tensor, n: int, network: Denoiser) -> Tensor:
+        """`n` chunks of `network`'s policy for each of `obs` (B, To * Do), normalised -> (B, n, Tp, Da)."""
+        noise = self.policy.draw_noise(len(obs), n, generator=self.generator, sampler=self.sampler)
+        return self.policy.sample(obs, noise, sampler=self.sampler, finetuned=network)[0]
+
+    def _noised(self, x: Tensor, std: float) -> Tensor:
+        """`x` with noise on it, clipped to the range of actions: what is executed is what is learned from."""
+        if self.config.rsm.weights == "paper":
+            std *= paper_temperature(self.gradient_steps)
+        bound = self.policy.config.clip_sample
+        if std:
+            x = x + std * torch.randn(x.shape, device=x.device, generator=self.generator)
+        return x if bound is None else x.clamp(-bound, bound)
+
+    def observe(self, step: ChunkStep) -> None:
+        assert self.pending is not None
+        transitions = online_transitions(self.policy, *self.pending, step, self.config.gamma)
+        self.replay.add(transitions._replace(reward=transitions.reward * self.config.reward_scale))
+        self.env_steps += int(step.steps.sum())
+        self.chunks_since_update += 1
+        if self.env_steps >= self.config.learning_starts:  # what came before is not made up for
+            self.owed += self.config.utd_ratio * len(step.steps)
+
+    def ready(self) -> bool:
+        return self.chunks_since_update >= self.config.update_every and self.env_steps >= self.config.learning_starts
+
+    def update(self) -> dict[str, float]:
+        results: dict[str, list[Tensor]] = {}
+        while self.owed >= 1:
+            for key, value in self._gradient_step().items():
+                results.setdefault(key, []).append(value)
+            self.owed -= 1
+        self.chunks_since_update = 0
+        metrics = {key: float(torch.stack(values).mean()) for key, values in results.items()}
+        return metrics | {"gradient_steps": self.gradient_steps, "replay_size": self.replay.size}
+
+    def _gradient_step(self) -> dict[str, Tensor]:
+        config = self.config
+        past_warmup = self.gradient_steps >= config.critic_warmup_updates and not config.freeze_actor
+        train_actor = past_warmup and self.gradient_steps % config.policy_delay == 0
+        batch = self._batch()
+        with torch.no_grad():
+            n = max(config.target_candidates, self.draws_for_actor if train_actor else 0)
+            draws = self._noised(self._sample(batch.next_obs, n, self.old), config.draw_noise)  # (B, n, Tp, Da)
+            q = self.policy.values(batch.next_obs, draws, self.target_critic)  # (B, n)
+        metrics = self._update_critic(batch, q[:, : config.target_candidates])
+        if train_actor:
+            loss, actor_metrics = self.actor_loss(batch, draws, q)
+            if config.bc_coef:
+                loss = loss + config.bc_coef * self._bc_loss(batch)
+            self._decay_actor_lr()
+            step(self.actor_optimizer, loss, config.max_grad_norm)
+            polyak(self.averaged, self.actor, config.actor_tau)
+            metrics |= {"actor_loss": loss.detach()} | actor_metrics
+        self.gradient_steps += 1
+        if self.gradient_steps % config.old_policy_every == 0:
+            self.old.load_state_dict(self.actor.state_dict())
+        return metrics
+
+    def _batch(self) -> Transitions:
+        """Demonstrations first, then online transitions."""
+        n_demos = self._n_demos
+        online = self.replay.sample(self.config.batch_size - n_demos, self.generator)
+        if self.demos is None:
+            return online
+        demos = self.demos.sample(n_demos, self.generator)
+        return Transitions(*(torch.cat(pair) for pair in zip(demos, online)))
+
+    @property
+    def _n_demos(self) -> int:
+        return round(self.config.demo_ratio * self.config.batch_size)
+
+    def _update_critic(self, batch: Transitions, q_next: Tensor) -> dict[str, Tensor]:
+        """`q_next` (B, N'), of the target critic."""
+        # y = r + gamma^h (1 - terminated) max_n min_j Qbar_j(s', a'_n)
+        target = batch.reward + batch.discount * q_next.amax(1)
+        q = self.critic(batch.obs, self.executed(batch).flatten(2)).squeeze(2)  # (n, B)
+        # L_Q = sum_j E (Q_j(s, a) - y)^2
+        loss = F.mse_loss(q, target.expand_as(q)) * len(q)
+        step(self.critic_optimizer, loss, self.config.max_grad_norm)
+        polyak(self.target_critic, self.critic, self.config.tau)
+        return {"critic_loss": loss.detach() / len(q), "q": q.detach().mean()}
+
+    def chunks(self, batch: Transitions) -> Tensor:
+        """The batch's chunks (B, 1, Tp, Da)."""
+        return batch.chunk.view(-1, 1, self.policy.config.horizon, self.policy.action_dim)
+
+    def executed(self, batch: Transitions) -> Tensor:
+        """The executed part of the batch's chunks (B, 1, Ta, Da)."""
+        return self.policy.executed(self.chunks(batch))
+
+    def _bc_loss(self, batch: Transitions) -> Tensor:
+        """Plain denoising loss on the batch's demonstrations."""
+        n = self._n_demos
+        x0 = self.chunks(batch)[:n]
+        output, target = self.policy.denoise_noised(
+            self.actor, batch.obs[:n], x0, self.generator, self.policy.finetuned_timesteps
+        )
+        return weighted_denoising_loss(output, target, x0.new_ones(n, 1))
+
+    @property
+    @abstractmethod
+    def draws_for_actor(self) -> int:
+        """How many draws of the old policy `actor_loss` needs."""
+
+    @abstractmethod
+    def actor_loss(self, batch: Transitions, draws: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted denoising loss at the batch's next observations, and metrics.
+
+        Args:
+            draws: of the old policy (B, n, Tp, Da)
+            q: of the target critic for them (B, n)
+        """
+
+    def _decay_actor_lr(self) -> None:
+        config = self.config
+        done = min(max((self.gradient_steps - config.lr_decay_start) / config.lr_decay_updates, 0.0), 1.0)
+        for group in self.actor_optimizer.param_groups:
+            group["lr"] = config.actor_lr + done * (config.actor_lr_final - config.actor_lr)
+
+    def cut_episodes(self) -> None:
+        """Nothing to do: every stored chunk has its own end."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self, name).state_dict() for name in self.STATEFUL},
+            **{name: getattr(self, name) for name in self.COUNTERS},
+            "generator": generator_state(self.generator),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        for name in self.COUNTERS:
+            setattr(self, name, state[name])
+        restore_generator(self.generator, state["generator"])
+
+
+def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> None:
+    """One clipped gradient step."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), max_grad_norm)
+    optimizer.step()
+
+
+@torch.no_grad()
+def polyak(average: nn.Module, module: nn.Module, tau: float) -> None:
+    """average <- (1 - tau) average + tau module"""
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), tau)

@@ -1,0 +1,155 @@
+"""Reweighted score matching (Ma et al. 2025, arXiv 2502.00361): one weighted denoising loss, and its weights.
+
+    L = E_s sum_n w_n || f_theta(x_n, k_n, s) - target_n ||^2
+
+The minimiser is the denoiser of the density that the draws' density times the weights is proportional to. DPMD draws
+clean chunks from the old policy, so that w = exp(Q / lambda) gives pi_old exp(Q / lambda); SDAC draws them from the
+posterior of a noisy chunk under a flat prior, so that it gives exp(Q / lambda).
+
+Symbols: B states, N draws for each, Tp, Da as in `burnish.policy`; lambda is the temperature.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from burnish.errors import BurnishError
+
+PAPER_CLIP = 3.0  # of the normalised Q
+PAPER_RATE = 0.001  # of the moving averages
+PAPER_TEMPERATURE = (5.0, 0.984)  # where lambda starts and ends
+PAPER_TEMPERATURE_STEP = 0.007  # of log lambda, once in ...
+PAPER_TEMPERATURE_EVERY = 250  # ... so many updates
+BISECTIONS = 24  # of log lambda in an interval of 14: to one part in a million
+SMALLEST, LARGEST = 1e-3, 1e3  # lambda in units of Q's spread, where a KL target is looked for
+
+
+@dataclass(frozen=True)
+class RSMConfig:
+    """How draws are weighted.
+
+    Attributes:
+        weights: "kl": self-normalised for each state, lambda such that their mean KL divergence from uniform is
+            `kl_target`; "fixed": self-normalised, lambda = `temperature`; "paper": exp of Q normalised by moving
+            averages and clipped, lambda annealed; "constant": the control.
+        kl_target: in nats, less than log N.
+        temperature: in units of Q.
+    """
+
+    weights: Literal["kl", "fixed", "paper", "constant"] = "kl"
+    kl_target: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for key in ("kl_target", "temperature"):
+            if getattr(self, key) <= 0:
+                raise BurnishError(f"stage.rsm.{key}={getattr(self, key)}: expected more than 0")
+
+    def check(self, draws: int) -> None:
+        """Raise BurnishError where `draws` (N) cannot reach the KL target."""
+        if self.weights == "kl" and draws < 2:
+            raise BurnishError(f"stage.draws={draws}: expected at least 2 to weigh against each other")
+        if self.weights == "kl" and self.kl_target >= math.log(draws):
+            raise BurnishError(
+                f"stage.rsm.kl_target={self.kl_target} nats: expected less than log(draws) = {math.log(draws):.3f}, "
+                f"where one of {draws} draws has all the weight"
+            )
+
+
+class Weights(NamedTuple):
+    """Of N draws for each of B states."""
+
+    weights: Tensor  # (B, N); they sum to 1 for each state, except the paper's
+    temperature: Tensor  # (), lambda
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Effective sample size (1 .. N) and entropy (nats) of a state's weights, means over states; lambda."""
+        p = self.weights / self.weights.sum(1, keepdim=True)
+        return {
+            "ess": (1 / p.square().sum(1)).mean(),
+            "weight_entropy": torch.special.entr(p).sum(1).mean(),
+            "temperature": self.temperature,
+        }
+
+
+class Weighting:
+    """Q of draws -> their weights; the paper's has moving averages, the others no state."""
+
+    def __init__(self, config: RSMConfig, device: torch.device):
+        self.config = config
+        self.mean = torch.zeros((), device=device)  # moving averages of the paper's normalisation
+        self.std = torch.zeros((), device=device)  # 0: not begun
+
+    def __call__(self, q: Tensor, gradient_steps: int) -> Weights:
+        """`q` (B, N) -> weights; `gradient_steps` so far anneal the paper's lambda."""
+        if self.config.weights == "constant":
+            return Weights(torch.full_like(q, 1 / q.shape[1]), q.new_full((), math.inf))
+        if self.config.weights == "paper":
+            return self._paper(q, paper_temperature(gradient_steps))
+        if self.config.weights == "fixed":
+            temperature = q.new_full((), self.config.temperature)
+        else:
+            temperature = temperature_for_kl(q, self.config.kl_target)
+        # w_n = exp(Q_n / lambda) / sum_m exp(Q_m / lambda); softmax subtracts the maximum
+        return Weights((q / temperature).softmax(1), temperature)
+
+    def _paper(self, q: Tensor, temperature: float) -> Weights:
+        # the averages begin at the first batch's; from 0 and 1 they would take thousands of updates to arrive
+        rate = torch.where(self.std > 0, PAPER_RATE, 1.0)
+        self.mean = torch.lerp(self.mean, q.mean(), rate)
+        self.std = torch.lerp(self.std, q.std(correction=0).clamp(min=torch.finfo(q.dtype).tiny), rate)
+        # w = exp(clip((Q - mu) / sigma, -3, 3) / lambda)
+        normalized = ((q - self.mean) / self.std).clamp(-PAPER_CLIP, PAPER_CLIP)
+        return Weights((normalized / temperature).exp(), q.new_full((), temperature))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "std": self.std}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mean, self.std = state["mean"].to(self.mean.device), state["std"].to(self.std.device)
+
+
+def paper_temperature(updates: int) -> float:
+    """lambda after `updates` gradient steps: what the released code's Adam on log lambda does, whose gradient
+    depends on lambda alone, in closed form."""
+    start, end = PAPER_TEMPERATURE
+    return max(end, start * math.exp(-PAPER_TEMPERATURE_STEP * (updates // PAPER_TEMPERATURE_EVERY)))
+
+
+def kl_from_uniform(q: Tensor, temperature: Tensor) -> Tensor:
+    """KL(softmax(q / lambda) || uniform) in nats, mean over states; `q` (B, N)."""
+    log_p = (q / temperature).log_softmax(1)
+    return (log_p.exp() * log_p).sum(1).mean() + math.log(q.shape[1])
+
+
+def temperature_for_kl(q: Tensor, kl_target: float) -> Tensor:
+    """The one lambda for all states at which `kl_from_uniform` is `kl_target`; `q` (B, N) -> ().
+
+    The divergence falls with lambda, so bisection finds it. Where ties among the draws keep it below the target
+    whatever lambda is, the smallest of the interval is taken.
+    """
+    q = q - q.amax(1, keepdim=True)
+    spread = q.var(1, correction=0).mean().sqrt().clamp(min=torch.finfo(q.dtype).tiny)
+    low, high = spread.log() + math.log(SMALLEST), spread.log() + math.log(LARGEST)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        too_high = kl_from_uniform(q, middle.exp()) < kl_target  # lambda is: the weights are too even
+        low, high = torch.where(too_high, low, middle), torch.where(too_high, middle, high)
+    return ((low + high) / 2).exp()
+
+
+def weighted_denoising_loss(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """mean_s sum_n w_n || output_n - target_n ||^2 / (Tp Da) -> a scalar.
+
+    Args:
+        output: f_theta of the noisy draws (B, N, Tp, Da), or (B, 1, Tp, Da) where they share one noisy chunk.
+        target: what it shall be (B, N, Tp, Da)
+        weights: (B, N)
+    """
+    errors = (output.float() - target).square().mean((-2, -1))  # (B, N)
+    return (weights * errors).sum(1).mean()
