@@ -101,7 +101,7 @@ def report(result: Any) -> None:
     """Print what a command gives: a summary, demonstrations, or the path of what it wrote."""
     if isinstance(result, dict):
         for key, value in _flat(result):
-            print(f"{key:<28}{f'{value:.6g}' if isinstance(value, float) else value}")
+            print(f"{key:<34}{f'{value:.6g}' if isinstance(value, float) else value}")
         return
     from burnish.datasets.episodes import Demonstrations
     from burnish.datasets.inspect import inspect
@@ -113,7 +113,7 @@ def _flat(summary: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
     for key, value in summary.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}/")
-        else:
+        elif value is not None:
             yield prefix + key, value
 
 

@@ -21,9 +21,13 @@ from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation import EvaluationConfig, evaluate
 from burnish.finetune import loop
+from burnish.finetune.dpmd import DPMDConfig
 from burnish.finetune.dppo import DPPOConfig
 from burnish.finetune.loop import FinetuneConfig, finetune
-from burnish.networks import DenoiserConfig
+from burnish.finetune.rsm import RSMConfig
+from burnish.finetune.sdac import SDACConfig
+from burnish.finetune.stage import StageConfig
+from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.policy import DiffusionPolicy, PolicyConfig
 from burnish.pretrain import behaviour_cloning
 from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pretrain
@@ -69,18 +73,18 @@ def pretrain_config(folder: Path, dataset: Path, **kwargs) -> PretrainConfig:
     )
 
 
-def finetune_config(folder: Path, policy: Path, stage: DPPOConfig | None = None, **kwargs) -> FinetuneConfig:
+def finetune_config(folder: Path, policy: Path | None, stage: StageConfig | None = None, **kwargs) -> FinetuneConfig:
     settings = {
         "total_env_steps": 1500,
         "n_envs": 4,
         "backend": "sync",
-        "eval_every": 2,
-        "checkpoint_every": 1,
+        "eval_every": 512,
+        "checkpoint_every": 256,
     }
     return FinetuneConfig(
         task=HOPPER,
         stage=stage or small_dppo(),
-        policy=str(policy),
+        policy=policy and str(policy),
         run_dir=str(folder),
         evaluation=EVALUATION,
         device="cpu",
@@ -91,6 +95,13 @@ def finetune_config(folder: Path, policy: Path, stage: DPPOConfig | None = None,
 def small_dppo(**kwargs) -> DPPOConfig:
     settings = {"ft_denoising_steps": 3, "n_steps": 16, "update_epochs": 2, "batch_size": 64}
     return DPPOConfig(**(settings | kwargs))
+
+
+def small_off_policy(name: str, dataset: Path | None, **kwargs) -> StageConfig:
+    settings = {"batch_size": 32, "draws": 4, "learning_starts": 200, "critic_warmup_updates": 10, "update_every": 5}
+    settings |= {"policy_delay": 3, "old_policy_every": 7, "bc_coef": 0.1, "exploration_noise": 0.1}
+    settings |= {"demos": str(dataset), "critic": CriticConfig(hidden_dim=32, n_layers=2)}
+    return {"dpmd": DPMDConfig, "sdac": SDACConfig}[name](**(settings | kwargs))
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +183,43 @@ def test_interrupted_dppo_is_bitwise_the_uninterrupted(
     assert_same_run(tmp_path / "run", finetuned)
 
 
+@pytest.mark.parametrize("name", ["dpmd", "sdac"])
+def test_interrupted_rsm_is_bitwise_the_uninterrupted(dataset, pretrained, tmp_path, monkeypatch, name):
+    stage = small_off_policy(name, dataset)
+    finetune(finetune_config(tmp_path / "whole", pretrained, stage))
+    monkeypatch.setattr(StopAfter, "n", 33)  # between two rounds of updates
+    monkeypatch.setattr(loop, "StopRequest", StopAfter)
+    with pytest.raises(Stopped, match="go on with: burnish finetune resume="):
+        finetune(finetune_config(tmp_path / "run", pretrained, stage))
+    monkeypatch.setattr(StopAfter, "n", -1)
+    torch.manual_seed(99)
+    finetune(finetune_config(tmp_path / "run", pretrained, stage, resume=str(tmp_path / "run")))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    trained = [line for line in lines if "ess" in line]
+    assert trained and all(1 <= line["ess"] <= 4 and line["temperature"] > 0 for line in trained)
+    assert "eval_selected/return" in lines[-1] and (tmp_path / "run" / "evaluation_selected.json").is_file()
+    policy = DiffusionPolicy.load(tmp_path / "run")
+    single, best = (evaluate(policy, HOPPER, replace(EVALUATION, candidates=n)) for n in (1, 8))
+    assert single.returns.tolist() == json.loads((tmp_path / "run" / "evaluation.json").read_text())["return"]
+    assert best.returns.tolist() == json.loads((tmp_path / "run" / "evaluation_selected.json").read_text())["return"]
+    with pytest.raises(BurnishError, match="candidates=2: this policy has no critic"):
+        evaluate(DiffusionPolicy.load(pretrained), HOPPER, replace(EVALUATION, candidates=2))
+
+
+@pytest.mark.parametrize("name", ["dpmd", "sdac", "dppo"])
+def test_from_scratch(tmp_path, name):
+    network = replace(POLICY, n_obs_steps=1, horizon=1, n_action_steps=1, obs_normalization="none")
+    scratch = {"rsm": RSMConfig(weights="paper"), "random_steps": 100, "demos": None, "demo_ratio": 0.0, "bc_coef": 0.0}
+    stage = small_dppo() if name == "dppo" else small_off_policy(name, None, **scratch)
+    finetune(finetune_config(tmp_path / "run", None, stage, network=network, total_env_steps=400))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["best"]["env_steps"] in range(1, summary["env_steps"] + 1)
+    assert summary["best"]["return"] >= summary["after"]["return"]
+    with pytest.raises(BurnishError, match="policy: expected the folder"):
+        finetune_config(tmp_path / "run", None, stage)
+
+
 def test_same_seed_same_run_and_another_seed_another(pretrained, finetuned, tmp_path):
     finetune(finetune_config(tmp_path / "same", pretrained))
     assert_same_run(tmp_path / "same", finetuned)
@@ -222,7 +270,7 @@ def test_sigterm_to_the_whole_group_saves_and_resume_goes_on(pretrained, tmp_pat
     """The real command with worker processes, signalled as Slurm, systemd and `timeout` do it."""
     run = tmp_path / "run"
     words = ["task=hopper", f"policy={pretrained}", f"run_dir={run}", "n_envs=4", "backend=workers", "n_workers=2"]
-    words += ["stage.n_steps=16", "stage.ft_denoising_steps=3", "checkpoint_every=1", "eval_every=0"]
+    words += ["stage.n_steps=16", "stage.ft_denoising_steps=3", "checkpoint_every=256", "eval_every=0"]
     words += ["total_env_steps=10000000", "evaluation.episodes=3", "evaluation.n_envs=3", "evaluation.backend=sync"]
     process = subprocess.Popen(
         [sys.executable, "-m", "burnish.cli", "finetune", *words],
