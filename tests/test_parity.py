@@ -1,7 +1,7 @@
-"""Our transitions, log-probabilities and PPO loss against numbers of DPPO's own code.
+"""Our transitions, log-probabilities and losses against numbers of DPPO's and RSM's own code.
 
 The files hold a stub network's weights and what the authors' code made of them; see their README. Every
-`dppo_*.npz` in $BURNISH_PARITY_DIR (default: ../shared/data/parity) is tried.
+`dppo_*.npz` and `rsm_*.npz` in $BURNISH_PARITY_DIR (default: ../shared/data/parity) is tried.
 """
 
 import os
@@ -19,23 +19,37 @@ from burnish.finetune.ppo_loss import (
     denoising_discount,
     normalize_advantages,
 )
+from burnish.finetune.rsm import RSMConfig, Weighting, weighted_denoising_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("BURNISH_PARITY_DIR", ROOT.parent / "shared" / "data" / "parity"))
-FILES = sorted(FOLDER.glob("dppo_*.npz"))
 WEIGHTS = ("Wx", "Ws", "v", "b")
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # of numbers of the order of 1
 
-pytestmark = pytest.mark.skipif(not FILES, reason=f"no dppo_*.npz in {FOLDER} (set BURNISH_PARITY_DIR)")
+
+def files(pattern):
+    """Parameters of a fixture: the files, or one that is skipped."""
+    skipped = pytest.mark.skip(reason=f"no {pattern} in {FOLDER} (set BURNISH_PARITY_DIR)")
+    found = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob(pattern))]
+    return found or [pytest.param(None, id="none", marks=skipped)]
+
+
+def numbers(path):
+    with np.load(path, allow_pickle=False) as file:
+        return {key: torch.from_numpy(np.atleast_1d(file[key])) for key in file.files if file[key].dtype.kind in "fi"}
+
+
+def stub(weights, x, t, s):
+    """eps(x, t, s) = tanh(flat(x) @ Wx + flat(s) @ Ws + t v + b); t (B,)"""
+    flat = x.flatten(1) @ weights["Wx"] + s.flatten(1) @ weights["Ws"] + t[:, None] * weights["v"] + weights["b"]
+    return torch.tanh(flat).view_as(x)
 
 
 class Case:
-    """One file: its numbers as tensors, the sampler it describes, and the stub network."""
+    """One file of DPPO's: its numbers as tensors, the sampler it describes, and the stub network."""
 
     def __init__(self, path: Path):
-        with np.load(path, allow_pickle=False) as file:
-            self.data = {
-                key: torch.from_numpy(np.atleast_1d(file[key])) for key in file.files if file[key].dtype.kind in "fi"
-            }
+        self.data = numbers(path)
         ddim_steps = int(self["ddim_steps"])
         self.sampler = Sampler(
             NoiseProcess(betas("cosine", int(self["K"]))),
@@ -52,15 +66,9 @@ class Case:
     def weights(self, which):
         return {name: self[f"{which}_{name}"].clone() for name in WEIGHTS}
 
-    def eps(self, weights, x, t):
-        """eps(x, t, s) = tanh(flat(x) @ Wx + flat(s) @ Ws + t v + b); t (B,)"""
-        s = self["obs"].flatten(1)
-        flat = x.flatten(1) @ weights["Wx"] + s @ weights["Ws"] + t[:, None] * weights["v"] + weights["b"]
-        return torch.tanh(flat).view_as(x)
-
     def mean(self, weights, x, i):
         t = self.sampler.timesteps[i].float().expand(len(x))
-        return self.sampler.mean(self.eps(weights, x, t), x, torch.full((len(x),), i))
+        return self.sampler.mean(stub(weights, x, t, self["obs"]), x, torch.full((len(x),), i))
 
     def log_probs(self, weights):
         """Element-wise, of the stored chain (B, K', Tp, Da)."""
@@ -73,7 +81,7 @@ class Case:
         return torch.stack(steps, dim=1)
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+@pytest.fixture(params=files("dppo_*.npz"))
 def case(request):
     return Case(request.param)
 
@@ -122,3 +130,84 @@ def test_ppo_loss_and_gradient(case):
 def test_value_loss(case):
     value = (case["obs"].flatten(1) @ case["critic_w"]).squeeze(-1)
     assert float(0.5 * (value - case["returns"]).square().mean()) == pytest.approx(float(case["v_loss"]), rel=1e-4)
+
+
+class RSMCase:
+    """One file of RSM's; an action (B, Da) is a chunk of one step (B, 1, Da)."""
+
+    def __init__(self, path: Path):
+        self.data = numbers(path)
+        with np.load(path, allow_pickle=False) as file:
+            schedule = str(file["schedule"])
+        beta = betas(schedule, int(self["K"]), scale=float(self["beta_scale"]))
+        self.process = NoiseProcess(beta)
+        self.M = int(self["sdac_M"])
+
+    def __getitem__(self, key):
+        return self.data[key]
+
+    def eps(self, x, k):
+        return stub(self.data, x, k.to(x.dtype), self["obs"])
+
+    def draws(self, key):
+        """Stored for each draw (B M, ...) -> (B, M, ...)."""
+        return self[key].unflatten(0, (-1, self.M))
+
+    def reverse_draws(self):
+        """The clean actions of the stored noise (B, M, Da)."""
+        signal, sigma = self.process.levels(self["timestep"][:, None], self.draws("sdac_noise"))
+        return ((self["x_t"][:, None] - sigma * self.draws("sdac_noise")) / signal).clamp(-1, 1)
+
+    def q_over_lambda(self, actions):
+        """Q(s, a) = 3 sin(a @ q_Qx) + s @ q_Qs of (B, M, Da), times 5 / lambda with lambda = 2 -> (B, M)"""
+        q = 3 * torch.sin(actions @ self["q_Qx"]) + (self["obs"] @ self["q_Qs"])[:, None]
+        return q * 5 / 2
+
+
+@pytest.fixture(params=files("rsm_*.npz"))
+def rsm(request):
+    return RSMCase(request.param)
+
+
+def test_rsm_forward_noising(rsm):
+    torch.testing.assert_close(rsm.process.betas.float(), rsm["betas"].float(), rtol=1e-5, atol=1e-7)
+    x = rsm.process.add_noise(rsm["action"], rsm["noise"], rsm["timestep"])
+    torch.testing.assert_close(x, rsm["x_t"], **CLOSE)
+
+
+def test_dpmd_loss(rsm):
+    output = rsm.eps(rsm["x_t"], rsm["timestep"])
+    target = rsm.process.target(rsm["action"], rsm["noise"], rsm["timestep"])
+    loss = weighted_denoising_loss(output[:, None, None], target[:, None, None], rsm["dpmd_weights"][:, None])
+    assert float(loss) == pytest.approx(float(rsm["dpmd_loss"]), rel=1e-5)
+
+
+def test_sdac_draws_and_weights(rsm):
+    theirs = rsm.draws("sdac_recon")
+    # a small difference of two numbers of the size of 1 / sqrt(abar): relative to those
+    signal = rsm.process.levels(rsm["timestep"][:, None], theirs)[0]
+    torch.testing.assert_close(rsm.reverse_draws() * signal, theirs * signal, rtol=1e-5, atol=2e-6)
+    q = rsm.q_over_lambda(theirs)
+    torch.testing.assert_close(q, rsm.draws("sdac_q_over_lambda"), **CLOSE)
+    weighting = Weighting(RSMConfig(weights="fixed", temperature=0.5), torch.device("cpu"))
+    weights = weighting(0.5 * q, 0).weights
+    torch.testing.assert_close(weights, rsm.draws("sdac_weights"), rtol=1e-5, atol=1e-6)
+
+
+def test_sdac_loss(rsm):
+    """From observations, actions and noise alone; the released loss is the mean over draws, ours their sum."""
+    weights = Weighting(RSMConfig(weights="fixed"), torch.device("cpu"))(
+        rsm.q_over_lambda(rsm.reverse_draws()), 0
+    ).weights
+    output = rsm.eps(rsm["x_t"], rsm["timestep"])
+    loss = weighted_denoising_loss(output[:, None, None], rsm.draws("sdac_noise")[:, :, None], weights)
+    assert float(loss) / rsm.M == pytest.approx(float(rsm["sdac_loss"]), rel=1e-5)
+
+
+def test_rsm_posterior(rsm):
+    sampler = Sampler(rsm.process)
+    for k, x, mean, std in zip(rsm["timesteps"].tolist(), rsm["x_in"], rsm["mean"], rsm["std"]):
+        i = sampler._timesteps.index(k)
+        ours = sampler.mean(rsm.eps(x, torch.full((len(x),), k)), x, i)
+        torch.testing.assert_close(ours, mean, **CLOSE)
+        assert float(sampler.std[i]) == pytest.approx(float(std), rel=1e-5, abs=1e-7)
