@@ -1,0 +1,180 @@
+"""Chunk transitions against hand computation, and the ring that holds them."""
+
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.datasets.episodes import Episode
+from burnish.envs.base import ChunkStep
+from burnish.envs.vector import SyncVectorEnv
+from burnish.errors import BurnishError
+from burnish.finetune.replay import Replay, Transitions, demonstration_transitions, discounted, online_transitions
+from burnish.networks import DenoiserConfig
+from burnish.policy import DiffusionPolicy, PolicyConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_simulator import Counter
+
+GAMMA = 0.5
+
+
+def make_policy(Do=1, To=2, Tp=3, Ta=2, Da=1) -> DiffusionPolicy:
+    config = PolicyConfig(DenoiserConfig(hidden_dim=8, n_layers=1), To, Tp, Ta, denoising_steps=5)
+    policy = DiffusionPolicy(config, Do, Da, ["flat"])
+    policy.obs_normalizer.offset.fill_(1.0)
+    policy.obs_normalizer.scale.fill_(2.0)
+    policy.action_normalizer.scale.fill_(0.5)
+    return policy
+
+
+def test_reward_and_discount_by_hand():
+    rewards = np.array([[1, 2, 4], [1, 2, 0], [8, 0, 0], [1, 2, 4]], np.float32)
+    steps, terminated = np.array([3, 2, 1, 3]), np.array([False, False, False, True])
+    reward, discount = discounted(rewards, steps, terminated, GAMMA)
+    assert reward.tolist() == [1 + 1 + 1, 1 + 1, 8, 3]
+    assert discount.tolist() == [1 / 8, 1 / 4, 1 / 2, 0]  # the second and third were cut by a time limit
+
+
+def transitions(first: int, n: int) -> Transitions:
+    rows = torch.arange(first, first + n).float()
+    return Transitions(
+        rows[:, None].repeat(1, 2), rows[:, None] + 0.1, rows, rows + 0.2, rows[:, None].repeat(1, 2) + 0.3
+    )
+
+
+def test_the_ring_overwrites_the_oldest():
+    replay = Replay(5, 2, 1, torch.device("cpu"))
+    replay.add(transitions(0, 3))
+    assert (replay.size, replay.position) == (3, 3)
+    replay.add(transitions(3, 3))
+    assert (replay.size, replay.position) == (5, 1)
+    assert replay.data.reward.tolist() == [5, 1, 2, 3, 4]
+    replay.add(transitions(6, 1))
+    assert replay.data.reward.tolist() == [5, 6, 2, 3, 4]
+    sample = replay.sample(200, torch.Generator().manual_seed(0))
+    assert set(sample.reward.tolist()) == {2, 3, 4, 5, 6}
+    rows = sample.reward[:, None]  # the numbers of a transition stay together
+    torch.testing.assert_close(sample.obs, rows.expand(-1, 2))
+    torch.testing.assert_close(sample.chunk, rows + 0.1)
+    torch.testing.assert_close(sample.discount, sample.reward + 0.2)
+    torch.testing.assert_close(sample.next_obs, rows.expand(-1, 2) + 0.3)
+
+
+def test_only_what_was_stored_is_sampled():
+    replay = Replay(100, 2, 1, torch.device("cpu"))
+    replay.add(transitions(7, 2))
+    assert set(replay.sample(50, torch.Generator().manual_seed(0)).reward.tolist()) == {7, 8}
+
+
+@pytest.mark.parametrize("n", [3, 7])
+def test_a_restored_ring_goes_on_alike(n):
+    ours, theirs = (Replay(5, 2, 1, torch.device("cpu")) for _ in range(2))
+    ours.add(transitions(0, 2))
+    ours.add(transitions(2, n - 2))
+    theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+    for replay in (ours, theirs):
+        replay.add(transitions(20, 2))
+    assert (ours.size, ours.position) == (theirs.size, theirs.position)
+    a, b = (replay.sample(30, torch.Generator().manual_seed(1)) for replay in (ours, theirs))
+    assert all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+def episode(T: int, terminated=False, final=True) -> Episode:
+    """Observation t at step t, action t / 10, reward 2^t."""
+    t = np.arange(T, dtype=np.float32)
+    ends = np.zeros(T, bool)
+    ends[-1] = terminated
+    last = {"flat": np.array([100.0], np.float32)} if final else None
+    return Episode("demo_0", {"flat": t[:, None]}, t[:, None] / 10, 2**t, ends, last)
+
+
+def raw(policy: DiffusionPolicy, normalized: torch.Tensor) -> list[list[float]]:
+    return (normalized * policy.obs_normalizer.scale + policy.obs_normalizer.offset).tolist()
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_demonstrations_with_a_final_observation(terminated):
+    policy = make_policy()
+    ours = demonstration_transitions(policy, [episode(4, terminated)], GAMMA)
+    assert raw(policy, ours.obs) == [[0, 0], [0, 1], [1, 2], [2, 3]]
+    # the last action is repeated beyond the end
+    chunks = np.array([[0, 1, 2], [1, 2, 3], [2, 3, 3], [3, 3, 3]]) / 10 / 0.5
+    np.testing.assert_allclose(ours.chunk.numpy(), chunks, rtol=1e-6)
+    # 2^t + 2^(t+1) / 2; of the last chunk one step is executed
+    assert ours.reward.tolist() == [1 + 1, 2 + 2, 4 + 4, 8]
+    assert ours.discount.tolist() == ([1 / 4, 1 / 4, 0, 0] if terminated else [1 / 4, 1 / 4, 1 / 4, 1 / 2])
+    assert raw(policy, ours.next_obs) == [[1, 2], [2, 3], [3, 100], [3, 100]]
+
+
+def test_demonstrations_without_a_final_observation():
+    policy = make_policy()
+    ours = demonstration_transitions(policy, [episode(4, final=False)], GAMMA)
+    assert raw(policy, ours.obs) == [[0, 0], [0, 1]]  # chunks that reach the unknown end are left out
+    assert raw(policy, ours.next_obs) == [[1, 2], [2, 3]]
+    assert ours.discount.tolist() == [1 / 4, 1 / 4]
+    ours = demonstration_transitions(policy, [episode(4, terminated=True, final=False)], GAMMA)
+    assert ours.reward.tolist() == [2, 4, 8, 8]  # what follows a terminal step does not matter
+    assert ours.discount.tolist() == [1 / 4, 1 / 4, 0, 0]
+    assert bool(torch.isfinite(ours.next_obs).all())
+
+
+def test_demonstrations_shorter_than_a_chunk():
+    policy = make_policy()
+    ours = demonstration_transitions(policy, [episode(1), episode(2, final=False), episode(3)], GAMMA)
+    assert raw(policy, ours.obs) == [[0, 0], [0, 0], [0, 1], [1, 2]]
+    assert raw(policy, ours.next_obs)[0] == [0, 100]
+    assert ours.discount.tolist() == [1 / 2, 1 / 4, 1 / 4, 1 / 2]
+    with pytest.raises(BurnishError, match="no demonstration is long enough for one chunk with a known end"):
+        demonstration_transitions(policy, [episode(2, final=False)], GAMMA)
+
+
+def test_demonstrated_actions_are_clipped_as_the_environment_does():
+    policy = make_policy()
+    policy.action_normalizer.scale.fill_(1.0)
+    wild = episode(3)
+    wild.actions[:] = 5
+    assert float(demonstration_transitions(policy, [wild], GAMMA).chunk.max()) == 1
+
+
+def test_online_transitions_lead_to_the_final_observation():
+    policy = make_policy()
+    final = np.array([[[2], [3]], [[4], [5]], [[6], [7]]], np.float32)
+    next_episode = np.full_like(final, -50)
+    step = ChunkStep(
+        obs=next_episode,
+        reward=np.array([3, 1, 3], np.float32),
+        terminated=np.array([False, False, True]),
+        truncated=np.array([False, True, False]),
+        final_obs=final,
+        success=np.zeros(3, bool),
+        steps=np.array([2, 1, 2]),
+        step_rewards=np.array([[1, 2], [1, 0], [1, 2]], np.float32),
+    )
+    obs, chunk = torch.randn(3, 2), torch.randn(3, 3, 1)
+    ours = online_transitions(policy, obs, chunk, step, GAMMA)
+    assert ours.obs is obs
+    assert torch.equal(ours.chunk, chunk.flatten(1))
+    assert raw(policy, ours.next_obs) == [[2, 3], [4, 5], [6, 7]]
+    assert ours.reward.tolist() == [2, 1, 2]
+    assert ours.discount.tolist() == [1 / 4, 1 / 2, 0]
+
+
+def test_online_transitions_of_a_counter():
+    """Through the vector environment: reward = action + 10 t, a time limit of 3 cuts every second chunk of 2."""
+    policy = make_policy(Do=3)
+    envs = SyncVectorEnv(Counter, n_envs=1, n_obs_steps=2, n_action_steps=2, max_episode_steps=3, seed=0)
+    obs, stored = envs.reset(), []
+    for _ in range(4):
+        chunk = torch.full((1, 3, 1), 1.0)  # 0.5 when it is executed
+        step = envs.step(policy.executed_actions(chunk).numpy())
+        stored.append(online_transitions(policy, policy.normalized_obs(torch.from_numpy(obs)), chunk, step, GAMMA))
+        obs = step.obs
+    envs.close()
+    assert [float(t.reward) for t in stored] == [10.5 + 10.25, 30.5] * 2
+    assert [float(t.discount) for t in stored] == [1 / 4, 1 / 2] * 2
+    rows = [(t.next_obs * 2 + 1).view(2, 3)[:, :2].tolist() for t in stored]  # (episode, t) of both steps
+    assert rows == [[[e, t - 1], [e, t]] for e in (1, 2) for t in (2, 3)]
