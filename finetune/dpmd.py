@@ -30,7 +30,7 @@ class DPMDConfig(OffPolicyConfig):
     """
 
     name: Literal["dpmd"] = "dpmd"
-    resample: int = 4
+    resample: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

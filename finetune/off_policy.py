@@ -74,8 +74,8 @@ class OffPolicyConfig(StageConfig):
     sampler: Literal["inherit", "ddpm", "ddim"] = "ddim"
     ddim_steps: int = 5
     eta: float = 1.0
-    draws: int = 16
-    target_candidates: int = 4
+    draws: int = 8
+    target_candidates: int = 2
     n_candidates: int = 8
     selection: Literal["argmax", "softmax"] = "argmax"
     selection_temperature: float = 1.0

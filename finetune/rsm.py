@@ -42,7 +42,7 @@ class RSMConfig:
     """
 
     weights: Literal["kl", "fixed", "paper", "constant"] = "kl"
-    kl_target: float = 1.0
+    kl_target: float = 0.7
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
