@@ -1,0 +1,381 @@
+"""DPMD and SDAC as stages: the critic's target, what is stored, what is learned, and that they resume exactly."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.envs.base import ChunkStep
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError
+from burnish.finetune import off_policy
+from burnish.finetune.dpmd import DPMD, DPMDConfig
+from burnish.finetune.replay import Transitions
+from burnish.finetune.rsm import RSMConfig
+from burnish.finetune.sdac import SDAC, SDACConfig
+from burnish.finetune.stage import Setting
+from burnish.networks import CriticConfig, DenoiserConfig
+from burnish.policy import DiffusionPolicy, PolicyConfig
+
+E, TA, DA = 16, 2, 2
+STAGES = {"dpmd": (DPMD, DPMDConfig), "sdac": (SDAC, SDACConfig)}
+TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
+
+
+@pytest.fixture(scope="module")
+def pretrained_weights() -> dict[str, torch.Tensor]:
+    """A small policy cloned from N(0, 0.3^2) actions."""
+    torch.manual_seed(0)
+    policy = make_policy()
+    optimizer = torch.optim.Adam(policy.parameters(), 2e-3)
+    for _ in range(600):
+        obs, actions = torch.randn(256, 1, 2), (0.3 * torch.randn(256, TA, DA)).clamp(-1, 1)
+        optimizer.zero_grad()
+        policy.loss(obs, actions).backward()
+        optimizer.step()
+    return policy.state_dict()
+
+
+def make_policy(**kwargs) -> DiffusionPolicy:
+    settings = {"denoiser": DenoiserConfig(hidden_dim=64, n_layers=2), "horizon": TA, "n_action_steps": TA}
+    return DiffusionPolicy(PolicyConfig(**(settings | {"denoising_steps": 10} | kwargs)), 2, DA, ["flat"]).eval()
+
+
+def make_stage(name="dpmd", weights=None, policy=None, task=TASK, **kwargs):
+    policy = policy or make_policy()
+    if weights is not None:
+        policy.load_state_dict(weights)
+    settings = {
+        "critic": CriticConfig(hidden_dim=64, n_layers=2),
+        "batch_size": 128,
+        "buffer_size": 2000,
+        "learning_starts": 2 * E * TA,
+        "draws": 16,
+        "update_every": 1,
+        "critic_warmup_updates": 100,
+        "old_policy_every": 50,
+        "actor_tau": 0.02,
+        "actor_lr": 1e-3,
+        "actor_lr_final": 1e-3,
+        "critic_lr": 1e-3,
+        "demos": None,
+        "demo_ratio": 0.0,
+    }
+    make, config = STAGES[name]
+    return make(policy, config(**(settings | kwargs)), Setting(task, E, 0))
+
+
+def chunk_step(obs: np.ndarray, reward=0.0, terminated=True, final_obs=None) -> ChunkStep:
+    """A chunk of E environments whose reward comes with its first step."""
+    none = np.zeros(len(obs), bool)
+    step_rewards = np.zeros((len(obs), TA), np.float32)
+    step_rewards[:, 0] = reward
+    return ChunkStep(
+        obs=obs,
+        reward=step_rewards.sum(1),
+        terminated=none | terminated,
+        truncated=none,
+        final_obs=obs if final_obs is None else final_obs,
+        success=none,
+        steps=np.full(len(obs), TA),
+        step_rewards=step_rewards,
+    )
+
+
+def play(stage, rng: np.random.Generator, chunks: int, learn=True) -> None:
+    """One-step episodes: the first action dimension shall follow the sign of the first observation."""
+    for _ in range(chunks):
+        obs = rng.normal(size=(E, 1, 2)).astype(np.float32)
+        reward = stage.act(obs)[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])
+        after = rng.normal(size=(E, 1, 2)).astype(np.float32)
+        stage.observe(chunk_step(obs, reward, final_obs=after))
+        if learn and stage.ready():
+            stage.update()
+
+
+def score(policy: DiffusionPolicy, candidates=1) -> float:
+    """Mean reward of what is evaluated and saved."""
+    obs = np.random.default_rng(1).normal(size=(2000, 1, 2)).astype(np.float32)
+    actions = policy.act(obs, generator=torch.Generator().manual_seed(2), candidates=candidates)
+    return float((actions[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])).mean())
+
+
+@pytest.mark.parametrize("name", ["dpmd", "sdac"])
+def test_a_bandit_is_learned(pretrained_weights, name):
+    stage = make_stage(name, pretrained_weights, batch_size=64)
+    assert abs(score(stage.policy)) < 0.05
+    play(stage, np.random.default_rng(0), 60)
+    assert score(stage.policy) > 0.15  # the controls: within 0.02 of 0
+
+
+@pytest.mark.parametrize(
+    ("control", "selected"), [({"rsm": RSMConfig(weights="constant")}, 0.02), ({"freeze_actor": True}, 0.15)]
+)
+def test_controls_learn_by_selection_alone(pretrained_weights, control, selected):
+    """Constant weights also narrow the policy, as every generation of draws is a little narrower than its parent."""
+    stage = make_stage("dpmd", pretrained_weights, batch_size=64, **control)
+    play(stage, np.random.default_rng(0), 60)
+    assert abs(score(stage.policy)) < 0.1
+    assert score(stage.policy, candidates=8) > selected
+
+
+def test_a_frozen_actor_stays(pretrained_weights):
+    stage = make_stage("dpmd", pretrained_weights, freeze_actor=True, critic_warmup_updates=0)
+    before = copy.deepcopy(stage.policy.state_dict())
+    play(stage, np.random.default_rng(0), 5)
+    assert stage.gradient_steps > 10
+    for name, tensor in stage.policy.state_dict().items():
+        assert torch.equal(tensor, before[name]) != (name.startswith("critic")), name
+
+
+def test_the_actor_waits_for_the_critic(pretrained_weights):
+    stage = make_stage("dpmd", pretrained_weights, critic_warmup_updates=30)
+    before = copy.deepcopy(stage.actor.state_dict())
+    play(stage, np.random.default_rng(0), 2, learn=False)
+
+    def moved():
+        return any(not torch.equal(tensor, before[name]) for name, tensor in stage.actor.state_dict().items())
+
+    for _ in range(30):
+        assert "actor_loss" not in stage._gradient_step()
+    assert not moved()
+    metrics = stage._gradient_step()
+    assert moved()
+    assert {"actor_loss", "ess", "weight_entropy", "temperature", "critic_loss", "q"} <= set(metrics)
+    assert "actor_loss" not in stage._gradient_step()  # policy_delay = 2
+
+
+def test_updates_are_counted(pretrained_weights):
+    """Two rounds of chunks start learning; then utd_ratio times the stored chunks, whatever falls due at once."""
+    stage = make_stage("dpmd", pretrained_weights, utd_ratio=0.2, critic_warmup_updates=10)
+    rng, done = np.random.default_rng(0), []
+    for _ in range(6):
+        play(stage, rng, 1)
+        done.append(stage.gradient_steps)
+    assert done == [0, 13, 16, 19, 22, 26]  # 10 + floor(3.2 n)
+    assert stage.env_steps == 6 * E * TA
+
+
+def test_critic_target_by_hand(pretrained_weights, monkeypatch):
+    """y = r + gamma^h (1 - terminated) max over candidates of the least Q."""
+    stage = make_stage("dpmd", pretrained_weights, target_candidates=3, reward_scale=0.1, gamma=0.9)
+    monkeypatch.setattr(stage, "target_critic", KnownCritic())
+    seen = []
+    monkeypatch.setattr(stage, "_update_critic", lambda batch, q: seen.append((batch, q)) or {})
+    draws = torch.linspace(-1.2, 0.6, 128 * 16 * TA * DA).view(128, 16, TA, DA)
+    monkeypatch.setattr(stage, "_sample", lambda obs, n, network: draws[: len(obs), :n])
+    obs = np.random.default_rng(0).normal(size=(E, 1, 2)).astype(np.float32)
+    stage.act(obs)
+    stage.observe(chunk_step(obs, reward=5.0, terminated=np.arange(E) < 8, final_obs=obs + 1))
+    stage._gradient_step()
+    ((batch, q),) = seen
+    assert torch.equal(batch.reward, torch.full((128,), 0.5))
+    first = batch.next_obs[:, 0]
+    # members: the sum of the executed, clipped chunk plus the observation, and one more: the least is the first
+    sums = draws[:, :3].clamp(-1, 1).sum((2, 3)) + first[:, None]
+    torch.testing.assert_close(q, sums)
+    terminated = torch.isin(batch.obs[:, 0], torch.from_numpy(obs[:8, 0, 0]))
+    torch.testing.assert_close(batch.discount, torch.where(terminated, 0.0, 0.81))
+
+    monkeypatch.undo()
+    with torch.no_grad():
+        executed = batch.chunk.clamp(-1, 1)[:, None]
+        y = 0.5 + batch.discount * sums.amax(1)
+        expected = (stage.critic(batch.obs, executed)[:, :, 0] - y).square().mean()
+    metrics = stage._update_critic(batch, q)
+    assert float(metrics["critic_loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+class KnownCritic(torch.nn.Module):
+    """Two members: the sum of the actions plus the first number of the observation, and one more than that."""
+
+    def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        q = actions.sum(-1) + obs[:, :1]
+        return torch.stack([q, q + 1])
+
+
+def test_the_critic_learns_the_value_of_a_chain(pretrained_weights):
+    """Reward 1 for each chunk of h = 2 steps, never terminated: Q = 1 / (1 - gamma^2)."""
+    stage = make_stage("dpmd", pretrained_weights, gamma=0.7, tau=0.05, freeze_actor=True)
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(E, 1, 2)).astype(np.float32)
+    for _ in range(4):
+        stage.act(obs)
+        after = rng.normal(size=(E, 1, 2)).astype(np.float32)
+        stage.observe(chunk_step(after, reward=1.0, terminated=False))
+        obs = after
+    for _ in range(250):
+        q = stage._gradient_step()["q"]
+    assert float(q) == pytest.approx(1 / (1 - 0.7**2), rel=0.05)
+
+
+def test_target_networks_are_polyak_averages(pretrained_weights):
+    stage = make_stage("dpmd", pretrained_weights, tau=0.25, actor_tau=0.5, critic_warmup_updates=0, old_policy_every=2)
+    play(stage, np.random.default_rng(0), 2, learn=False)
+    modules = {"target_critic": stage.critic, "averaged": stage.actor}
+    before = {name: [p.clone() for p in getattr(stage, name).parameters()] for name in modules}
+    old = [p.clone() for p in stage.old.parameters()]
+    stage._gradient_step()
+    for name, tau in (("target_critic", 0.25), ("averaged", 0.5)):
+        for p, start, now in zip(getattr(stage, name).parameters(), before[name], modules[name].parameters()):
+            torch.testing.assert_close(p, (1 - tau) * start + tau * now, rtol=1e-6, atol=1e-7)
+    assert all(torch.equal(p, q) for p, q in zip(stage.old.parameters(), old))
+    stage._gradient_step()
+    assert all(torch.equal(p, q) for p, q in zip(stage.old.parameters(), stage.actor.parameters()))
+    assert stage.averaged is stage.policy.finetuned
+
+
+@pytest.mark.parametrize("name", ["dpmd", "sdac"])
+@pytest.mark.parametrize("weights", ["kl", "paper"])
+def test_a_restored_stage_goes_on_bitwise(pretrained_weights, name, weights):
+    settings = {"rsm": RSMConfig(weights=weights), "critic_warmup_updates": 5, "exploration_noise": 0.1}
+    stage = make_stage(name, pretrained_weights, **settings)
+    play(stage, np.random.default_rng(0), 5)
+    state = copy.deepcopy(stage.state_dict())
+    again = make_stage(name, **settings)
+    again.load_state_dict(state)
+    for one in (stage, again):
+        play(one, np.random.default_rng(1), 3)
+    ours, theirs = stage.state_dict(), again.state_dict()
+    assert flat(ours) and len(flat(ours)) == len(flat(theirs))
+    assert all(torch.equal(a, b) for a, b in zip(flat(ours), flat(theirs)))
+    assert all(ours[key] == theirs[key] for key in stage.COUNTERS)
+
+
+def flat(state) -> list[torch.Tensor]:
+    """Every tensor of nested containers."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, dict):
+        return [tensor for key in sorted(state, key=str) for tensor in flat(state[key])]
+    return [tensor for value in state for tensor in flat(value)] if isinstance(state, (list, tuple)) else []
+
+
+def test_what_is_stored_is_what_is_executed(pretrained_weights):
+    """Exploration noise is clipped; the released code's is not."""
+    policy = make_policy()
+    policy.load_state_dict(pretrained_weights)
+    policy.action_normalizer.scale.fill_(0.5)
+    policy.action_normalizer.offset.fill_(0.25)
+    stage = make_stage("dpmd", policy=policy, exploration_noise=1.0, random_steps=E * TA)
+    obs = np.random.default_rng(0).normal(size=(E, 1, 2)).astype(np.float32)
+    for i in range(3):
+        actions = stage.act(obs)
+        stage.observe(chunk_step(obs))
+        stored = stage.replay.data.chunk[i * E : (i + 1) * E].view(E, TA, DA)
+        assert float(stored.abs().max()) <= 1
+        np.testing.assert_allclose(0.5 * stored.numpy() + 0.25, actions, rtol=1e-6, atol=1e-7)
+        at_bounds = float((stored.abs() == 1).float().mean())
+        assert at_bounds == 0 if i == 0 else at_bounds > 0.1  # at first uniform
+
+
+@pytest.mark.parametrize("selection", ["argmax", "softmax"])
+def test_candidates_are_chosen_by_q(pretrained_weights, monkeypatch, selection):
+    stage = make_stage("dpmd", pretrained_weights, selection=selection, selection_temperature=0.2, n_candidates=4)
+    policy = stage.policy
+    candidates = 0.1 * torch.arange(4.0).view(1, 4, 1, 1).expand(400, 4, TA, DA)
+    monkeypatch.setattr(stage, "_sample", lambda obs, n, network: candidates[: len(obs), :n])
+    monkeypatch.setattr(policy, "values", lambda obs, x: 4 * x[..., 0, 0])
+    stage.gradient_steps = 1
+    chosen = stage.act(np.zeros((400, 1, 2), np.float32))[:, 0, 0]
+    if selection == "argmax":
+        np.testing.assert_allclose(chosen, 0.3, rtol=1e-6)
+    else:
+        p = np.exp(4 * 0.1 * np.arange(4) / 0.2)
+        frequencies = [np.isclose(chosen, 0.1 * n).mean() for n in range(4)]
+        np.testing.assert_allclose(frequencies, p / p.sum(), atol=0.08)
+    stage.gradient_steps = 0  # nothing to choose by yet
+    np.testing.assert_allclose(stage.act(np.zeros((400, 1, 2), np.float32)), 0)
+
+
+def demonstrations(source) -> Demonstrations:
+    """One episode of 30 steps whose observations are 9."""
+    obs = {"flat": np.full((30, 2), 9, np.float32)}
+    final = {"flat": np.full(2, 9, np.float32)}
+    actions, rewards = np.full((30, DA), 0.5, np.float32), np.ones(30, np.float32)
+    return Demonstrations([Episode("demo_0", obs, actions, rewards, np.zeros(30, bool), final)], source=str(source))
+
+
+@pytest.mark.parametrize("demo_ratio", [0.25, 0.5])
+def test_so_much_of_a_batch_is_demonstrations(pretrained_weights, monkeypatch, demo_ratio):
+    monkeypatch.setattr(off_policy, "load", demonstrations)
+    stage = make_stage("dpmd", pretrained_weights, demos="demos.hdf5", demo_ratio=demo_ratio, reward_scale=0.5)
+    play(stage, np.random.default_rng(0), 1)
+    batch = stage._batch()
+    assert len(batch.reward) == 128
+    assert float((batch.obs == 9).all(1).float().mean()) == demo_ratio
+    n = round(128 * demo_ratio)
+    assert bool((batch.obs[:n] == 9).all()) and bool((batch.chunk[:n] == 0.5).all())
+    assert set(batch.reward[:n].tolist()) <= {0.5 * np.float32(1 + 0.99), 0.5}
+
+
+def test_bc_term_is_plain_denoising_of_the_demonstrations(pretrained_weights, monkeypatch):
+    monkeypatch.setattr(off_policy, "load", demonstrations)
+    stage = make_stage("dpmd", pretrained_weights, demos="demos.hdf5", demo_ratio=0.5, bc_coef=1.0)
+    play(stage, np.random.default_rng(0), 1)
+    batch = stage._batch()
+    stage.generator.manual_seed(3)
+    ours = stage._bc_loss(batch)
+    clone = make_policy()
+    clone.load_state_dict(pretrained_weights)
+    theirs = clone.loss(torch.full((64, 1, 2), 9.0), torch.full((64, TA, DA), 0.5), torch.Generator().manual_seed(3))
+    torch.testing.assert_close(ours, theirs)
+    assert "actor_loss" in [stage._gradient_step() for _ in range(101)][-1]
+
+
+@pytest.mark.parametrize("source", ["policy", "perturbed", "replay", "uniform"])
+@pytest.mark.parametrize("reverse", ["truncated", "clipped"])
+def test_every_kind_of_sdac_runs_and_stays_finite(pretrained_weights, source, reverse):
+    stage = make_stage("sdac", pretrained_weights, noisy_from=source, reverse=reverse, critic_warmup_updates=0, draws=8)
+    play(stage, np.random.default_rng(0), 2, learn=False)
+    for _ in range(4):
+        metrics = stage._gradient_step()
+    assert all(bool(torch.isfinite(value)) for value in metrics.values())
+    assert all(bool(torch.isfinite(p).all()) for p in stage.actor.parameters())
+
+
+def test_noisy_chunks_come_from_where_they_shall(pretrained_weights):
+    batch = Transitions(*(torch.randn(5, width) for width in (2, TA * DA)), *torch.randn(2, 5), torch.randn(5, 2))
+    draws = 0.1 * torch.randn(5, 4, TA, DA)
+    q = torch.zeros(5, 4).index_fill_(1, torch.tensor([2]), 1.0)
+    chunks = {}
+    for source in ("policy", "perturbed", "replay", "uniform"):
+        stage = make_stage("sdac", pretrained_weights, noisy_from=source)
+        obs, chunks[source] = stage._clean_chunks(batch, draws, q)
+        assert torch.equal(obs, batch.obs if source == "replay" else batch.next_obs)
+        assert chunks[source].shape == (5, 1, TA, DA)
+    assert torch.equal(chunks["policy"][:, 0], draws[:, 2])
+    assert torch.equal(chunks["replay"].flatten(1), batch.chunk)
+    assert 0.1 < float((chunks["perturbed"] - chunks["policy"]).std()) < 0.5
+    assert 0.4 < float(chunks["uniform"].std()) < 0.75
+
+
+def test_user_mistakes():
+    with pytest.raises(BurnishError, match=r"stage.rsm.kl_target=2.5 nats: expected less than log\(draws\) = 2.079"):
+        make_stage(rsm=RSMConfig(kl_target=2.5), draws=8)
+    with pytest.raises(BurnishError, match=r"stage.demo_ratio=0.5, but task=bandit names no demonstrations"):
+        make_stage(demos="task", demo_ratio=0.5)
+    with pytest.raises(BurnishError, match=r"stage.demo_ratio=0.5, but task=bandit names no demonstrations"):
+        make_stage(demos=None, demo_ratio=0.5)
+    with pytest.raises(BurnishError, match=r"stage.bc_coef=1.0 needs demonstrations"):
+        make_stage(bc_coef=1.0)
+    with pytest.raises(BurnishError, match=r"stage.demo_ratio=1.0: expected at least 0 and less than 1"):
+        make_stage(demo_ratio=1.0)
+    with pytest.raises(BurnishError, match=r"stage.resample=-1: expected at least 0"):
+        make_stage(resample=-1)
+    with pytest.raises(BurnishError, match=r"stage=sdac: the policy's actions have no bounds"):
+        make_stage("sdac", policy=make_policy(clip_sample=None))
+    with pytest.raises(BurnishError, match=r"ddim_steps=4: expected a divisor of denoising_steps=10"):
+        make_stage(ddim_steps=4)
+
+
+def test_going_on_with_a_finetuned_policy(pretrained_weights):
+    stage = make_stage("dpmd", pretrained_weights)
+    again = make_stage("sdac", policy=stage.policy)
+    assert again.critic is stage.critic
+    with pytest.raises(BurnishError, match=r"stage.ft_denoising_steps=4, but the policy was fine-tuned with 10 before"):
+        make_stage(policy=stage.policy, ft_denoising_steps=4)
+    with pytest.raises(BurnishError, match=r"but the policy has a critic of"):
+        make_stage(policy=stage.policy, critic=CriticConfig(hidden_dim=32))
