@@ -57,6 +57,10 @@ def _dispatch(arguments: list[str]) -> int:
         from burnish.demo import main as demo
 
         return demo(arguments[1:])
+    if arguments[:1] == ["toy"]:
+        from burnish.finetune.toy import main as toy
+
+        return toy(arguments[1:])
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
@@ -134,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.set_defaults(run=_tasks)
     commands.add_parser("doctor", help="check this installation").set_defaults(run=_doctor)
     commands.add_parser("demo", help="the whole way in a few minutes")
+    commands.add_parser("toy", help="RSM's toy experiment: densities sampled from their energies alone")
     return parser
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from burnish.networks.activation import ACTIVATIONS
 from burnish.networks.embedding import TimeEmbedding
+from burnish.networks.in_parts import in_parts
 
 
 class ResidualBlock(nn.Module):
@@ -64,5 +65,8 @@ class MLPDenoiser(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, encoded: Tensor) -> Tensor:
         """Args: x (..., Tp, Da), k and encoded (..., hidden) broadcast against its leading dimensions -> like x."""
-        h = self.from_action(x.flatten(-2)) + (encoded + self.from_time(self.time(k)))  # (..., hidden)
-        return self.out(self.trunk(h)).view_as(x)
+        given = encoded + self.from_time(self.time(k))  # (..., hidden)
+        return in_parts(self._denoise, x, given, width=x[0].shape[:-2].numel() * given.shape[-1])
+
+    def _denoise(self, x: Tensor, given: Tensor) -> Tensor:
+        return self.out(self.trunk(self.from_action(x.flatten(-2)) + given)).view_as(x)

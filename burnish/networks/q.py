@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from burnish.errors import BurnishError
 from burnish.networks.activation import ACTIVATIONS
+from burnish.networks.in_parts import in_parts
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,12 @@ class QEnsemble(nn.Module):
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Args: obs (B, To * Do), actions (B, N, Ta * Da) -> (n, B, N)."""
+        n, _, dim = self.bias.shape
+        return in_parts(self._values, obs, actions, width=n * actions.shape[1] * dim, dim=1)
+
+    def _values(self, obs: Tensor, actions: Tensor) -> Tensor:
         B, N, _ = actions.shape
-        n, dim = len(self.bias), self.bias.shape[-1]
+        n, _, dim = self.bias.shape
         h_obs = torch.baddbmm(self.bias, obs.expand(n, -1, -1), self.from_obs)  # (n, B, hidden)
         h_action = torch.bmm(actions.flatten(0, 1).expand(n, -1, -1), self.from_action)  # (n, B N, hidden)
         h = h_action.view(n, B, N, dim) + h_obs[:, :, None]
