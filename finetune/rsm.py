@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,11 +23,11 @@ from burnish.errors import BurnishError
 
 PAPER_CLIP = 3.0  # of the normalised Q
 PAPER_RATE = 0.001  # of the moving averages
-PAPER_TEMPERATURE = (5.0, 0.984)  # where lambda starts and ends
-PAPER_TEMPERATURE_STEP = 0.007  # of log lambda, once in ...
+PAPER_TEMPERATURE = 5.0  # where lambda starts
+PAPER_TEMPERATURE_LR = 7e-3  # of Adam on log lambda, once in ...
 PAPER_TEMPERATURE_EVERY = 250  # ... so many updates
-BISECTIONS = 24  # of log lambda in an interval of 14: to one part in a million
-SMALLEST, LARGEST = 1e-3, 1e3  # lambda in units of Q's spread, where a KL target is looked for
+SMALLEST, LARGEST = 1e-8, 1e3  # lambda in units of Q's spread, where a KL target is looked for
+BISECTIONS = 25  # of log lambda in that interval: to one part in a million
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Weighting:
             temperature = q.new_full((), self.config.temperature)
         else:
             temperature = temperature_for_kl(q, self.config.kl_target)
-        # w_n = exp(Q_n / lambda) / sum_m exp(Q_m / lambda); softmax subtracts the maximum
+        q = q - q.amax(1, keepdim=True)  # before the division, which would round or overflow
+        # w_n = exp(Q_n / lambda) / sum_m exp(Q_m / lambda)
         return Weights((q / temperature).softmax(1), temperature)
 
     def _paper(self, q: Tensor, temperature: float) -> Weights:
@@ -114,11 +116,20 @@ class Weighting:
         self.mean, self.std = state["mean"].to(self.mean.device), state["std"].to(self.std.device)
 
 
-def paper_temperature(updates: int) -> float:
-    """lambda after `updates` gradient steps: what the released code's Adam on log lambda does, whose gradient
-    depends on lambda alone, in closed form."""
-    start, end = PAPER_TEMPERATURE
-    return max(end, start * math.exp(-PAPER_TEMPERATURE_STEP * (updates // PAPER_TEMPERATURE_EVERY)))
+def paper_temperature(gradient_steps: int) -> float:
+    """lambda = alpha of the released code after `gradient_steps`: Adam on log alpha lowers the entropy of
+    N(0, (0.1 alpha)^2) to -0.9 a dimension. Nothing else enters, so it is a schedule: from 5 to 0.984."""
+    return _annealed(gradient_steps // PAPER_TEMPERATURE_EVERY)
+
+
+@lru_cache
+def _annealed(updates: int) -> float:
+    log_alpha, m, v = math.log(PAPER_TEMPERATURE), 0.0, 0.0
+    for t in range(1, updates + 1):
+        gradient = 0.5 * math.log(2 * math.pi * math.e * 0.01) + log_alpha + 0.9
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        log_alpha -= PAPER_TEMPERATURE_LR * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    return math.exp(log_alpha)
 
 
 def kl_from_uniform(q: Tensor, temperature: Tensor) -> Tensor:
@@ -134,7 +145,7 @@ def temperature_for_kl(q: Tensor, kl_target: float) -> Tensor:
     whatever lambda is, the smallest of the interval is taken.
     """
     q = q - q.amax(1, keepdim=True)
-    spread = q.var(1, correction=0).mean().sqrt().clamp(min=torch.finfo(q.dtype).tiny)
+    spread = q.var(1, correction=0).mean().sqrt().clamp(min=1e-20)
     low, high = spread.log() + math.log(SMALLEST), spread.log() + math.log(LARGEST)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2

@@ -8,6 +8,7 @@ Symbols: B states, M draws for each, Tp, Da as in `burnish.policy`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
 from burnish.finetune.replay import Transitions
 from burnish.finetune.rsm import weighted_denoising_loss
 from burnish.policy import choose, encode_for
+
+SMALLEST_UNIFORM = 2**-25  # torch.rand gives 0 once in 2^24 numbers, which would be an infinite normal
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,9 @@ def reverse_noise(
     # by the inverse distribution function, in the lower tail, where float32 has the digits
     flip = low + high > 0
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
-    u = torch.rand(shape, device=x.device, generator=generator)
-    p_low, p_high = torch.special.ndtr(low), torch.special.ndtr(high)
-    eps = torch.special.ndtri(torch.lerp(p_low, p_high, u)).clamp(low, high)
+    u = torch.rand(shape, device=x.device, generator=generator).clamp(min=SMALLEST_UNIFORM)
+    # Phi(z) = erfc(-z / sqrt(2)) / 2; torch's ndtr rounds to 0 below -5.4
+    p_low, p_high = (torch.special.erfc(z * -math.sqrt(0.5)) / 2 for z in (low, high))
+    p = torch.lerp(p_low, p_high, u).clamp(min=torch.finfo(x.dtype).tiny)
+    eps = torch.special.ndtri(p).clamp(low, high)
     return torch.where(flip, -eps, eps)

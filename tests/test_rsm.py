@@ -54,14 +54,7 @@ def test_weights_sum_to_one_and_follow_q(kind):
         assert torch.equal(weights.argsort(1), q.argsort(1))
 
 
-@pytest.mark.parametrize(
-    "shift",
-    [
-        -100.0,
-        1e3,
-        pytest.param(-1e5, marks=pytest.mark.xfail(reason="Q / lambda rounds before its maximum is subtracted")),
-    ],
-)
+@pytest.mark.parametrize("shift", [-100.0, 1e3, -1e5])
 @pytest.mark.parametrize("kind", ["kl", "fixed", "constant", "paper"])
 def test_a_constant_added_to_q_changes_nothing(kind, shift):
     """Q in 64ths, so that the sum is exact in float32 and the weights must be too."""
@@ -88,17 +81,13 @@ def test_kl_target_is_hit_by_states_of_different_scales():
     assert float(kl_from_uniform(q, weighting("kl", kl_target=1.0)(q, 0).temperature)) == pytest.approx(1.0, rel=0.01)
 
 
-@pytest.mark.xfail(strict=True, reason="lambda is looked for down to a thousandth of Q's spread")
 def test_kl_target_is_hit_beside_one_extreme_state():
     q = random_q()
     q[0] *= 1e5
     assert float(kl_from_uniform(q, weighting("kl", kl_target=1.0)(q, 0).temperature)) == pytest.approx(1.0, rel=0.01)
 
 
-TIES = pytest.mark.xfail(strict=True, reason="Q / lambda overflows: inf - inf")
-
-
-@pytest.mark.parametrize("value", [0.0, pytest.param(5.0, marks=TIES), pytest.param(-1e6, marks=TIES)])
+@pytest.mark.parametrize("value", [0.0, 5.0, -1e6])
 def test_equal_q_gives_equal_weights(value):
     weights = weighting("kl")(torch.full((4, 8), value), 0).weights
     torch.testing.assert_close(weights, torch.full((4, 8), 1 / 8))
@@ -140,7 +129,6 @@ def test_paper_weights_by_hand():
     torch.testing.assert_close(second, torch.tensor([[3 / 5], [low / 5]]).exp())
 
 
-@pytest.mark.xfail(reason="Adam slows down as its gradient falls: 1.48, not 0.99, after 232 updates")
 @pytest.mark.parametrize("alpha_updates", [1, 50, 100, 200, 232, 300, 400, 1000])
 def test_paper_temperature_is_what_adam_does(alpha_updates):
     """Adam (7e-3) on log alpha, every 250 updates, whose gradient is H - target: H of N(0, (0.1 alpha)^2) in d dims."""
@@ -151,7 +139,7 @@ def test_paper_temperature_is_what_adam_does(alpha_updates):
         adam.zero_grad()
         (-log_alpha * (-entropy - 0.9 * d)).backward()
         adam.step()
-    assert paper_temperature(250 * alpha_updates) == pytest.approx(float(log_alpha.detach().exp()), rel=0.03)
+    assert paper_temperature(250 * alpha_updates) == pytest.approx(float(log_alpha.detach().exp()), rel=1e-6)
 
 
 def test_what_cannot_be_weighed():
@@ -203,10 +191,7 @@ def test_truncated_draws_of_each_element_have_their_own_bounds():
     np.testing.assert_allclose(draws.mean(1, keepdim=True).numpy(), mean, atol=0.25)  # 5 / sqrt(500)
 
 
-@pytest.mark.parametrize(
-    "lowest",
-    [pytest.param(True, marks=pytest.mark.xfail(strict=True, reason="ndtri(0) is clamped to the far bound")), False],
-)
+@pytest.mark.parametrize("lowest", [True, False])
 def test_extreme_uniform_numbers_give_possible_draws(monkeypatch, lowest):
     """torch.rand gives 0 once in 2^24 numbers; the far corner of the action box is not where that draw belongs."""
     u = 0.0 if lowest else 1 - 2**-24
@@ -217,7 +202,6 @@ def test_extreme_uniform_numbers_give_possible_draws(monkeypatch, lowest):
         assert float(eps.abs()) < 7
 
 
-@pytest.mark.xfail(strict=True, reason="both probabilities underflow, and the far bound is taken")
 @pytest.mark.parametrize("x", [1.6, -1.6])
 def test_a_noisy_chunk_out_of_reach_comes_from_the_near_bound(x):
     """As after demonstrations beyond the range that the policy was normalised by."""
