@@ -74,7 +74,9 @@ def _report(runs: dict[str, Path], seconds: float) -> None:
         if (run / "evaluation_selected.json").exists():
             selected = _read(run, "evaluation_selected")
             print(_row(f"  best of {selected['evaluation']['candidates']} by its critic", selected, before))
-    print(f"\n{seconds / 60:.1f} minutes. Curves: {', '.join(str(run / 'plots' / 'curve.png') for run in runs.values())}")
+    print(
+        f"\n{seconds / 60:.1f} minutes. Curves: {', '.join(str(run / 'plots' / 'curve.png') for run in runs.values())}"
+    )
     print(f"The policies evaluate alone: burnish evaluate task=lift policy={next(iter(runs.values()))}")
 
 

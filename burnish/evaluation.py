@@ -250,9 +250,7 @@ def run_episodes(policy: DiffusionPolicy, envs: VectorEnv, seeds: list[int], can
     return Episodes(success[:n], returns[:n], lengths[:n])
 
 
-def act(
-    policy: DiffusionPolicy, obs: np.ndarray, generators: list[torch.Generator], candidates: int = 1
-) -> np.ndarray:
+def act(policy: DiffusionPolicy, obs: np.ndarray, generators: list[torch.Generator], candidates: int = 1) -> np.ndarray:
     """Actions (E, Ta, Da); row e draws its noise from generator e. A single row is computed as one of two: a matrix
     product of one row rounds differently, and a chaotic simulation makes another episode of the last bit."""
     rows = [0, 0] if len(generators) == 1 else slice(None)

@@ -157,8 +157,10 @@ class DiffusionPolicy(nn.Module):
     @property
     def finetuned_timesteps(self) -> int:
         """The fine-tuned denoiser runs at the timesteps k below this."""
-        S = len(self.sampler)
-        return self.sampler.timestep(S - self.ft_denoising_steps) + 1 if self.ft_denoising_steps else 0
+        S, K = len(self.sampler), self.ft_denoising_steps
+        if K in (0, S):
+            return self.config.denoising_steps if K else 0
+        return self.sampler.timestep(S - K) + 1
 
     def add_critic(self, config: CriticConfig) -> QEnsemble:
         """A critic of normalised observations and executed, normalised chunks, freshly initialised."""
@@ -258,10 +260,15 @@ class DiffusionPolicy(nn.Module):
 
     def executed(self, x: Tensor) -> Tensor:
         """Normalised chunks (..., Tp, Da) -> the normalised part that is executed (..., Ta, Da), within its bounds."""
-        x = x[..., : self.config.n_action_steps, :]
-        if self.config.clip_sample is not None:
-            x = x.clamp(-self.config.clip_sample, self.config.clip_sample)
-        return x
+        return self.within_bounds(x[..., : self.config.n_action_steps, :])
+
+    def within_bounds(self, x: Tensor) -> Tensor:
+        """Normalised actions (..., Da) clamped to what can be sampled; without such bounds, to what environments do."""
+        bound = self.config.clip_sample
+        if bound is not None:
+            return x.clamp(-bound, bound)
+        low, high = (self.action_normalizer.normalize(raw * torch.ones_like(x[..., :1])) for raw in (-1, 1))
+        return x.clamp(low, high)
 
     def executed_actions(self, x: Tensor) -> Tensor:
         """Normalised chunks (..., Tp, Da) -> raw actions to execute (..., Ta, Da)."""

@@ -44,6 +44,7 @@ class OffPolicyConfig(StageConfig):
         freeze_actor: learn the critic alone (control: selection by Q on the pretrained policy).
         ft_denoising_steps: K', how many of the policy's last denoising steps are fine-tuned; None for all.
         sampler, ddim_steps, eta: how the draws and the acting candidates are sampled ("inherit": the policy's sampler).
+            A few steps with eta = 1 give too narrow a distribution, and every refresh of pi_old narrows it again.
         draws: N (DPMD) or M (SDAC), weighed against each other.
         target_candidates: N'.
         n_candidates, selection, selection_temperature: chunks sampled for each that is executed, and how Q chooses.
@@ -73,7 +74,7 @@ class OffPolicyConfig(StageConfig):
     ft_denoising_steps: int | None = None
     sampler: Literal["inherit", "ddpm", "ddim"] = "ddim"
     ddim_steps: int = 5
-    eta: float = 1.0
+    eta: float = 0.0
     draws: int = 8
     target_candidates: int = 2
     n_candidates: int = 8
@@ -137,9 +138,19 @@ class OffPolicyConfig(StageConfig):
                 raise BurnishError(f"stage.{key}={getattr(self, key)}: expected more than 0 and at most 1")
         if not 0 <= self.demo_ratio < 1:
             raise BurnishError(f"stage.demo_ratio={self.demo_ratio}: expected at least 0 and less than 1")
+        if self.demo_ratio and not 1 <= self.n_demos < self.batch_size:
+            raise BurnishError(
+                f"stage.demo_ratio={self.demo_ratio} of stage.batch_size={self.batch_size} is {self.n_demos}: expected at "
+                "least one demonstration and one online transition"
+            )
         if self.bc_coef and not self.demo_ratio:
             raise BurnishError(f"stage.bc_coef={self.bc_coef} needs demonstrations: stage.demo_ratio is 0")
         self.rsm.check(self.draws)
+
+    @property
+    def n_demos(self) -> int:
+        """Demonstrations in a batch."""
+        return round(self.demo_ratio * self.batch_size)
 
 
 class OffPolicyStage(Stage):
@@ -192,6 +203,8 @@ class OffPolicyStage(Stage):
             self.demos = Replay(len(demonstrations.reward), obs_dim, chunk_dim, policy.device)
             self.demos.add(demonstrations._replace(reward=demonstrations.reward * config.reward_scale))
         self.n_candidates = config.n_candidates
+        if config.buffer_size < setting.n_envs:
+            raise BurnishError(f"stage.buffer_size={config.buffer_size}: expected at least n_envs={setting.n_envs}")
         per_chunk = setting.n_envs * policy.config.n_action_steps
         self.chunks_per_update = max(config.update_every, -(-config.learning_starts // per_chunk))
         self.env_steps = 0
@@ -224,7 +237,7 @@ class OffPolicyStage(Stage):
         else:
             trained = self.gradient_steps > 0  # before that, the critic's choice would be arbitrary
             x = self._select(normalized, self.config.n_candidates if trained else 1)
-            x = self._noised(x, self.config.exploration_noise)
+            x = self.noised(x, self.noise_scale * self.config.exploration_noise)
         self.pending = normalized, x
         return self.policy.executed_actions(x).cpu().numpy()
 
@@ -244,14 +257,16 @@ class OffPolicyStage(Stage):
         noise = self.policy.draw_noise(len(obs), n, generator=self.generator, sampler=self.sampler)
         return self.policy.sample(obs, noise, sampler=self.sampler, finetuned=network)[0]
 
-    def _noised(self, x: Tensor, std: float) -> Tensor:
+    def noised(self, x: Tensor, std: float) -> Tensor:
         """`x` with noise on it, clipped to the range of actions: what is executed is what is learned from."""
-        if self.config.rsm.weights == "paper":
-            std *= paper_temperature(self.gradient_steps)
-        bound = self.policy.config.clip_sample
         if std:
             x = x + std * torch.randn(x.shape, device=x.device, generator=self.generator)
-        return x if bound is None else x.clamp(-bound, bound)
+        return self.policy.within_bounds(x)
+
+    @property
+    def noise_scale(self) -> float:
+        """The paper's additive noise falls with its lambda."""
+        return paper_temperature(self.gradient_steps) if self.config.rsm.weights == "paper" else 1.0
 
     def observe(self, step: ChunkStep) -> None:
         assert self.pending is not None
@@ -282,7 +297,8 @@ class OffPolicyStage(Stage):
         batch = self._batch()
         with torch.no_grad():
             n = max(config.target_candidates, self.draws_for_actor if train_actor else 0)
-            draws = self._noised(self._sample(batch.next_obs, n, self.old), config.draw_noise)  # (B, n, Tp, Da)
+            draws = self._sample(batch.next_obs, n, self.old)  # (B, n, Tp, Da)
+            draws = self.noised(draws, self.noise_scale * config.draw_noise)
             q = self.policy.values(batch.next_obs, draws, self.target_critic)  # (B, n)
         metrics = self._update_critic(batch, q[:, : config.target_candidates])
         if train_actor:
@@ -300,16 +316,12 @@ class OffPolicyStage(Stage):
 
     def _batch(self) -> Transitions:
         """Demonstrations first, then online transitions."""
-        n_demos = self._n_demos
+        n_demos = self.config.n_demos
         online = self.replay.sample(self.config.batch_size - n_demos, self.generator)
         if self.demos is None:
             return online
         demos = self.demos.sample(n_demos, self.generator)
         return Transitions(*(torch.cat(pair) for pair in zip(demos, online)))
-
-    @property
-    def _n_demos(self) -> int:
-        return round(self.config.demo_ratio * self.config.batch_size)
 
     def _update_critic(self, batch: Transitions, q_next: Tensor) -> dict[str, Tensor]:
         """`q_next` (B, N'), of the target critic."""
@@ -332,7 +344,7 @@ class OffPolicyStage(Stage):
 
     def _bc_loss(self, batch: Transitions) -> Tensor:
         """Plain denoising loss on the batch's demonstrations."""
-        n = self._n_demos
+        n = self.config.n_demos
         x0 = self.chunks(batch)[:n]
         output, target = self.policy.denoise_noised(
             self.actor, batch.obs[:n], x0, self.generator, self.policy.finetuned_timesteps

@@ -94,7 +94,7 @@ def demonstration_transitions(policy: DiffusionPolicy, episodes: Sequence[Episod
     episode has none and did not terminate, the chunks that reach its end are left out.
 
     Raises:
-        BurnishError: no episode has a whole chunk.
+        BurnishError: no episode has a whole chunk, or an observation is missing.
     """
     parts = [part for episode in episodes if (part := _episode_transitions(policy, episode, gamma)) is not None]
     if not parts:
@@ -106,6 +106,9 @@ def _episode_transitions(policy: DiffusionPolicy, episode: Episode, gamma: float
     config, T = policy.config, len(episode)
     obs = episode.flat_obs(policy.obs_keys)  # (T, Do)
     if episode.final_obs is not None:
+        missing = [key for key in policy.obs_keys if key not in episode.final_obs]
+        if missing:
+            raise BurnishError(f"episode {episode.name}: its final observation has no {missing[0]!r}")
         last = np.concatenate([episode.final_obs[key].reshape(-1) for key in policy.obs_keys])
         known = T
     else:
@@ -128,5 +131,5 @@ def _episode_transitions(policy: DiffusionPolicy, episode: Episode, gamma: float
         return policy.normalized_obs(torch.from_numpy(obs[rows]).to(policy.device)).cpu()
 
     actions = torch.from_numpy(chunk).to(policy.device, torch.float32).clamp(-1, 1)
-    normalized = policy.action_normalizer.normalize(actions).flatten(1).cpu()
+    normalized = policy.within_bounds(policy.action_normalizer.normalize(actions)).flatten(1).cpu()
     return Transitions(windows(start), normalized, numbers[0], numbers[1], windows(start + h))

@@ -22,6 +22,7 @@ from torch import Tensor
 from burnish.errors import BurnishError
 
 PAPER_CLIP = 3.0  # of the normalised Q
+PAPER_SDAC_SCALE = 5.0  # the released SDAC weighs by softmax(5 Q / alpha)
 PAPER_RATE = 0.001  # of the moving averages
 PAPER_TEMPERATURE = 5.0  # where lambda starts
 PAPER_TEMPERATURE_LR = 7e-3  # of Adam on log lambda, once in ...
@@ -36,8 +37,9 @@ class RSMConfig:
 
     Attributes:
         weights: "kl": self-normalised for each state, lambda such that their mean KL divergence from uniform is
-            `kl_target`; "fixed": self-normalised, lambda = `temperature`; "paper": exp of Q normalised by moving
-            averages and clipped, lambda annealed; "constant": the control.
+            `kl_target`; "fixed": self-normalised, lambda = `temperature`; "paper": lambda annealed; one draw for
+            each state (DPMD) is weighed by exp of Q normalised by moving averages and clipped, several (SDAC) are
+            self-normalised; "constant": the control.
         kl_target: in nats, less than log N.
         temperature: in units of Q.
     """
@@ -69,8 +71,10 @@ class Weights(NamedTuple):
     temperature: Tensor  # (), lambda
 
     def metrics(self) -> dict[str, Tensor]:
-        """Effective sample size (1 .. N) and entropy (nats) of a state's weights, means over states; lambda."""
-        p = self.weights / self.weights.sum(1, keepdim=True)
+        """Effective sample size (1 .. N) and entropy (nats) of a state's weights, means over states; lambda. With
+        one draw for each state (the paper's DPMD) they are those of the batch's weights (1 .. B)."""
+        weights = self.weights if self.weights.shape[1] > 1 else self.weights.T  # one draw each: among the states
+        p = weights / weights.sum(1, keepdim=True)
         return {
             "ess": (1 / p.square().sum(1)).mean(),
             "weight_entropy": torch.special.entr(p).sum(1).mean(),
@@ -90,9 +94,11 @@ class Weighting:
         """`q` (B, N) -> weights; `gradient_steps` so far anneal the paper's lambda."""
         if self.config.weights == "constant":
             return Weights(torch.full_like(q, 1 / q.shape[1]), q.new_full((), math.inf))
-        if self.config.weights == "paper":
+        if self.config.weights == "paper" and q.shape[1] == 1:
             return self._paper(q, paper_temperature(gradient_steps))
-        if self.config.weights == "fixed":
+        if self.config.weights == "paper":
+            temperature = q.new_full((), paper_temperature(gradient_steps) / PAPER_SDAC_SCALE)
+        elif self.config.weights == "fixed":
             temperature = q.new_full((), self.config.temperature)
         else:
             temperature = temperature_for_kl(q, self.config.kl_target)

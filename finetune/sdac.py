@@ -92,7 +92,7 @@ class SDAC(OffPolicyStage):
             return batch.next_obs, 2 * torch.rand(shape, device=draws.device, generator=self.generator) - 1
         best = choose(draws, q.argmax(1, keepdim=True))
         if source == "perturbed":
-            best = self._noised(best, self.config.perturbation)
+            best = self.noised(best, self.config.perturbation)
         return batch.next_obs, best
 
 

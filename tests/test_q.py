@@ -70,10 +70,7 @@ def test_parts_make_no_difference(monkeypatch, batch):
         torch.testing.assert_close(ensemble(obs, actions), whole.detach(), rtol=1e-5, atol=1e-6)
 
 
-BROADCAST = pytest.mark.xfail(strict=True, reason="in_parts splits what is given although it is broadcast")
-
-
-@pytest.mark.parametrize("states", [6, pytest.param(1, marks=BROADCAST)])
+@pytest.mark.parametrize("states", [6, 1])
 def test_parts_of_a_denoiser_make_no_difference(monkeypatch, states):
     """Its timestep and its observation may be broadcast."""
     torch.manual_seed(0)

@@ -23,4 +23,4 @@ def in_parts(network: Callable[..., Tensor], *inputs: Tensor, width: int, dim: i
     size = max(1, NUMBERS // width)
     if torch.is_grad_enabled() or inputs[0].device.type != "cpu" or len(inputs[0]) <= size:
         return network(*inputs)
-    return torch.cat([network(*part) for part in zip(*(x.split(size) for x in inputs))], dim)
+    return torch.cat([network(*part) for part in zip(*(x.split(size) for x in inputs), strict=True)], dim)

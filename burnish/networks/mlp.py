@@ -65,8 +65,9 @@ class MLPDenoiser(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, encoded: Tensor) -> Tensor:
         """Args: x (..., Tp, Da), k and encoded (..., hidden) broadcast against its leading dimensions -> like x."""
-        given = encoded + self.from_time(self.time(k))  # (..., hidden)
-        return in_parts(self._denoise, x, given, width=x[0].shape[:-2].numel() * given.shape[-1])
+        given = encoded + self.from_time(self.time(k))
+        given = given.broadcast_to(*x.shape[:-2], given.shape[-1])  # (..., hidden)
+        return in_parts(self._denoise, x, given, width=x.shape[1:-2].numel() * given.shape[-1])
 
     def _denoise(self, x: Tensor, given: Tensor) -> Tensor:
         return self.out(self.trunk(self.from_action(x.flatten(-2)) + given)).view_as(x)
