@@ -1,7 +1,8 @@
 """The diffusion policy: raw observations in, raw action chunks out; it evaluates alone.
 
 Symbols: B batch, N candidate chunks for an observation, K denoising steps, S transitions of the sampler (DDPM:
-S = K), K' fine-tuned transitions, To observation steps, Tp predicted and Ta executed action steps, Do and Da dimensions.
+S = K), K' fine-tuned transitions, To observation steps, Tp predicted and Ta executed action steps, Do and Da
+dimensions.
 
     time          t-To+1 ...  t   t+1  ...  t+Ta-1  ...  t+Tp-1
     observed         x   ...  x

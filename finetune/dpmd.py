@@ -1,6 +1,7 @@
 """DPMD: diffusion policy mirror descent (Ma et al. 2025, arXiv 2502.00361, section 4.1).
 
-The denoiser of  pi proportional to pi_old exp(Q / lambda):  clean chunks are drawn from pi_old and weighed by exp(Q / lambda).
+The denoiser of pi proportional to pi_old exp(Q / lambda): clean chunks are drawn from pi_old and weighed by
+exp(Q / lambda).
 
 Symbols: B states, N draws for each, R of them resampled, Tp, Da as in `burnish.policy`.
 """

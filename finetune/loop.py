@@ -56,7 +56,9 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if (self.policy is None) == (self.network is None):
-            raise BurnishError("policy: expected the folder of a pretrained policy (burnish scratch starts without one)")
+            raise BurnishError(
+                "policy: expected the folder of a pretrained policy (burnish scratch starts without one)"
+            )
         for key in ("total_env_steps", "n_envs"):
             if getattr(self, key) < 1:
                 raise BurnishError(f"{key}={getattr(self, key)}: expected at least 1")

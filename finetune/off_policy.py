@@ -140,8 +140,8 @@ class OffPolicyConfig(StageConfig):
             raise BurnishError(f"stage.demo_ratio={self.demo_ratio}: expected at least 0 and less than 1")
         if self.demo_ratio and not 1 <= self.n_demos < self.batch_size:
             raise BurnishError(
-                f"stage.demo_ratio={self.demo_ratio} of stage.batch_size={self.batch_size} is {self.n_demos}: expected at "
-                "least one demonstration and one online transition"
+                f"stage.demo_ratio={self.demo_ratio} of stage.batch_size={self.batch_size} is {self.n_demos}: expected "
+                "at least one demonstration and one online transition"
             )
         if self.bc_coef and not self.demo_ratio:
             raise BurnishError(f"stage.bc_coef={self.bc_coef} needs demonstrations: stage.demo_ratio is 0")

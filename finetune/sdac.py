@@ -1,7 +1,8 @@
 """SDAC: soft diffusion actor-critic (Ma et al. 2025, arXiv 2502.00361, section 4.2).
 
-The denoiser of  pi proportional to exp(Q / lambda):  a noisy chunk a_k comes from any density h_k; clean chunks are drawn
-from its posterior under a flat prior, a_0 = (a_k - sqrt(1 - abar_k) eps) / sqrt(abar_k), and weighed by exp(Q / lambda).
+The denoiser of pi proportional to exp(Q / lambda): a noisy chunk a_k comes from any density h_k; clean chunks are
+drawn from its posterior under a flat prior, a_0 = (a_k - sqrt(1 - abar_k) eps) / sqrt(abar_k), and weighed by
+exp(Q / lambda).
 
 Symbols: B states, M draws for each, Tp, Da as in `burnish.policy`.
 """
