@@ -45,7 +45,7 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     start = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.perf_counter() - start < 3  # 0.1 s on an idle machine
-    for name in ("pretrain", "finetune", "evaluate", "data", "tasks", "doctor", "demo"):
+    for name in ("pretrain", "finetune", "evaluate", "data", "tasks", "doctor", "demo", "toy"):
         assert name in result.stdout
 
 
