@@ -44,7 +44,7 @@ class OffPolicyConfig(StageConfig):
         freeze_actor: learn the critic alone (control: selection by Q on the pretrained policy).
         ft_denoising_steps: K', how many of the policy's last denoising steps are fine-tuned; None for all.
         sampler, ddim_steps, eta: how the draws and the acting candidates are sampled ("inherit": the policy's sampler).
-            A few steps with eta = 1 draw from less than the distribution's width, and each refresh of pi_old narrows it.
+            A few steps with eta = 1 draw from less than the distribution's width; each refresh of pi_old narrows it.
         draws: N (DPMD) or M (SDAC), weighed against each other.
         target_candidates: N'.
         n_candidates, selection, selection_temperature: chunks sampled for each that is executed, and how Q chooses.
