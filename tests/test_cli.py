@@ -68,10 +68,30 @@ def test_each_help_has_groups_keys_and_examples_that_compose(
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
 def test_every_key_of_the_yaml_and_of_the_dataclass_is_the_same(entry: Command) -> None:
-    for group in {"policy", "stage"} & set(config_groups(entry.config)):
+    for group in {"policy", "network", "stage"} & set(config_groups(entry.config)):
         for option in group_options(group):
             check_keys(entry, [f"{group}={option}"])
     check_keys(entry, [])
+
+
+TEN_TASKS = ["ant", "halfcheetah", "hopper", "humanoid", "inverted_double_pendulum", "inverted_pendulum", "pusher"]
+TEN_TASKS += ["reacher", "swimmer", "walker2d"]
+
+
+@pytest.mark.parametrize("stage", ["dpmd_paper", "sdac_paper"])
+@pytest.mark.parametrize("task", TEN_TASKS)
+def test_the_paper_setting_from_scratch(task: str, stage: str) -> None:
+    """The hyperparameters of Ma et al. 2025."""
+    entry = next(entry for entry in COMMANDS if entry.name == "scratch")
+    config = entry.parse(configure(entry, [f"task={task}", f"stage={stage}"]))
+    network, algorithm = config.network, config.stage
+    assert (network.denoising_steps, network.schedule, network.horizon) == (20, "cosine", 1)
+    assert (network.denoiser.hidden_dim, network.denoiser.n_layers, network.denoiser.activation) == (256, 3, "mish")
+    assert (config.n_envs, config.total_env_steps, config.evaluation.episodes) == (5, 1_000_000, 20)
+    assert (algorithm.batch_size, algorithm.buffer_size, algorithm.reward_scale) == (256, 1_000_000, 0.2)
+    assert (algorithm.random_steps, algorithm.n_candidates, algorithm.gamma) == (30_000, 32, 0.99)
+    assert algorithm.utd_ratio * config.n_envs == 1  # one gradient step for five environment steps
+    assert config.policy is None and algorithm.rsm.weights == "paper"
 
 
 def check_keys(entry: Command, overrides: list[str]) -> None:
