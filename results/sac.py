@@ -3,7 +3,7 @@
     python results/sac.py TASK OUT.json [--seed 0] [--total 100000] [--eval-every 10000] [--episodes 20]
 
 The classical reference for the from-scratch runs of results/README.md: one environment, one update a step, two
-layers of 256. OUT.json has the evaluations and the wall-clock time at each.
+layers of 256. OUT.json has the evaluations and the minutes of training before each.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ def main() -> None:
     envs = make_vector_env(
         task, n_envs=len(seeds), n_obs_steps=1, n_action_steps=1, seed=0, backend="sync", autoreset=False
     )
-    lines, start = [], time.monotonic()
+    lines, seconds = [], 0.0
     for steps in range(options.eval_every, options.total + 1, options.eval_every):
+        start = time.monotonic()
         model.learn(options.eval_every, reset_num_timesteps=False)
-        elapsed = time.monotonic() - start
+        seconds += time.monotonic() - start
         obs, returns, running = envs.reset(seeds), np.zeros(len(seeds)), np.ones(len(seeds), bool)
         while running.any():
             actions, _ = model.predict(obs[:, 0], deterministic=True)
             step = envs.step(actions[:, None].astype(np.float32), running)
             obs, returns = step.obs, returns + step.reward
             running &= ~(step.terminated | step.truncated)
-        lines.append({"step": steps, "return": returns.tolist(), "minutes": elapsed / 60})
-        print(steps, returns.mean(), f"{elapsed / 60:.1f} min", flush=True)
+        lines.append({"step": steps, "return": returns.tolist(), "minutes": seconds / 60})
+        print(steps, returns.mean(), f"{seconds / 60:.1f} min", flush=True)
         options.out.write_text(json.dumps({"task": task.name, "seed": options.seed, "evaluations": lines}) + "\n")
 
 

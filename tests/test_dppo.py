@@ -39,7 +39,8 @@ def make_stage(weights=None, policy=None, **kwargs) -> DPPO:
     if weights is not None:
         policy.load_state_dict(weights)
     settings = {"ft_denoising_steps": 5, "n_steps": 20, "batch_size": 800, "clip_coef": 0.05, "clip_coef_base": 0.05}
-    return DPPO(policy, DPPOConfig(**(settings | kwargs)), Setting(TaskConfig("bandit", "gymnasium", "Bandit-v0", 1), E, 0))
+    setting = Setting(TaskConfig("bandit", "gymnasium", "Bandit-v0", 1), E, 0)
+    return DPPO(policy, DPPOConfig(**(settings | kwargs)), setting)
 
 
 def chunk(obs: np.ndarray, reward: np.ndarray, terminated=None, truncated=None) -> ChunkStep:
