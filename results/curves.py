@@ -13,8 +13,7 @@ Three kinds of intervals, all 95 %:
     a difference, of before and after or of two methods: paired bootstrap over episodes, see `paired_difference`.
 
 Minutes are those of training: acting and updates, without evaluations, checkpoints and the start. The loop logs them
-exactly, as the environment steps per second of each update. `elapsed_minutes` in the JSON has everything. The minutes
-of results/sac.py hold its earlier evaluations and cannot be separated.
+exactly, as the environment steps per second of each update. `elapsed_minutes` in the JSON has everything.
 """
 
 from __future__ import annotations
