@@ -10,7 +10,7 @@ Symbols: B states, M draws for each, Tp, Da as in `burnish.policy`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from burnish.errors import BurnishError
 from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
 from burnish.finetune.replay import Transitions
-from burnish.finetune.rsm import weighted_denoising_loss
+from burnish.finetune.rsm import RSMConfig, weighted_denoising_loss
 from burnish.policy import choose, encode_for
 
 SMALLEST_UNIFORM = 2**-25  # torch.rand gives 0 once in 2^24 numbers, which would be an infinite normal
@@ -38,7 +38,9 @@ class SDACConfig(OffPolicyConfig):
     """
 
     name: Literal["sdac"] = "sdac"
-    draws: int = 64
+    rsm: RSMConfig = field(default_factory=lambda: RSMConfig(kl_target=2.0))
+    draws: int = 32
+    bc_coef: float = 10.0
     noisy_from: Literal["policy", "replay", "uniform", "perturbed"] = "policy"
     perturbation: float = 0.3
     reverse: Literal["truncated", "clipped"] = "truncated"

@@ -62,6 +62,8 @@ def make_stage(name="dpmd", weights=None, policy=None, task=TASK, **kwargs):
         "critic_lr": 1e-3,
         "demos": None,
         "demo_ratio": 0.0,
+        "bc_coef": 0.0,
+        "rsm": RSMConfig(kl_target=0.7),
     }
     make, config = STAGES[name]
     return make(policy, config(**(settings | kwargs)), Setting(task, E, 0))

@@ -100,7 +100,11 @@ def small_dppo(**kwargs) -> DPPOConfig:
 def small_off_policy(name: str, dataset: Path | None, **kwargs) -> StageConfig:
     settings = {"batch_size": 32, "draws": 4, "learning_starts": 200, "critic_warmup_updates": 10, "update_every": 5}
     settings |= {"policy_delay": 3, "old_policy_every": 7, "bc_coef": 0.1, "exploration_noise": 0.1}
-    settings |= {"demos": str(dataset), "critic": CriticConfig(hidden_dim=32, n_layers=2)}
+    settings |= {
+        "rsm": RSMConfig(kl_target=0.5),
+        "demos": str(dataset),
+        "critic": CriticConfig(hidden_dim=32, n_layers=2),
+    }
     return {"dpmd": DPMDConfig, "sdac": SDACConfig}[name](**(settings | kwargs))
 
 
