@@ -23,7 +23,7 @@ class Command:
         config_class, function: "module:name" of the dataclass and of what takes it.
         examples: command lines.
         length: the key of the total length, which may be raised on resume; None where there is no resume.
-        section: a key only this command's config.yaml has, to tell whose run folder it is.
+        section: a key only such runs' config.yaml has, to tell whose run folder it is.
     """
 
     name: str

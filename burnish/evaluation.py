@@ -59,6 +59,14 @@ class EvaluationConfig:
         if self.video > self.episodes:
             raise BurnishError(f"evaluation.video={self.video} is more than evaluation.episodes={self.episodes}")
 
+    def require_single(self) -> None:
+        """Raise BurnishError unless `candidates` is 1: trainings evaluate without selection first."""
+        if self.candidates != 1:
+            raise BurnishError(
+                f"evaluation.candidates={self.candidates}: expected 1; trainings with a critic evaluate with "
+                "stage.n_candidates as well, and burnish evaluate takes candidates=..."
+            )
+
 
 class Interval(NamedTuple):
     low: float

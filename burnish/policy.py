@@ -326,7 +326,9 @@ class DiffusionPolicy(nn.Module):
         return actions.cpu().numpy() if isinstance(obs, np.ndarray) else actions
 
     def check_candidates(self, candidates: int) -> None:
-        """Raise BurnishError where one of several candidates would have to be chosen without a critic."""
+        """Raise BurnishError where one of several candidates would have to be chosen without a critic, or of none."""
+        if candidates < 1:
+            raise BurnishError(f"candidates={candidates}: expected at least 1")
         if candidates > 1 and self.critic is None:
             raise BurnishError(
                 f"candidates={candidates}: this policy has no critic to choose among several candidates with "

@@ -24,7 +24,7 @@ def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any
     from burnish.run import load_config
 
     if command.length is None:
-        raise BurnishError(f"burnish {command.name} takes no resume=...: only pretrain and finetune have runs")
+        raise BurnishError(f"burnish {command.name} takes no resume=...: only pretrain, finetune and scratch have runs")
     config = load_config(run)
     if command.section not in config:
         raise BurnishError(

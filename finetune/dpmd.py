@@ -17,7 +17,7 @@ from torch import Tensor
 from burnish.errors import BurnishError
 from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
 from burnish.finetune.replay import Transitions
-from burnish.finetune.rsm import weighted_denoising_loss
+from burnish.finetune.rsm import resample, weighted_denoising_loss
 from burnish.policy import choose
 
 
@@ -27,7 +27,7 @@ class DPMDConfig(OffPolicyConfig):
 
     Attributes:
         resample: R: so many draws of each state, drawn again by weight, are trained on; the same gradient on average
-            as that of all N, for R / N of its cost. 0: all N, weighted.
+            as that of all N, for R / N of its cost. 0, or no less than N: all, weighted. The paper's weights have one.
     """
 
     name: Literal["dpmd"] = "dpmd"
@@ -51,13 +51,13 @@ class DPMD(OffPolicyStage):
 
     def actor_loss(self, batch: Transitions, draws: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         draws, q = draws[:, : self.config.draws], q[:, : self.config.draws]
-        if self.config.rsm.weights == "paper":  # the draws are one: the best, which was the target's too
+        if self.config.rsm.weights == "paper":  # one draw: the best
             best = q.argmax(1, keepdim=True)
             draws, q = choose(draws, best), q.gather(1, best)
         weighted = self.weighting(q, self.gradient_steps)
         weights, metrics = weighted.weights, weighted.metrics()
         if 0 < self.config.resample < draws.shape[1]:
-            chosen = torch.multinomial(weights, self.config.resample, replacement=True, generator=self.generator)
+            chosen = resample(weights, self.config.resample, self.generator)
             draws, weights = choose(draws, chosen), torch.full_like(chosen, 1 / self.config.resample, dtype=q.dtype)
         # L = E_s sum_n w_n || f(sqrt(abar_k) a_n + sqrt(1 - abar_k) eps, k, s) - target ||^2
         output, target = self.policy.denoise_noised(

@@ -55,10 +55,19 @@ class FinetuneConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if (self.policy is None) == (self.network is None):
+        if self.policy is None and self.network is None:
             raise BurnishError(
-                "policy: expected the folder of a pretrained policy (burnish scratch starts without one)"
+                "policy=null: expected the folder of a pretrained policy (burnish scratch starts without one)"
             )
+        if self.policy is not None and self.network is not None:
+            raise BurnishError(f"policy={self.policy}: burnish scratch starts without one (burnish finetune with one)")
+        if self.network is not None:
+            for key in ("obs_normalization", "action_normalization"):
+                if getattr(self.network, key) != "none":
+                    raise BurnishError(
+                        f"network.{key}={getattr(self.network, key)}: expected none, there are no data to take it from"
+                    )
+        self.evaluation.require_single()
         for key in ("total_env_steps", "n_envs"):
             if getattr(self, key) < 1:
                 raise BurnishError(f"{key}={getattr(self, key)}: expected at least 1")
@@ -122,6 +131,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         make_stage: Any = stage_class(config.stage.name)
         stage = make_stage(policy, config.stage, Setting(config.task, config.n_envs, config.seed))
         check_budget(config, stage)
+        check_whole_chain(config, stage)
         envs = make_vector_env(
             config.task,
             n_envs=config.n_envs,
@@ -153,6 +163,16 @@ def check_budget(config: FinetuneConfig, stage: Stage) -> None:
         raise BurnishError(
             f"total_env_steps={config.total_env_steps} is too few for one update, which takes {per_update} = n_envs * "
             f"chunks * n_action_steps = {config.n_envs} * {stage.chunks_per_update} * {Ta}"
+        )
+
+
+def check_whole_chain(config: FinetuneConfig, stage: Stage) -> None:
+    """Raise BurnishError where a part of a fresh policy's chain would stay random."""
+    K, S = stage.policy.ft_denoising_steps, len(stage.policy.sampler)
+    if config.network is not None and K < S:
+        raise BurnishError(
+            f"stage.ft_denoising_steps={K}: from scratch expected {S}, all of the sampler's steps; "
+            "the others would stay random"
         )
 
 

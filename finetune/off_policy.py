@@ -13,6 +13,7 @@ Do, Da as in `burnish.policy`, h <= Ta executed steps of a chunk.
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from burnish.diffusion import Sampler
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
 from burnish.finetune.replay import Replay, Transitions, demonstration_transitions, online_transitions
-from burnish.finetune.rsm import RSMConfig, Weighting, paper_temperature, weighted_denoising_loss
+from burnish.finetune.rsm import RSMConfig, Weighting, paper_temperature, resample, weighted_denoising_loss
 from burnish.finetune.stage import Setting, Stage, StageConfig
 from burnish.networks import CriticConfig, Denoiser
 from burnish.policy import DiffusionPolicy, choose
@@ -41,7 +42,8 @@ class OffPolicyConfig(StageConfig):
     Attributes:
         rsm: how draws are weighted, see `RSMConfig`.
         critic: the Q ensemble, see `CriticConfig`.
-        freeze_actor: learn the critic alone (control: selection by Q on the pretrained policy).
+        freeze_actor: learn the critic alone (control: selection by Q on the pretrained policy); what concerns the
+            actor has no effect then.
         ft_denoising_steps: K', how many of the policy's last denoising steps are fine-tuned; None for all.
         sampler, ddim_steps, eta: how the draws and the acting candidates are sampled ("inherit": the policy's sampler).
             A few steps with eta = 1 draw from less than the distribution's width; each refresh of pi_old narrows it.
@@ -120,8 +122,9 @@ class OffPolicyConfig(StageConfig):
         ):
             if getattr(self, key) < 1:
                 raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 1")
-        for key in ("actor_lr", "actor_lr_final", "critic_lr", "max_grad_norm", "utd_ratio", "selection_temperature"):
-            if getattr(self, key) <= 0:
+        positive = ("actor_lr", "actor_lr_final", "critic_lr", "max_grad_norm", "utd_ratio", "selection_temperature")
+        for key in (*positive, "reward_scale"):
+            if not 0 < getattr(self, key) < float("inf"):
                 raise BurnishError(f"stage.{key}={getattr(self, key)}: expected more than 0")
         for key in (
             "exploration_noise",
@@ -131,21 +134,43 @@ class OffPolicyConfig(StageConfig):
             "critic_warmup_updates",
             "lr_decay_start",
         ):
-            if getattr(self, key) < 0:
+            if not getattr(self, key) >= 0:
                 raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 0")
         for key in ("gamma", "tau", "actor_tau"):
             if not 0 < getattr(self, key) <= 1:
                 raise BurnishError(f"stage.{key}={getattr(self, key)}: expected more than 0 and at most 1")
+        self._check_sampler()
+        self._check_demonstrations()
+        if not self.freeze_actor:
+            self.rsm.check(self.draws)
+
+    def _check_sampler(self) -> None:
+        if self.ft_denoising_steps is not None and self.ft_denoising_steps < 1:
+            raise BurnishError(
+                f"stage.ft_denoising_steps={self.ft_denoising_steps}: expected at least 1, or null for all"
+            )
+        if self.ddim_steps < 1 or not 0 <= self.eta <= 1:
+            raise BurnishError(
+                f"stage.ddim_steps={self.ddim_steps}, stage.eta={self.eta}: expected at least 1 step, eta from 0 to 1"
+            )
+
+    def _check_demonstrations(self) -> None:
         if not 0 <= self.demo_ratio < 1:
             raise BurnishError(f"stage.demo_ratio={self.demo_ratio}: expected at least 0 and less than 1")
+        if self.demo_ratio and not self.demos:
+            raise BurnishError(
+                f"stage.demos={self.demos or 'null'}, but stage.demo_ratio={self.demo_ratio}: give a file, or "
+                "stage.demo_ratio=0 stage.bc_coef=0 to learn from the environment alone"
+            )
         if self.demo_ratio and not 1 <= self.n_demos < self.batch_size:
             raise BurnishError(
                 f"stage.demo_ratio={self.demo_ratio} of stage.batch_size={self.batch_size} is {self.n_demos}: expected "
                 "at least one demonstration and one online transition"
             )
         if self.bc_coef and not self.demo_ratio:
-            raise BurnishError(f"stage.bc_coef={self.bc_coef} needs demonstrations: stage.demo_ratio is 0")
-        self.rsm.check(self.draws)
+            raise BurnishError(
+                f"stage.bc_coef={self.bc_coef} needs demonstrations, but stage.demo_ratio is 0 (else: stage.bc_coef=0)"
+            )
 
     @property
     def n_demos(self) -> int:
@@ -171,16 +196,16 @@ class OffPolicyStage(Stage):
 
     def __init__(self, policy: DiffusionPolicy, config: OffPolicyConfig, setting: Setting):
         self.policy, self.config = policy, config
-        K = config.ft_denoising_steps or len(policy.sampler)
+        K = len(policy.sampler) if config.ft_denoising_steps is None else config.ft_denoising_steps
         if policy.finetuned is None:
             policy.start_finetuning(K)
         elif policy.ft_denoising_steps != K:
             raise BurnishError(
                 f"stage.ft_denoising_steps={K}, but the policy was fine-tuned with {policy.ft_denoising_steps} before"
             )
-        kind = policy.config.sampler if config.sampler == "inherit" else config.sampler
-        ddim_steps = policy.config.ddim_steps if config.sampler == "inherit" else config.ddim_steps
-        self.sampler = Sampler(policy.process, kind, ddim_steps, config.eta).to(policy.device)
+        self.sampler = policy.sampler
+        if config.sampler != "inherit":
+            self.sampler = Sampler(policy.process, config.sampler, config.ddim_steps, config.eta).to(policy.device)
         demonstrations = self._demonstrations(setting)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
@@ -250,7 +275,7 @@ class OffPolicyStage(Stage):
         if self.config.selection == "argmax":
             return choose(x, q.argmax(1))
         p = (q / self.config.selection_temperature).softmax(1)
-        return choose(x, torch.multinomial(p, 1, generator=self.generator).squeeze(1))
+        return choose(x, resample(p, 1, self.generator).squeeze(1))
 
     def _sample(self, obs: Tensor, n: int, network: Denoiser) -> Tensor:
         """`n` chunks of `network`'s policy for each of `obs` (B, To * Do), normalised -> (B, n, Tp, Da)."""
@@ -288,6 +313,11 @@ class OffPolicyStage(Stage):
             self.owed -= 1
         self.chunks_since_update = 0
         metrics = {key: float(torch.stack(values).mean()) for key, values in results.items()}
+        if not math.isfinite(metrics.get("critic_loss", 0.0)):
+            raise BurnishError(
+                f"the critic diverged (critic_loss={metrics['critic_loss']} after {self.gradient_steps} steps): "
+                "lower stage.critic_lr or stage.reward_scale, or keep stage.critic.layer_norm=true"
+            )
         return metrics | {"gradient_steps": self.gradient_steps, "replay_size": self.replay.size}
 
     def _gradient_step(self) -> dict[str, Tensor]:

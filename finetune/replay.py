@@ -69,7 +69,8 @@ class Replay:
         return Transitions(*(ours.index_select(0, rows) for ours in self.data))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "data": [ours[: self.size].clone() for ours in self.data]}
+        full = self.size == self.capacity  # a part would be saved with all of its memory
+        return {"position": self.position, "data": [ours if full else ours[: self.size].clone() for ours in self.data]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.size, self.position = len(state["data"][0]), state["position"]
@@ -94,8 +95,14 @@ def demonstration_transitions(policy: DiffusionPolicy, episodes: Sequence[Episod
     episode has none and did not terminate, the chunks that reach its end are left out.
 
     Raises:
-        BurnishError: no episode has a whole chunk, or an observation is missing.
+        BurnishError: no episode has a whole chunk, an observation is missing or of another size, or no step has a
+            reward.
     """
+    if not any(episode.rewards.any() for episode in episodes):
+        raise BurnishError(
+            "the demonstrations have no reward anywhere: a critic would learn that they are worthless (without them: "
+            "stage.demo_ratio=0)"
+        )
     parts = [part for episode in episodes if (part := _episode_transitions(policy, episode, gamma)) is not None]
     if not parts:
         raise BurnishError("no demonstration is long enough for one chunk with a known end")
@@ -105,6 +112,12 @@ def demonstration_transitions(policy: DiffusionPolicy, episodes: Sequence[Episod
 def _episode_transitions(policy: DiffusionPolicy, episode: Episode, gamma: float) -> Transitions | None:
     config, T = policy.config, len(episode)
     obs = episode.flat_obs(policy.obs_keys)  # (T, Do)
+    for name, ours, theirs in (
+        ("observation", policy.obs_dim, obs.shape[1]),
+        ("action", policy.action_dim, episode.actions.shape[1]),
+    ):
+        if ours != theirs:
+            raise BurnishError(f"episode {episode.name} has {name} dimension {theirs}, but the policy has {ours}")
     if episode.final_obs is not None:
         missing = [key for key in policy.obs_keys if key not in episode.final_obs]
         if missing:

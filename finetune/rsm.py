@@ -160,6 +160,17 @@ def temperature_for_kl(q: Tensor, kl_target: float) -> Tensor:
     return ((low + high) / 2).exp()
 
 
+def resample(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw `n` of each state's draws by weight, with replacement; `weights` (B, N) -> indices (B, n).
+
+    By the inverse distribution function: `torch.multinomial` waits for the device, and refuses what is not finite
+    before it can be reported.
+    """
+    cumulative = weights.cumsum(1)
+    u = torch.rand((len(weights), n), device=weights.device, generator=generator) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, u).clamp(max=weights.shape[1] - 1)
+
+
 def weighted_denoising_loss(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """mean_s sum_n w_n || output_n - target_n ||^2 / (Tp Da) -> a scalar.
 

@@ -20,14 +20,15 @@ from burnish.errors import BurnishError
 from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
 from burnish.finetune.replay import Transitions
 from burnish.finetune.rsm import RSMConfig, weighted_denoising_loss
-from burnish.policy import choose, encode_for
+from burnish.finetune.stage import Setting
+from burnish.policy import DiffusionPolicy, choose, encode_for
 
 SMALLEST_UNIFORM = 2**-25  # torch.rand gives 0 once in 2^24 numbers, which would be an infinite normal
 
 
 @dataclass(frozen=True)
 class SDACConfig(OffPolicyConfig):
-    """Settings of SDAC, see `OffPolicyConfig`.
+    """Settings of SDAC, see `OffPolicyConfig`; by default anchored to the demonstrations.
 
     Attributes:
         noisy_from: where a_k comes from: noised chunks of the "policy" (the best of its draws), of the "replay" (at
@@ -57,10 +58,10 @@ class SDAC(OffPolicyStage):
     Config = SDACConfig
     config: SDACConfig
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.policy.config.clip_sample is None:
+    def __init__(self, policy: DiffusionPolicy, config: SDACConfig, setting: Setting):
+        if policy.config.clip_sample is None:
             raise BurnishError("stage=sdac: the policy's actions have no bounds (policy.clip_sample=null)")
+        super().__init__(policy, config, setting)
 
     @property
     def draws_for_actor(self) -> int:
@@ -92,7 +93,8 @@ class SDAC(OffPolicyStage):
             return batch.obs, self.chunks(batch)
         if source == "uniform":
             shape = (len(draws), 1, *draws.shape[2:])
-            return batch.next_obs, 2 * torch.rand(shape, device=draws.device, generator=self.generator) - 1
+            uniform = 2 * torch.rand(shape, device=draws.device, generator=self.generator) - 1
+            return batch.next_obs, uniform * (self.policy.config.clip_sample or 1)
         best = choose(draws, q.argmax(1, keepdim=True))
         if source == "perturbed":
             best = self.noised(best, self.config.perturbation)

@@ -95,6 +95,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise BurnishError(f"seed={self.seed}: expected at least 0")
+        self.evaluation.require_single()
 
 
 class BehaviourCloning:

@@ -359,7 +359,7 @@ def test_user_mistakes():
         make_stage(rsm=RSMConfig(kl_target=2.5), draws=8)
     with pytest.raises(BurnishError, match=r"stage.demo_ratio=0.5, but task=bandit names no demonstrations"):
         make_stage(demos="task", demo_ratio=0.5)
-    with pytest.raises(BurnishError, match=r"stage.demo_ratio=0.5, but task=bandit names no demonstrations"):
+    with pytest.raises(BurnishError, match=r"stage.demos=null, but stage.demo_ratio=0.5"):
         make_stage(demos=None, demo_ratio=0.5)
     with pytest.raises(BurnishError, match=r"stage.bc_coef=1.0 needs demonstrations"):
         make_stage(bc_coef=1.0)

@@ -214,13 +214,14 @@ def test_interrupted_rsm_is_bitwise_the_uninterrupted(dataset, pretrained, tmp_p
 @pytest.mark.parametrize("name", ["dpmd", "sdac", "dppo"])
 def test_from_scratch(tmp_path, name):
     network = replace(POLICY, n_obs_steps=1, horizon=1, n_action_steps=1, obs_normalization="none")
+    network = replace(network, action_normalization="none")
     scratch = {"rsm": RSMConfig(weights="paper"), "random_steps": 100, "demos": None, "demo_ratio": 0.0, "bc_coef": 0.0}
-    stage = small_dppo() if name == "dppo" else small_off_policy(name, None, **scratch)
+    stage = small_dppo(ft_denoising_steps=5) if name == "dppo" else small_off_policy(name, None, **scratch)
     finetune(finetune_config(tmp_path / "run", None, stage, network=network, total_env_steps=400))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["best"]["env_steps"] in range(1, summary["env_steps"] + 1)
     assert summary["best"]["return"] >= summary["after"]["return"]
-    with pytest.raises(BurnishError, match="policy: expected the folder"):
+    with pytest.raises(BurnishError, match="policy=null: expected the folder"):
         finetune_config(tmp_path / "run", None, stage)
 
 
