@@ -1,6 +1,8 @@
 """Schedules and transitions against diffusers and closed forms."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,3 +177,24 @@ def test_x0_from_the_exact_target(prediction_type):
         atol=1e-5,
         rtol=1e-5,
     )
+
+
+@pytest.mark.parametrize(("kind", "steps", "eta"), [("ddpm", 20, 1.0), ("ddim", 5, 1.0), ("ddim", 5, 0.0)])
+def test_samples_are_as_narrow_as_the_closed_form_says(kind, steps, eta):
+    """A perfect denoiser of N(0, 0.3^2); results/narrowing.py explains why that matters for DPMD."""
+    path = Path(__file__).resolve().parent.parent / "results" / "narrowing.py"
+    spec = importlib.util.spec_from_file_location("narrowing", path)
+    narrowing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(narrowing)
+    sampler = Sampler(NoiseProcess(betas("cosine", 20), clip_sample=None), kind, steps, eta)
+    abar = sampler.process.alphas_cumprod.float()
+
+    def denoise(x, i):  # eps = (x - sqrt(abar) E[x_0 | x]) / sqrt(1 - abar)
+        a = abar[sampler.timestep(i)]
+        x0 = a.sqrt() * 0.09 / (a * 0.09 + 1 - a) * x
+        return (x - a.sqrt() * x0) / (1 - a).sqrt()
+
+    noise = torch.randn(len(sampler) + 1, 200_000, 1, generator=torch.Generator().manual_seed(0))
+    x, _ = sampler.sample(denoise, noise)
+    assert float(x.std()) == pytest.approx(narrowing.sampled_std(sampler, 0.3), rel=0.01)
+    assert float(x.std()) < 0.26
