@@ -15,7 +15,7 @@ import numpy as np
 from burnish.errors import BurnishError
 from burnish.evaluation import Difference
 
-STAGES = {"dppo": ("total_env_steps=51200",), "dpmd": ("total_env_steps=12800",)}
+STAGES = {"dppo": ("total_env_steps=38400",), "dpmd": ("total_env_steps=12800",)}
 """What is fine-tuned with, from the same checkpoint, and how long: about three minutes each."""
 
 QUICK: dict[str, tuple[str, ...]] = {
