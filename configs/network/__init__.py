@@ -1,0 +1,1 @@
+"""Config group `stage`: one YAML for each fine-tuning algorithm."""
