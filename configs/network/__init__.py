@@ -1,1 +1,1 @@
-"""Config group `stage`: one YAML for each fine-tuning algorithm."""
+"""Config group `network`: what a policy from scratch is, `burnish.policy.PolicyConfig`."""
