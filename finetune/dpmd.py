@@ -1,4 +1,4 @@
-"""DPMD: diffusion policy mirror descent (Ma et al. 2025, arXiv 2502.00361, section 4.1).
+"""DPMD: diffusion policy mirror descent (Ma et al. 2025, arXiv 2502.00361).
 
 The denoiser of pi proportional to pi_old exp(Q / lambda): clean chunks are drawn from pi_old and weighed by
 exp(Q / lambda).

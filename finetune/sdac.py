@@ -1,4 +1,4 @@
-"""SDAC: soft diffusion actor-critic (Ma et al. 2025, arXiv 2502.00361, section 4.2).
+"""SDAC: soft diffusion actor-critic (Ma et al. 2025, arXiv 2502.00361).
 
 The denoiser of pi proportional to exp(Q / lambda): a noisy chunk a_k comes from any density h_k; clean chunks are
 drawn from its posterior under a flat prior, a_0 = (a_k - sqrt(1 - abar_k) eps) / sqrt(abar_k), and weighed by
