@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 
 from burnish.envs.robosuite_env import make_task_env, task_from_env_args
-from burnish.envs.robosuite_fast import has_plain_controllers
 from burnish.envs.robosuite_suite import RobosuiteSimulator, env_args_of
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -114,10 +114,10 @@ def test_a_delta_of_one_moves_the_goal_by_five_centimetres_in_the_world():
     for index, robot in enumerate(env.robots):
         action = np.zeros(14)
         action[7 * index] = 1.0
-        controller = robot.part_controllers["right"]
-        before = controller.ref_pos.copy()
+        site = robot.eef_site_id["right"]
+        before = env.sim.data.site_xpos[site].copy()
         env.step(action)
-        moved = controller.ref_pos - before
+        moved = env.sim.data.site_xpos[site] - before
         assert abs(moved[0]) > 5 * np.abs(moved[1:]).max()
         assert 0.005 < moved[0] < 0.05
 
@@ -143,23 +143,41 @@ def test_shaped_rewards_are_robosuites():
     assert reward == pytest.approx((1 - np.tanh(10 * distance)) / 2.25, abs=5e-3)
 
 
-@pytest.mark.parametrize("env_name", ["Lift", "PickPlaceCan", "TwoArmTransport"])
-def test_the_fast_step_is_bitwise_robosuites(env_name):
-    fast, stock = make_task_env(env_name), make_task_env(env_name)
+BASE_FRAME = {
+    "controller_configs": {**{k: v for k, v in OLD_OSC.items() if k != "control_delta"}, "input_ref_frame": "base"}
+}
+
+
+@pytest.mark.parametrize(
+    ("env_name", "env_kwargs", "n_starts"),
+    [
+        *((name, {}, 20) for name in ("Lift", "PickPlaceCan", "NutAssemblySquare", "Stack")),
+        *((name, {}, 2) for name in ("TwoArmTransport", "ToolHang", "Door")),
+        ("Lift", {"robots": "UR5e"}, 2),
+        ("Lift", {"reward_shaping": True}, 2),
+        ("Lift", {"hard_reset": True}, 2),
+        ("TwoArmLift", BASE_FRAME, 2),
+    ],
+    ids=lambda value: next(iter(value), "") if isinstance(value, dict) else str(value),
+)
+def test_the_compiled_step_is_robosuites(env_name, env_kwargs, n_starts):
+    """States within 1e-8 is what was asked for. In long episodes that wants equality bit by bit, which this shows where
+    numpy is a wheel of its own project: a contact makes 1e-4 of a difference of 1e-15."""
+    fast, stock = make_task_env(env_name, env_kwargs), make_task_env(env_name, env_kwargs, fast=False)
     assert "step" in vars(fast)
-    del stock.step  # back to the class's own
-    for episode in range(2):
+    assert "step" not in vars(stock)
+    for start in range(n_starts):
         for env in (fast, stock):
-            env.rng.bit_generator.state = np.random.default_rng(episode).bit_generator.state
+            env.rng.bit_generator.state = np.random.default_rng(start).bit_generator.state
             env.reset()
-        for action in random_actions(100 if env_name == "Lift" else 20, fast.action_dim, episode):
+        for action in random_actions(100, fast.action_dim, start):
             obs, reward, done, _ = fast.step(action)
             stock_obs, stock_reward, stock_done, _ = stock.step(action)
+            np.testing.assert_array_equal(physics(fast), physics(stock))
+            assert (reward, done, fast._check_success()) == (stock_reward, stock_done, stock._check_success())
             assert obs.keys() == stock_obs.keys()
             for key, value in stock_obs.items():
                 np.testing.assert_array_equal(obs[key], value, err_msg=key)
-            np.testing.assert_array_equal(physics(fast), physics(stock))
-            assert (reward, done) == (stock_reward, stock_done)
 
 
 def test_an_episode_can_be_saved_right_after_a_reset():
@@ -171,7 +189,7 @@ def test_an_episode_can_be_saved_right_after_a_reset():
         np.testing.assert_array_equal(other.step(action).obs, one.step(action).obs)
 
 
-def test_other_controllers_keep_robosuites_step():
+def test_other_controllers_keep_robosuites_step_and_say_so(capfd):
     robosuite = pytest.importorskip("robosuite")
     config = robosuite.load_composite_controller_config(robot="Panda")
     config["body_parts"]["right"] = {
@@ -179,8 +197,11 @@ def test_other_controllers_keep_robosuites_step():
         "gripper": {"type": "GRIP"},
     }
     env = make_task_env("Lift", {"controller_configs": config})
-    assert not has_plain_controllers(env)
     assert "step" not in vars(env)
+    assert "Lift runs with robosuite's own, slower step: Panda's right is not" in capfd.readouterr().err
+    assert "step" not in vars(make_task_env("Wipe"))
+    assert "Wipe runs with robosuite's own, slower step: its reward needs the forces" in capfd.readouterr().err
+    assert RobosuiteSimulator(dataclasses.replace(LIFT, fast=False)).env.step.__func__ is type(env).step
 
 
 @pytest.mark.parametrize("task", [LIFT, CAN, DOOR, TRANSPORT], ids=lambda task: task.name)

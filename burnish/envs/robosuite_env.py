@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
+from functools import cache
 from typing import Any
 
 from burnish.envs.task import TaskConfig
@@ -34,13 +36,14 @@ def import_robosuite() -> Any:
     return robosuite
 
 
-def make_task_env(env_name: str, env_kwargs: dict[str, Any] | None = None) -> Any:
-    """A robosuite environment without cameras or renderers, from today's or older keyword arguments,
-    with a faster `step` of the same numbers (`robosuite_fast`).
+def make_task_env(env_name: str, env_kwargs: dict[str, Any] | None = None, *, fast: bool = True) -> Any:
+    """A robosuite environment without cameras or renderers, from today's or older keyword arguments.
 
     Arguments:
         env_name: robosuite's name ("Lift", "PickPlaceCan", "NutAssemblySquare", ...).
         env_kwargs: for `robosuite.make`; they win over the defaults of `complete_env_kwargs`.
+        fast: with a compiled `step` of the same numbers (`robosuite_fast`); where that is not possible, robosuite's
+            own, and a line on the standard error says why.
 
     Raises BurnishError for an unknown environment or arguments robosuite refuses.
     """
@@ -55,8 +58,15 @@ def make_task_env(env_name: str, env_kwargs: dict[str, Any] | None = None) -> An
         env = robosuite.make(env_name, **kwargs)
     except (TypeError, ValueError, KeyError, AssertionError) as error:
         raise BurnishError(f"robosuite.make({env_name!r}) refuses task.env_kwargs: {error!r}") from error
-    speed_up(env)
+    if fast and (reason := speed_up(env)):
+        _say_why_slow(env_name, reason)
     return env
+
+
+@cache
+def _say_why_slow(env_name: str, reason: str) -> None:
+    """Once in a process."""
+    print(f"burnish: {env_name} runs with robosuite's own, slower step: {reason}", file=sys.stderr, flush=True)
 
 
 def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:

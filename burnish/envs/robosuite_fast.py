@@ -1,10 +1,11 @@
-"""robosuite's control step with the same numbers and less Python.
+"""robosuite's control step, compiled: the operational-space controller between MuJoCo's own substeps.
 
-One control step at 20 Hz is 25 physics substeps, and stock robosuite spends most of it on looking up names,
-on computing action limits again and on visiting every observable in every substep. Here the first substep,
-which takes the new action, is robosuite's own; in the other 24, the goals stand still, the gripper's command
-stays what it is, and only the arm's torques are computed: with robosuite's own operations on arrays of the
-same memory layout, so that trajectories and observations stay bitwise equal (tests/test_robosuite.py).
+One control step at 20 Hz is 25 physics substeps, and stock robosuite spends most of it in Python: it looks up names,
+computes action limits again, and visits every observable in every substep. Here the substeps run in compiled code
+(`robosuite_osc`); goals, grippers, observables and rewards stay robosuite's. Trajectories and observations are bitwise
+equal (tests/test_robosuite.py), but robosuite's records of recent forces and torques are not kept: Wipe needs them.
+
+Symbols: A arms, J joints of an arm (the same for all), nv degrees of freedom of the model.
 """
 
 from __future__ import annotations
@@ -14,149 +15,173 @@ from typing import Any
 
 import mujoco
 import numpy as np
+from numpy.typing import NDArray
+
+from burnish.envs.robosuite_osc import control  # which imports robosuite: see `import_robosuite`
 
 
-def speed_up(env: Any) -> None:
-    """Give this robosuite environment the fast `step` where it is exactly equivalent; else do nothing."""
-    if has_plain_controllers(env):
+def speed_up(env: Any) -> str | None:
+    """Give this robosuite environment the compiled `step`, or return why it keeps robosuite's own."""
+    reason = not_plain(env)
+    if reason is None:
         env.step = MethodType(_step, env)
-        env.arm_torques = None
+        env.compiled_arms = None
+    return reason
 
 
-def has_plain_controllers(env: Any) -> bool:
-    """Whether robosuite steps this environment in the way that is copied here: fixed robots with BASIC
-    composite controllers of OSC arms and simple grippers, no interpolation, `lite_physics` (the default)."""
+def not_plain(env: Any) -> str | None:
+    """Why robosuite steps this environment in another way than the one that is compiled here; None if it does not.
+
+    Compiled: fixed robots with BASIC composite controllers of OSC arms and simple grippers, no interpolation, and
+    `lite_physics` (the default).
+    """
     from robosuite.environments.base import MujocoEnv
     from robosuite.environments.robot_env import RobotEnv
 
-    stock = type(env).step is MujocoEnv.step and type(env)._pre_action is RobotEnv._pre_action
-    stock = stock and env.lite_physics and env.viewer is None and not env.has_renderer
-    return stock and all(_is_plain(robot) for robot in env.robots)
+    if type(env).step is not MujocoEnv.step or type(env)._pre_action is not RobotEnv._pre_action:
+        return f"{type(env).__name__} has a step of its own"
+    if type(env).__name__ == "Wipe":
+        return "its reward needs the forces that robosuite's own step records"
+    if not env.lite_physics or env.viewer is not None or env.has_renderer:
+        return "lite_physics is off, or there is a viewer"
+    if len({len(part.qpos_index) for part in _arm_controllers(env)}) > 1:
+        return "the arms have different numbers of joints"
+    return next((reason for robot in env.robots if (reason := _not_plain_robot(robot))), None)
 
 
-def _is_plain(robot: Any) -> bool:
+def _not_plain_robot(robot: Any) -> str | None:
     from robosuite.controllers.composite.composite_controller import CompositeController
     from robosuite.controllers.parts.arm.osc import OperationalSpaceController
     from robosuite.controllers.parts.gripper.simple_grip import SimpleGripController
     from robosuite.robots.fixed_base_robot import FixedBaseRobot
 
     if type(robot) is not FixedBaseRobot or type(robot.composite_controller) is not CompositeController:
-        return False
+        return f"{robot.name} is not a fixed robot with a BASIC composite controller"
     model = robot.sim.model
     for name, part in robot.part_controllers.items():
         if name in robot.arms:
             base = model.site_bodyid[model.site_name2id(f"{part.naming_prefix}{part.part_name}_center")]
             plain = type(part) is OperationalSpaceController and part.uncoupling and part.num_ref_sites == 1
             plain = plain and part.interpolator_pos is None and part.interpolator_ori is None
-            plain = plain and model.body_weldid[base] == 0  # its base cannot move
+            plain = plain and part.impedance_mode == "fixed" and model.body_weldid[base] == 0  # its base cannot move
         else:
             plain = type(part) is SimpleGripController and part.interpolator is None
-        if not plain:
-            return False
-    return True
+        if not plain or not robot._enabled_parts.get(name, False):
+            return f"{robot.name}'s {name} is not an OSC arm of fixed impedance or a simple gripper"
+    return None
 
 
 def _step(self: Any, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:
     """`MujocoEnv.step` (robosuite 1.5.2)."""
     if self.done:
         raise ValueError("executing action in terminated episode")
+    if len(action) != self.action_dim:
+        raise ValueError(f"action has {len(action)} numbers: expected {self.action_dim}")
     self.timestep += 1
-    model, data = self.sim.model._model, self.sim.data._data
-    clock = _ObservableClock(self)
-    for substep in range(int(self.control_timestep / self.model_timestep)):
-        mujoco.mj_step1(model, data)
-        if substep == 0:
-            self._pre_action(action, True)
-            arms = _arms(self)
-        else:
-            for arm in arms:
-                arm.apply_torques()
-        mujoco.mj_step2(model, data)
+    arms, clock = _compiled_arms(self), _ObservableClock(self)
+    arms.first_substep(np.asarray(action, np.float64))
+    clock.tick()
+    left = int(self.control_timestep / self.model_timestep) - 1
+    while left:
+        n = clock.idle_substeps(left)
+        arms.substeps(n)
         clock.tick()
+        left -= n
     clock.synchronize()
     self.cur_time += self.control_timestep
     reward, done, info = self._post_action(action)
     return self._get_observations(), reward, done, info
 
 
-def _arms(env: Any) -> list[_ArmTorques]:
-    """The arms' torque loops, made anew when a reset has made new controllers."""
-    controllers = [robot.part_controllers[arm] for robot in env.robots for arm in robot.arms]
-    if env.arm_torques is None or [arm.controller for arm in env.arm_torques] != controllers:
-        env.arm_torques = [_ArmTorques(robot, arm) for robot in env.robots for arm in robot.arms]
-    for arm in env.arm_torques:
-        arm.fix_goal()
-    return env.arm_torques
+def _arm_controllers(env: Any) -> list[Any]:
+    return [robot.part_controllers[arm] for robot in env.robots for arm in robot.arms]
 
 
-class _ArmTorques:
-    """`OperationalSpaceController.run_controller` and what it calls, names and indices looked up once."""
+def _compiled_arms(env: Any) -> _CompiledArms:
+    """Made anew when a reset has made new controllers or a new model."""
+    controllers = _arm_controllers(env)
+    if env.compiled_arms is None or env.compiled_arms.controllers != controllers:
+        env.compiled_arms = _CompiledArms(env, controllers)
+    arms: _CompiledArms = env.compiled_arms
+    return arms
 
-    def __init__(self, robot: Any, arm: str) -> None:
-        from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 
-        self._orientation_error = orientation_error
-        self._opspace_matrices = opspace_matrices
-        self._nullspace_torques = nullspace_torques
-        self.controller = controller = robot.part_controllers[arm]
-        self._model, self._data = controller.sim.model._model, controller.sim.data._data
-        self._site = controller.sim.model.site_name2id(controller.ref_name)
-        self._qpos = np.asarray(controller.qpos_index)
-        self._qvel = np.asarray(controller.qvel_index)
-        self._actuators = np.asarray(robot._ref_actuators_indexes_dict[arm])
-        self._ctrl_low, self._ctrl_high = self._model.actuator_ctrlrange[self._actuators].T.copy()
-        self._jac_pos = np.zeros((3, self._model.nv))
-        self._jac_ori = np.zeros((3, self._model.nv))
-        self._mass = np.zeros((self._model.nv, self._model.nv))
+class _CompiledArms:
+    """All arms and grippers of an environment: names and indices looked up once, numbers in arrays for `control`."""
 
-    def fix_goal(self) -> None:
-        """The goal in the world: constant until the next action, because the base does not move."""
-        controller = self.controller
-        self._goal_pos, self._goal_ori = controller.goal_pos, controller.goal_ori
-        if controller.input_ref_frame == "base":
-            self._goal_pos = controller.origin_pos + np.dot(controller.origin_ori, controller.goal_pos)
-            self._goal_ori = np.dot(controller.origin_ori, controller.goal_ori)
-
-    def apply_torques(self) -> None:
-        controller, data = self.controller, self._data
-        self._update()
-        position_error = self._goal_pos - controller.ref_pos
-        ori_error = self._orientation_error(self._goal_ori, controller.ref_ori_mat)
-        kp, kd = controller.kp, controller.kd
-        desired_force = position_error * kp[0:3] + -controller.ref_pos_vel * kd[0:3]
-        desired_torque = ori_error * kp[3:6] + -controller.ref_ori_vel * kd[3:6]
-        _, lambda_pos, lambda_ori, nullspace = self._opspace_matrices(
-            controller.mass_matrix, controller.J_full, controller.J_pos, controller.J_ori
+    def __init__(self, env: Any, controllers: list[Any]) -> None:
+        self.controllers = controllers
+        self._env, self._simulation = env, (env.sim.model._model, env.sim.data._data)
+        model, data = self._simulation
+        sites = [env.sim.model.site_name2id(controller.ref_name) for controller in controllers]
+        actuators = [robot._ref_actuators_indexes_dict[arm] for robot in env.robots for arm in robot.arms]
+        A, J = np.shape(actuators)
+        self._goal_pos, self._goal_ori, self._posture = np.zeros((A, 3)), np.zeros((A, 3, 3)), np.zeros((A, J))
+        self._arguments = (
+            (model._address, data._address),
+            (data.site_xpos, data.site_xmat, data.qpos, data.qvel, data.qM, data.qfrc_bias, data.ctrl),
+            (
+                np.array(sites, np.int32),
+                np.array([controller.qpos_index for controller in controllers], np.int64),
+                np.array([controller.qvel_index for controller in controllers], np.int64),
+                np.array(actuators, np.int64),
+                model.actuator_ctrlrange[actuators, 0],
+                model.actuator_ctrlrange[actuators, 1],
+            ),
+            (self._goal_pos, self._goal_ori, self._posture),
+            (
+                np.array([controller.kp for controller in controllers], np.float64),
+                np.array([controller.kd for controller in controllers], np.float64),
+            ),
+            (np.zeros((3, model.nv)), np.zeros((3, model.nv)), np.zeros((model.nv, model.nv))),
         )
-        wrench = np.concatenate([np.dot(lambda_pos, desired_force), np.dot(lambda_ori, desired_torque)])
-        torques = np.dot(controller.J_full.T, wrench) + data.qfrc_bias[self._qvel]
-        torques += self._nullspace_torques(
-            controller.mass_matrix,
-            nullspace,
-            controller.initial_joint,
-            controller.joint_pos,
-            controller.joint_vel,
-        )
-        controller.torques = torques
-        data.ctrl[self._actuators] = np.clip(torques, self._ctrl_low, self._ctrl_high)
 
-    def _update(self) -> None:
-        """`Controller.update`, in the controller's own arrays."""
-        controller, data = self.controller, self._data
-        qvel = data.qvel
-        mujoco.mj_jacSite(self._model, data, self._jac_pos, self._jac_ori, self._site)
-        controller.ref_pos[:] = data.site_xpos[self._site]
-        controller.ref_ori_mat.flat = data.site_xmat[self._site]
-        controller.ref_pos_vel[:] = np.dot(self._jac_pos, qvel)
-        controller.ref_ori_vel[:] = np.dot(self._jac_ori, qvel)
-        controller.J_pos[:] = self._jac_pos[:, self._qvel]
-        controller.J_ori[:] = self._jac_ori[:, self._qvel]
-        controller.J_full[:3] = controller.J_pos
-        controller.J_full[3:] = controller.J_ori
-        controller.joint_pos = data.qpos[self._qpos]
-        controller.joint_vel = qvel[self._qvel]
-        mujoco.mj_fullM(self._model, self._mass, data.qM)
-        controller.mass_matrix = self._mass[self._qvel, :][:, self._qvel]
+    def first_substep(self, action: NDArray[np.float64]) -> None:
+        """The substep that takes the action, as `RobotEnv._pre_action` does."""
+        mujoco.mj_step1(*self._simulation)
+        if all(controller.new_update for controller in self.controllers):
+            self._set_goals(action)
+            self._fix_goals()
+            control(1, True, *self._arguments)
+            return
+        # the first of an episode: robosuite's controllers still have pose and inertia of the reset
+        self._env._pre_action(action, True)
+        self._fix_goals()
+        mujoco.mj_step2(*self._simulation)
+
+    def substeps(self, n: int) -> None:
+        """`n` further ones."""
+        control(n, False, *self._arguments)
+
+    def _set_goals(self, action: NDArray[np.float64]) -> None:
+        """`FixedBaseRobot.control`, with the arms' poses read once, their torques left to `control`."""
+        data, sites = self._simulation[1], self._arguments[2][0]
+        for controller, site in zip(self.controllers, sites):
+            controller.ref_pos[:] = data.site_xpos[site]
+            controller.ref_ori_mat.flat = data.site_xmat[site]
+        start = 0
+        for robot in self._env.robots:
+            composite = robot.composite_controller
+            composite.update_state()
+            for part in robot.part_controllers.values():
+                part.new_update = False  # nothing else of what `set_goal` would read again is needed
+            composite.set_goal(action[start : start + robot.action_dim])
+            for name, part in robot.part_controllers.items():
+                if name not in robot.arms:
+                    actuators = robot._ref_actuators_indexes_dict[name]
+                    low, high = self._simulation[0].actuator_ctrlrange[actuators].T
+                    data.ctrl[actuators] = np.clip(part.run_controller(), low, high)
+                part.new_update = True
+            start += robot.action_dim
+
+    def _fix_goals(self) -> None:
+        """The goals in the world: constant until the next action, because the bases do not move."""
+        for i, controller in enumerate(self.controllers):
+            pos, ori = controller.goal_pos, controller.goal_ori
+            if controller.input_ref_frame == "base":
+                pos = controller.origin_pos + np.dot(controller.origin_ori, pos)
+                ori = np.dot(controller.origin_ori, ori)
+            self._goal_pos[i], self._goal_ori[i], self._posture[i] = pos, ori, controller.initial_joint
 
 
 class _ObservableClock:
@@ -168,10 +193,8 @@ class _ObservableClock:
     def __init__(self, env: Any) -> None:
         self._env = env
         self._observables = [item for item in env._observables.values() if item.is_enabled()]
-        first = self._observables[0]
-        self._time: float = first._time_since_last_sample
-        self._sampled: bool = first._sampled
-        self._period = first._sampling_timestep
+        self._read()
+        self._period = self._observables[0]._sampling_timestep
         self._together = all(
             item._time_since_last_sample == self._time
             and item._sampled == self._sampled
@@ -179,13 +202,20 @@ class _ObservableClock:
             for item in self._observables
         )
 
+    def idle_substeps(self, most: int) -> int:
+        """How many substeps, at most `most`, may run before the next `tick`."""
+        n = 1
+        while n < most and self._idle():
+            self._time += self._env.model_timestep
+            n += 1
+        return n
+
     def tick(self) -> None:
-        later = self._time + self._env.model_timestep
-        if self._together and self._sampled and later < self._period:
-            self._time = later
+        """After the last of these substeps."""
+        if self._idle():
+            self._time += self._env.model_timestep
             return
-        if self._together:
-            self.synchronize()
+        self.synchronize()
         self._env._update_observables()
         self._read()
 
@@ -194,6 +224,10 @@ class _ObservableClock:
             for item in self._observables:
                 item._time_since_last_sample = self._time
 
+    def _idle(self) -> bool:
+        """Whether nothing happens at the end of the coming substep."""
+        return self._together and self._sampled and self._time + self._env.model_timestep < self._period
+
     def _read(self) -> None:
-        self._time = self._observables[0]._time_since_last_sample
-        self._sampled = self._observables[0]._sampled
+        self._time: float = self._observables[0]._time_since_last_sample
+        self._sampled: bool = self._observables[0]._sampled

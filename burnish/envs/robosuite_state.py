@@ -23,8 +23,8 @@ def episode_state(env: Any) -> dict[str, Any]:
     the arms' controllers, gripper commands (robosuite integrates them), the clocks of the observables and
     their cache, from which some sensors read what others measured one step earlier.
 
-    The environment must run robosuite's plain controllers (`robosuite_fast.speed_up` gives True), whose
-    goals are set anew by each action.
+    The environment must run robosuite's plain controllers (`robosuite_fast.not_plain` gives None), whose goals are set
+    anew by each action.
     """
     observables = list(env._observables.values())
     return {

@@ -14,7 +14,6 @@ from burnish.envs.robosuite_env import (
     make_task_env,
     task_from_env_args,
 )
-from burnish.envs.robosuite_fast import has_plain_controllers
 from burnish.envs.robosuite_state import episode_state, restore_episode
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -42,7 +41,7 @@ class RobosuiteSimulator:
     """
 
     def __init__(self, task: TaskConfig) -> None:
-        self.env = make_task_env(task.env_id, task.env_kwargs)
+        self.env = make_task_env(task.env_id, task.env_kwargs, fast=task.fast)
         self._keys = list(task.obs_keys)
         self._reseed(None)
         self.obs_dim = len(self._flatten(self.env.reset()))
@@ -62,8 +61,10 @@ class RobosuiteSimulator:
 
     def get_state(self) -> dict[str, Any]:
         """Raises NotImplementedError where the model or the task keeps more than `episode_state` knows."""
+        from burnish.envs.robosuite_fast import not_plain
+
         env = self.env
-        if not has_plain_controllers(env) or env.hard_reset or type(env).__name__ in _STATEFUL_TASKS:
+        if not_plain(env) or env.hard_reset or type(env).__name__ in _STATEFUL_TASKS:
             raise NotImplementedError(f"{type(env).__name__} cannot be saved: episodes start anew at resume")
         return episode_state(env)
 

@@ -23,6 +23,7 @@ class TaskConfig:
             Gymnasium tasks always ["flat"].
         env_kwargs: passed to `gymnasium.make` or `robosuite.make`.
         dataset: default demonstrations: a path, or "shipped:NAME" for a file of the package.
+        fast: robosuite's control step compiled, with the same numbers; false for robosuite's own.
     """
 
     name: str
@@ -32,6 +33,7 @@ class TaskConfig:
     obs_keys: list[str] = field(default_factory=lambda: ["flat"])
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     dataset: str | None = None
+    fast: bool = True
 
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
