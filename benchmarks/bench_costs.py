@@ -1,0 +1,352 @@
+"""What costs time in Burnish, beside the floor of each cost in the same run: the table of docs/performance.md.
+
+    python benchmarks/bench_costs.py --threads 2 --json costs.json
+
+The floor of a network's cost is the floating-point operations of its matrix products over the rate that a large
+float32 product reaches in the same turn; that of an environment step the physics alone (Hopper: `mj_step` in as many
+processes; Lift: 25 times `mj_step1` and `mj_step2` in this one). All costs take turns, and a multiple of the floor is
+taken turn by turn, so that other programs on the machine disturb both alike. "Authors" are the times of the authors'
+own code on another machine of this kind: DPPO's PyTorch, RSM's jitted JAX, gymnasium's AsyncVectorEnv, stock robosuite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import torch
+from bench_envs import mj_step_floor
+from bench_envs import random_actions as action_stream
+from bench_rsm import Case, build, gradient_step, milliseconds
+from torch.utils.flop_counter import FlopCounterMode
+
+from burnish.compose import compose
+from burnish.config import parse
+from burnish.datasets.load import load
+from burnish.datasets.windows import Windows
+from burnish.envs import make_vector_env
+from burnish.envs.base import ChunkStep
+from burnish.envs.robosuite_suite import RobosuiteSimulator
+from burnish.evaluation import act
+from burnish.finetune.dppo import DPPO, DPPOConfig
+from burnish.finetune.off_policy import OffPolicyStage
+from burnish.finetune.stage import Setting
+from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.pretrain.behaviour_cloning import BehaviourCloning, PretrainConfig
+from burnish.tasks import load_task
+
+PRODUCT = 2048  # rows and columns of the large matrix product
+RSM_TASKS = ("halfcheetah", "humanoid")
+DPPO_NET = ["policy.denoiser.hidden_dim=512", "policy.denoiser.residual=true", "policy.denoiser.activation=relu"]
+
+
+@dataclass
+class Cost:
+    """One line of the table.
+
+    Attributes:
+        run: does it once.
+        unit: "ms" of one run, or "steps/s" of the `steps` environment steps in one.
+        floor_ms: of one run, measured in the same turn; None where no floor is known.
+        authors: their value, lowest and highest, in `unit`. target: what we aim at, in `unit`.
+    """
+
+    name: str
+    setting: str
+    run: Callable[[], object]
+    floor_ms: Callable[[], float] | None = None
+    unit: str = "ms"
+    steps: int = 0
+    authors: tuple[float, float] | None = None
+    target: float | None = None
+    close: Callable[[], object] = lambda: None
+    ms: list[float] = field(default_factory=list)
+    times_floor: list[float] = field(default_factory=list)
+
+    def turn(self) -> None:
+        before = self.floor_ms() if self.floor_ms else None
+        self.ms.append(milliseconds(self.run))
+        if self.floor_ms and before is not None:
+            self.times_floor.append(self.ms[-1] / statistics.mean((before, self.floor_ms())))
+
+    def value(self, ms: float) -> float:
+        return ms if self.unit == "ms" else 1e3 * self.steps / ms
+
+    def row(self) -> dict[str, object]:
+        return {
+            "cost": self.name,
+            "setting": self.setting,
+            "unit": self.unit,
+            "median": self.value(statistics.median(self.ms)),
+            "range": sorted((self.value(min(self.ms)), self.value(max(self.ms)))),
+            "times_floor": statistics.median(self.times_floor) if self.times_floor else None,
+            "authors": self.authors,
+            "target": self.target,
+        }
+
+
+class ProductRate:
+    """The float32 rate of a large matrix product in this moment."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.x = torch.randn(PRODUCT, PRODUCT, dtype=dtype)
+        self.out = torch.empty_like(self.x)
+
+    def gflop_per_ms(self) -> float:
+        ms = min(milliseconds(lambda: torch.mm(self.x, self.x, out=self.out)) for _ in range(2))
+        return 2 * PRODUCT**3 / 1e9 / ms
+
+    def floor_of(self, run: Callable[[], object]) -> Callable[[], float]:
+        """ms of the matrix products of `run` alone at this rate."""
+        with FlopCounterMode(display=False) as counter:
+            run()
+        gflop = counter.get_total_flops() / 1e9
+        return lambda: gflop / self.gflop_per_ms()
+
+
+def network_cost(rate: ProductRate, name: str, setting: str, run: Callable[[], object], **known: object) -> Cost:
+    run()  # the first is slower
+    return Cost(name, setting, run, rate.floor_of(run), **known)  # type: ignore[arg-type]
+
+
+def two_steps(stage: OffPolicyStage) -> None:
+    """One with and one without the actor's."""
+    gradient_step(stage)
+    gradient_step(stage)
+
+
+def rsm_costs(rate: ProductRate, quick: bool) -> list[Cost]:
+    """Steps and actions in the paper's setting, where the actor is trained in every second step."""
+    authors = {
+        ("dpmd", "halfcheetah"): (513, 568),
+        ("dpmd", "humanoid"): (847, 885),
+        ("sdac", "halfcheetah"): (1485, 1733),
+        ("sdac", "humanoid"): (1895, 2173),
+    }
+    costs = []
+    for task in RSM_TASKS[: 1 if quick else None]:
+        for algorithm, factor in (("dpmd", 3), ("sdac", 4)):
+            stage = build(Case(algorithm, task, "paper", 8 if quick else 256))
+            known = authors[algorithm, task]
+            cost = network_cost(
+                rate,
+                f"two {algorithm.upper()} updates",
+                f"{task}, batch 256, {'32 candidates' if algorithm == 'dpmd' else 'M = 64'}, K = 20, 3x256",
+                partial(two_steps, stage),
+                authors=(2 * known[0], 2 * known[1]),
+                target=round(2 * known[0] / factor),
+            )
+            costs.append(cost)
+        obs = np.zeros((5, 1, stage.policy.obs_dim), np.float32)
+        known = {"halfcheetah": (16, 16), "humanoid": (26, 26)}[task]
+        costs.append(
+            network_cost(
+                rate,
+                "RSM action",
+                f"{task}, 5 environments, 32 candidates",
+                partial(stage.act, obs),
+                authors=known,
+                target=round(known[0] / 3, 1),
+            )
+        )
+    return costs
+
+
+def dppo_costs(rate: ProductRate, quick: bool) -> list[Cost]:
+    """Hopper's shapes; a rollout of one minibatch of 5,000 samples with all their 10 steps."""
+    n_envs, T = 40, 2 if quick else 125
+    policy = DiffusionPolicy(parse(PolicyConfig, compose("pretrain", DPPO_NET)["policy"]), 11, 3, ["flat"]).eval()
+    config = DPPOConfig(
+        n_steps=T, update_epochs=1, batch_size=n_envs * T * 10, critic_warmup_iterations=0, target_kl=1e9
+    )
+    stage = DPPO(policy, config, Setting(load_task("hopper"), n_envs, seed=0))
+    obs = np.random.default_rng(0).normal(size=(n_envs, 1, 11)).astype(np.float32)
+    step = ChunkStep(
+        obs=obs,
+        final_obs=obs,
+        reward=np.ones(n_envs, np.float32),
+        terminated=np.zeros(n_envs, bool),
+        truncated=np.zeros(n_envs, bool),
+        success=np.zeros(n_envs, bool),
+        steps=np.full(n_envs, 4),
+        step_rewards=np.ones((n_envs, 4), np.float32),
+    )
+
+    def sample() -> None:
+        stage.t = 0
+        stage.act(obs)
+
+    def rollout_again() -> None:  # the likelihood ratio of the first minibatch is 1, or the stage refuses
+        stage.t = 0
+        for _ in range(T):
+            stage.act(obs)
+            stage.observe(step)
+
+    def update() -> None:
+        stage.t = T
+        stage._update_critic(torch.ones(n_envs * T))
+        stage._update_actor(torch.randn(n_envs * T))
+
+    stage._check_first_ratio = lambda ratio: torch.zeros(())  # type: ignore[method-assign]  # the rollout is not renewed
+    rollout_again()
+    setting = "40 environments, K = 20, K' = 10, 3x512 residual"
+    return [
+        network_cost(rate, "DPPO sampling with chain", setting, sample, authors=(16.5, 25.6), target=8.2),
+        network_cost(
+            rate, "DPPO minibatch", "5,000 samples x 10 steps, 3x512 residual", update, authors=(1986, 2457), target=993
+        ),
+    ]
+
+
+def pretraining_cost(rate: ProductRate) -> Cost:
+    """On the shipped demonstrations of Lift."""
+    config = parse(PretrainConfig, compose("pretrain", ["train.batch_size=128", *DPPO_NET]))
+    demos = load(config.task.dataset or "")
+    windows = Windows(demos.episodes, config.task.obs_keys, config.policy.n_obs_steps, config.policy.horizon)
+    policy = DiffusionPolicy(config.policy, windows.obs.shape[1], windows.actions.shape[1], config.task.obs_keys)
+    policy.obs_normalizer.fit(windows.obs, config.policy.obs_normalization)
+    policy.action_normalizer.fit(windows.actions, config.policy.action_normalization)
+    trainer = BehaviourCloning(config, policy, windows, None)
+    return network_cost(
+        rate, "Pretraining step", "batch 128, with EMA, 3x512", trainer.update, authors=(6.8, 8.0), target=3.4
+    )
+
+
+def latency_costs(rate: ProductRate) -> list[Cost]:
+    """One observation of Lift -> one chunk."""
+    costs = []
+    for steps, target in ((5, 2.0), (1, 0.5)):
+        overrides = ["policy.sampler=ddim", f"policy.ddim_steps={steps}"]
+        policy = DiffusionPolicy(parse(PolicyConfig, compose("pretrain", overrides)["policy"]), 19, 7, ["flat"]).eval()
+        obs, generators = np.zeros((1, 1, 19), np.float32), [torch.Generator().manual_seed(0)]
+        run = partial(act, policy, obs, generators)
+        costs.append(network_cost(rate, "Policy latency", f"one observation of Lift, DDIM {steps}", run, target=target))
+    return costs
+
+
+def environment_costs(quick: bool) -> list[Cost]:
+    """Hopper in 40 environments and Lift in one, chunks of 4 random actions."""
+    hopper, n_workers = load_task("hopper"), min(2, os.cpu_count() or 1)
+    envs = make_vector_env(
+        hopper, n_envs=40, n_obs_steps=1, n_action_steps=4, seed=0, backend="workers", n_workers=n_workers
+    )
+    envs.reset()
+    actions = action_stream((40, 4, envs.action_dim))
+    chunks = 5 if quick else 100
+    seconds = 0.05 if quick else 1.0
+    lift = RobosuiteSimulator(load_task("lift"))
+    lift.reset(0)
+    lift.step(np.zeros(7))  # compiles
+    lift_actions, lift_steps = action_stream((7,)), 5 if quick else 200
+    model, data = lift.env.sim.model._model, lift.env.sim.data._data
+
+    def hopper_chunks() -> None:
+        for _ in range(chunks):
+            envs.step(next(actions))
+
+    def lift_episode() -> None:
+        lift.reset(None)
+        for _ in range(lift_steps):
+            lift.step(next(lift_actions))
+
+    def lift_physics() -> None:
+        for _ in range(25 * lift_steps):
+            mujoco.mj_step1(model, data)
+            mujoco.mj_step2(model, data)
+
+    def lift_floor() -> float:
+        lift.reset(None)
+        return milliseconds(lift_physics)
+
+    return [
+        Cost(
+            "Gymnasium stepping",
+            f"Hopper, 40 environments, {n_workers} workers, chunks of 4",
+            hopper_chunks,
+            lambda: 1e3 * 160 * chunks / (n_workers * mj_step_floor(hopper, seconds).steps_per_second),
+            "steps/s",
+            160 * chunks,
+            authors=(2947, 2947),
+            target=15000,
+            close=envs.close,
+        ),
+        Cost(
+            "robosuite stepping",
+            "Lift, Panda, OSC_POSE, 20 Hz, one core",
+            lift_episode,
+            lift_floor,
+            "steps/s",
+            lift_steps,
+            authors=(120, 170),
+            target=600,
+            close=lift.close,
+        ),
+    ]
+
+
+def print_table(rows: list[dict[str, object]]) -> None:
+    print("| cost | setting | ours (range) | times its floor | authors | aim |\n|---|---|---|---|---|---|")
+    for row in rows:
+        low, high = row["range"]  # type: ignore[misc]
+        floor = f"{row['times_floor']:.1f}" if row["times_floor"] else ""
+        authors = row["authors"]
+        theirs = "" if authors is None else "-".join(dict.fromkeys(f"{value:,g}" for value in authors))  # type: ignore
+        sign = "<=" if row["unit"] == "ms" else ">="
+        ours = f"{number(row['median'])} {row['unit']} ({number(low)} to {number(high)})"  # type: ignore[arg-type]
+        print(f"| {row['cost']} | {row['setting']} | {ours} | {floor} | {theirs} | {sign} {row['target']:,} |")
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each cost")
+    parser.add_argument("--quick", action="store_true", help="does it run: small batches, one turn")
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    load_before = os.getloadavg()[0]
+    rate = ProductRate()
+    costs = [*rsm_costs(rate, options.quick), *dppo_costs(rate, options.quick)]
+    costs += [pretraining_cost(rate), *latency_costs(rate), *environment_costs(options.quick)]
+    rates, bf16 = [], ProductRate(torch.bfloat16)
+    for _ in range(1 if options.quick else options.repeats):
+        rates.append((1e3 * rate.gflop_per_ms(), 1e3 * bf16.gflop_per_ms()))
+        for cost in costs:
+            cost.turn()
+    for cost in costs:
+        cost.close()
+    rows = [cost.row() for cost in costs]
+    float32, bfloat16 = (statistics.median(column) for column in zip(*rates))
+    print(f"{options.threads} threads on {os.cpu_count()} CPUs, load {load_before:.1f} to {os.getloadavg()[0]:.1f}")
+    print(f"product of {PRODUCT} x {PRODUCT}: {float32:.0f} GFLOP/s float32, {bfloat16:.0f} bf16\n")
+    print_table(rows)
+    if options.json:
+        versions = {name: version(name) for name in ("torch", "numpy", "mujoco", "gymnasium", "robosuite", "numba")}
+        machine = {
+            "threads": options.threads,
+            "cpus": os.cpu_count(),
+            "machine": platform.machine(),
+            "load": (load_before, os.getloadavg()[0]),
+            "gflop_per_second": {"float32": float32, "bf16": bfloat16},
+            "versions": {"python": platform.python_version(), **versions},
+        }
+        options.json.write_text(json.dumps({**machine, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
