@@ -61,6 +61,7 @@ class OffPolicyConfig(StageConfig):
         utd_ratio: gradient steps per stored chunk.
         update_every: chunks in each environment between two rounds of gradient steps.
         policy_delay: the actor is trained in every so many-th gradient step.
+        actor_steps: gradient steps it then makes on the same draws, each with noise of its own; drawing costs most.
         old_policy_every: gradient steps between refreshes of the policy that is drawn from.
         random_steps: environment steps of uniformly random actions at the start.
         learning_starts: environment steps before the first gradient step.
@@ -99,6 +100,7 @@ class OffPolicyConfig(StageConfig):
     utd_ratio: float = 0.5
     update_every: int = 4
     policy_delay: int = 2
+    actor_steps: int = 1
     old_policy_every: int = 1000
     random_steps: int = 0
     learning_starts: int = 2000
@@ -116,6 +118,7 @@ class OffPolicyConfig(StageConfig):
             "buffer_size",
             "update_every",
             "policy_delay",
+            "actor_steps",
             "old_policy_every",
             "lr_decay_updates",
             "learning_starts",
@@ -331,18 +334,21 @@ class OffPolicyStage(Stage):
             draws = self.noised(draws, self.noise_scale * config.draw_noise)
             q = self.policy.values(batch.next_obs, draws, self.target_critic)  # (B, n)
         metrics = self._update_critic(batch, q[:, : config.target_candidates])
-        if train_actor:
-            loss, actor_metrics = self.actor_loss(batch, draws, q)
-            if config.bc_coef:
-                loss = loss + config.bc_coef * self._bc_loss(batch)
-            self._decay_actor_lr()
-            step(self.actor_optimizer, loss, config.max_grad_norm)
-            polyak(self.averaged, self.actor, config.actor_tau)
-            metrics |= {"actor_loss": loss.detach()} | actor_metrics
+        for _ in range(config.actor_steps if train_actor else 0):
+            metrics |= self._update_actor(batch, draws, q)
         self.gradient_steps += 1
         if self.gradient_steps % config.old_policy_every == 0:
             self.old.load_state_dict(self.actor.state_dict())
         return metrics
+
+    def _update_actor(self, batch: Transitions, draws: Tensor, q: Tensor) -> dict[str, Tensor]:
+        loss, metrics = self.actor_loss(batch, draws, q)
+        if self.config.bc_coef:
+            loss = loss + self.config.bc_coef * self._bc_loss(batch)
+        self._decay_actor_lr()
+        step(self.actor_optimizer, loss, self.config.max_grad_norm)
+        polyak(self.averaged, self.actor, self.config.actor_tau)
+        return {"actor_loss": loss.detach()} | metrics
 
     def _batch(self) -> Transitions:
         """Demonstrations first, then online transitions."""

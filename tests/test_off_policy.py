@@ -149,6 +149,22 @@ def test_the_actor_waits_for_the_critic(pretrained_weights):
     assert "actor_loss" not in stage._gradient_step()  # policy_delay = 2
 
 
+@pytest.mark.parametrize("name", ["dpmd", "sdac"])
+def test_the_actor_may_make_several_steps_on_the_same_draws(pretrained_weights, name, monkeypatch):
+    stage = make_stage(name, pretrained_weights, critic_warmup_updates=0, actor_steps=3, policy_delay=2)
+    play(stage, np.random.default_rng(0), 2, learn=False)
+    actor_loss, drawn = stage.actor_loss, []
+    monkeypatch.setattr(stage, "actor_loss", lambda *given: drawn.append(given) or actor_loss(*given))
+    noise = stage.generator.get_state()
+    for _ in range(4):
+        stage._gradient_step()
+    steps = {int(state["step"]) for state in stage.actor_optimizer.state.values()}
+    assert steps == {6}  # two rounds of three
+    same = [all(a is b for a, b in zip(first[:2], second[:2])) for first, second in zip(drawn, drawn[1:])]
+    assert same == [True, True, False, True, True]  # batch and draws; the noise on them is new each time
+    assert not torch.equal(noise, stage.generator.get_state())
+
+
 def test_updates_are_counted(pretrained_weights):
     """Two rounds of chunks start learning; then utd_ratio times the stored chunks, whatever falls due at once."""
     stage = make_stage("dpmd", pretrained_weights, utd_ratio=0.2, critic_warmup_updates=10)
