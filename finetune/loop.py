@@ -207,14 +207,15 @@ class Loop:
         total, name = self.config.total_env_steps, self.config.stage.name
         with self.run.progress(total, name, initial=self.env_steps) as progress:
             last_time, last_steps = time.perf_counter(), self.env_steps
-            while self.env_steps < total:
-                step = self.envs.step(self.stage.act(self.obs))
-                self.stage.observe(step)
-                self.statistics.observe(step)
-                self.obs = step.obs
-                self.env_steps += int(step.steps.sum())
-                progress.update(int(step.steps.sum()))
-                if self.stage.ready():
+            while self.env_steps < total or self.stage.ready():
+                if not self.stage.ready():
+                    step = self.envs.step(self.stage.act(self.obs))
+                    self.stage.observe(step)
+                    self.statistics.observe(step)
+                    self.obs = step.obs
+                    self.env_steps += int(step.steps.sum())
+                    progress.update(int(step.steps.sum()))
+                else:
                     acted = time.perf_counter()
                     metrics = self.stage.update()
                     self.updates += 1
@@ -222,8 +223,8 @@ class Loop:
                     metrics["time/update"] = now - acted
                     metrics["time/env_steps_per_second"] = (self.env_steps - last_steps) / (now - last_time)
                     self._after_update(metrics)
-                    if "train/success_rate" in metrics:
-                        progress.update(0, success=metrics["train/success_rate"], ret=metrics["train/return"])
+                    shown = {"success": "train/success_rate", "ret": "train/return", "gradient_steps": "gradient_steps"}
+                    progress.update(0, **{name: metrics[key] for name, key in shown.items() if key in metrics})
                     last_time, last_steps = time.perf_counter(), self.env_steps
                 if stop.requested:
                     self._save()
@@ -273,11 +274,12 @@ class Loop:
         metrics["updates"] = self.updates
         if not self.noise_compared and "train/success_rate" in metrics:
             self._compare_noisy_with_clean(metrics["train/success_rate"])
+        is_best = False
         if self._due(self.config.eval_every) and self.env_steps < self.config.total_env_steps:
             metrics |= self._evaluate_now()
+            is_best = self.best_step == self.env_steps
         metrics["nonfinite_episodes"] = self.envs.nonfinite_episodes
         self.run.log(metrics, self.env_steps)
-        is_best = self.best_step == self.env_steps
         due = self._due(self.config.checkpoint_every)
         self.looked_at = self.env_steps
         if is_best or due:

@@ -34,6 +34,8 @@ from burnish.finetune.stage import Setting, Stage, StageConfig
 from burnish.networks import CriticConfig, Denoiser
 from burnish.policy import DiffusionPolicy, choose
 
+MOST_GRADIENT_STEPS = 500  # in one `update`: a long warm-up can be watched, stopped and resumed
+
 
 @dataclass(frozen=True)
 class OffPolicyConfig(StageConfig):
@@ -310,11 +312,12 @@ class OffPolicyStage(Stage):
 
     def update(self) -> dict[str, float]:
         results: dict[str, list[Tensor]] = {}
-        while self.owed >= 1:
+        for _ in range(min(int(self.owed), MOST_GRADIENT_STEPS)):
             for key, value in self._gradient_step().items():
                 results.setdefault(key, []).append(value)
             self.owed -= 1
-        self.chunks_since_update = 0
+        if self.owed < 1:
+            self.chunks_since_update = 0  # else the next update goes on
         metrics = {key: float(torch.stack(values).mean()) for key, values in results.items()}
         if not math.isfinite(metrics.get("critic_loss", 0.0)):
             raise BurnishError(

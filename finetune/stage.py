@@ -62,7 +62,7 @@ class Stage(ABC):
 
     @abstractmethod
     def update(self) -> dict[str, float]:
-        """Learn -> metrics."""
+        """Learn -> metrics. Called again before the next action where `ready` still says so."""
 
     @abstractmethod
     def cut_episodes(self) -> None:

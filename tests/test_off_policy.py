@@ -1,6 +1,7 @@
 """DPMD and SDAC as stages: the critic's target, what is stored, what is learned, and that they resume exactly."""
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_the_actor_may_make_several_steps_on_the_same_draws(pretrained_weights, 
         stage._gradient_step()
     steps = {int(state["step"]) for state in stage.actor_optimizer.state.values()}
     assert steps == {6}  # two rounds of three
-    same = [all(a is b for a, b in zip(first[:2], second[:2])) for first, second in zip(drawn, drawn[1:])]
+    same = [all(a is b for a, b in zip(first[:2], second[:2])) for first, second in pairwise(drawn)]
     assert same == [True, True, False, True, True]  # batch and draws; the noise on them is new each time
     assert not torch.equal(noise, stage.generator.get_state())
 

@@ -20,7 +20,7 @@ from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation import EvaluationConfig, evaluate
-from burnish.finetune import loop
+from burnish.finetune import loop, off_policy
 from burnish.finetune.dpmd import DPMDConfig
 from burnish.finetune.dppo import DPPOConfig
 from burnish.finetune.loop import FinetuneConfig, finetune
@@ -171,7 +171,7 @@ def finetuned(pretrained, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stop_after", [21, 32])  # in the middle of a rollout and right after an update
+@pytest.mark.parametrize("stop_after", [21, 34])  # in the middle of a rollout and right after an update
 @pytest.mark.parametrize("backend", ["sync", "workers"])
 def test_interrupted_dppo_is_bitwise_the_uninterrupted(
     pretrained, finetuned, tmp_path, monkeypatch, stop_after, backend
@@ -187,14 +187,18 @@ def test_interrupted_dppo_is_bitwise_the_uninterrupted(
     assert_same_run(tmp_path / "run", finetuned)
 
 
-@pytest.mark.parametrize("name", ["dpmd", "sdac"])
-def test_interrupted_rsm_is_bitwise_the_uninterrupted(dataset, pretrained, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(("name", "stop_after"), [("dpmd", 40), ("sdac", 40), ("dpmd", 15)])  # 15: in the warm-up
+def test_interrupted_rsm_is_bitwise_the_uninterrupted(dataset, pretrained, tmp_path, monkeypatch, name, stop_after):
+    monkeypatch.setattr(off_policy, "MOST_GRADIENT_STEPS", 3)
     stage = small_off_policy(name, dataset)
     finetune(finetune_config(tmp_path / "whole", pretrained, stage))
-    monkeypatch.setattr(StopAfter, "n", 33)  # between two rounds of updates
+    monkeypatch.setattr(StopAfter, "n", stop_after)
     monkeypatch.setattr(loop, "StopRequest", StopAfter)
     with pytest.raises(Stopped, match="go on with: burnish finetune resume="):
         finetune(finetune_config(tmp_path / "run", pretrained, stage))
+    if stop_after == 15:
+        steps = [line.get("gradient_steps") for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+        assert steps[0] is None and 0 < steps[-1] < stage.critic_warmup_updates
     monkeypatch.setattr(StopAfter, "n", -1)
     torch.manual_seed(99)
     finetune(finetune_config(tmp_path / "run", pretrained, stage, resume=str(tmp_path / "run")))
