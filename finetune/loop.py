@@ -221,6 +221,7 @@ class Loop:
                     self.updates += 1
                     now = time.perf_counter()
                     metrics["time/update"] = now - acted
+                    metrics["time/training"] = now - last_time  # acting and updating since the last evaluation or log
                     metrics["time/env_steps_per_second"] = (self.env_steps - last_steps) / (now - last_time)
                     self._after_update(metrics)
                     shown = {"success": "train/success_rate", "ret": "train/return", "gradient_steps": "gradient_steps"}

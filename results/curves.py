@@ -12,8 +12,8 @@ Three kinds of intervals, all 95 %:
     the mean over seeds: Student's t over the seeds (a bootstrap of three numbers would be too narrow);
     a difference, of before and after or of two methods: paired bootstrap over episodes, see `paired_difference`.
 
-Minutes are those of training: acting and updates, without evaluations, checkpoints and the start. The loop logs them
-exactly, as the environment steps per second of each update. `elapsed_minutes` in the JSON has everything.
+Minutes are those of training: acting and updates, without evaluations, checkpoints and the start; the loop logs them.
+`elapsed_minutes` in the JSON has everything.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ def with_minutes(folder: Path) -> list[dict[str, Any]]:
     lines = read_metrics(path) if path.is_file() else []
     steps, seconds = 0, 0.0
     for line in lines:
-        if "time/env_steps_per_second" in line:
+        if "time/training" in line:
+            seconds += line["time/training"]
+        elif "time/env_steps_per_second" in line:  # runs of commits before ff38ebb log no more
             seconds += (line["step"] - steps) / line["time/env_steps_per_second"]
             steps = line["step"]
         line["minutes"] = seconds / 60

@@ -62,7 +62,7 @@ def make_run(
     elapsed = 1000.0
     lines: list[dict[str, Any]] = [{"step": 0, **before.metrics(), "time/elapsed": elapsed}]
     for step in range(EVERY, EVERY * UPDATES + 1, EVERY):
-        line = {"step": step, "time/env_steps_per_second": steps_per_second, "train/success_rate": 0.5}
+        line = {"step": step, "time/training": EVERY / steps_per_second, "train/success_rate": 0.5}
         elapsed += EVERY / steps_per_second
         if successes := (between or {}).get(step):
             line |= evaluation(successes).metrics()
@@ -96,6 +96,20 @@ def method(name: str, *runs: Path) -> list[str]:
 
 def methods_of(tmp_path: Path) -> dict[str, Any]:
     return {entry["method"]: entry for entry in json.loads((tmp_path / "out.json").read_text())["methods"]}
+
+
+def test_minutes_of_training(curves, tmp_path):
+    """A critic's warm-up makes updates without environment steps; earlier runs logged environment steps per second."""
+    lines = [{"step": 0}, {"step": 100, "time/training": 30.0}, {"step": 100, "time/training": 60.0}, {"step": 100}]
+    old = [
+        {"step": 0},
+        {"step": 100, "time/env_steps_per_second": 2.0},
+        {"step": 160, "time/env_steps_per_second": 1.0},
+    ]
+    for name, content, minutes in (("new", lines, [0, 0.5, 1.5, 1.5]), ("old", old, [0, 50 / 60, 110 / 60])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
+        assert [line["minutes"] for line in curves.with_minutes(tmp_path / name)] == pytest.approx(minutes)
 
 
 def test_numbers_of_the_json(curves, tmp_path, capsys):
