@@ -3,10 +3,11 @@
     python benchmarks/bench_costs.py --threads 2 --json costs.json
 
 The floor of a network's cost is the floating-point operations of its matrix products over the rate that a large
-float32 product reaches in the same turn; that of an environment step the physics alone (Hopper: `mj_step` in as many
-processes; Lift: 25 times `mj_step1` and `mj_step2` in this one). All costs take turns, and a multiple of the floor is
-taken turn by turn, so that other programs on the machine disturb both alike. "Authors" are the times of the authors'
-own code on another machine of this kind: DPPO's PyTorch, RSM's jitted JAX, gymnasium's AsyncVectorEnv, stock robosuite.
+float32 product reaches in the same turn; that of an environment step the physics alone (Hopper: the rate of `mj_step`
+in one process, times the workers; Lift: 25 times `mj_step1` and `mj_step2` from each state that was stepped). All costs
+take turns, and a multiple of the floor is taken turn by turn, so that other programs on the machine disturb both alike.
+"Authors" are the times of the authors' own code on another machine of this kind: DPPO's PyTorch, RSM's jitted JAX,
+gymnasium's AsyncVectorEnv, stock robosuite.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +29,7 @@ import numpy as np
 import torch
 from bench_envs import mj_step_floor
 from bench_envs import random_actions as action_stream
-from bench_rsm import Case, build, gradient_step, milliseconds
+from bench_rsm import AUTHORS_ACTION, AUTHORS_STEP, Case, build, gradient_step, milliseconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from burnish.compose import compose
@@ -39,7 +41,6 @@ from burnish.envs.base import ChunkStep
 from burnish.envs.robosuite_suite import RobosuiteSimulator
 from burnish.evaluation import act
 from burnish.finetune.dppo import DPPO, DPPOConfig
-from burnish.finetune.off_policy import OffPolicyStage
 from burnish.finetune.stage import Setting
 from burnish.policy import DiffusionPolicy, PolicyConfig
 from burnish.pretrain.behaviour_cloning import BehaviourCloning, PretrainConfig
@@ -55,32 +56,32 @@ class Cost:
     """One line of the table.
 
     Attributes:
-        run: does it once.
-        unit: "ms" of one run, or "steps/s" of the `steps` environment steps in one.
-        floor_ms: of one run, measured in the same turn; None where no floor is known.
+        run: does it `calls` times -> units of it that were done.
+        floor_ms: of one unit, measured in the same turn.
+        unit: "ms" of one, or "steps/s".
         authors: their value, lowest and highest, in `unit`. target: what we aim at, in `unit`.
     """
 
     name: str
     setting: str
-    run: Callable[[], object]
-    floor_ms: Callable[[], float] | None = None
+    run: Callable[[], int]
+    floor_ms: Callable[[], float]
     unit: str = "ms"
-    steps: int = 0
     authors: tuple[float, float] | None = None
     target: float | None = None
     close: Callable[[], object] = lambda: None
-    ms: list[float] = field(default_factory=list)
+    ms: list[float] = field(default_factory=list)  # of one unit, turn by turn
     times_floor: list[float] = field(default_factory=list)
 
     def turn(self) -> None:
-        before = self.floor_ms() if self.floor_ms else None
-        self.ms.append(milliseconds(self.run))
-        if self.floor_ms and before is not None:
-            self.times_floor.append(self.ms[-1] / statistics.mean((before, self.floor_ms())))
+        before = self.floor_ms()
+        started = time.perf_counter()
+        done = self.run()
+        self.ms.append(1e3 * (time.perf_counter() - started) / done)
+        self.times_floor.append(self.ms[-1] / statistics.mean((before, self.floor_ms())))
 
     def value(self, ms: float) -> float:
-        return ms if self.unit == "ms" else 1e3 * self.steps / ms
+        return ms if self.unit == "ms" else 1e3 / ms
 
     def row(self) -> dict[str, object]:
         return {
@@ -89,7 +90,7 @@ class Cost:
             "unit": self.unit,
             "median": self.value(statistics.median(self.ms)),
             "range": sorted((self.value(min(self.ms)), self.value(max(self.ms)))),
-            "times_floor": statistics.median(self.times_floor) if self.times_floor else None,
+            "times_floor": statistics.median(self.times_floor),
             "authors": self.authors,
             "target": self.target,
         }
@@ -106,57 +107,55 @@ class ProductRate:
         ms = min(milliseconds(lambda: torch.mm(self.x, self.x, out=self.out)) for _ in range(2))
         return 2 * PRODUCT**3 / 1e9 / ms
 
-    def floor_of(self, run: Callable[[], object]) -> Callable[[], float]:
-        """ms of the matrix products of `run` alone at this rate."""
+    def floor_of(self, run: Callable[[], int]) -> Callable[[], float]:
+        """ms of the matrix products alone of one unit of `run`, at this rate."""
         with FlopCounterMode(display=False) as counter:
-            run()
-        gflop = counter.get_total_flops() / 1e9
+            done = run()
+        gflop = counter.get_total_flops() / 1e9 / done
         return lambda: gflop / self.gflop_per_ms()
 
 
-def network_cost(rate: ProductRate, name: str, setting: str, run: Callable[[], object], **known: object) -> Cost:
-    run()  # the first is slower
+def network_cost(
+    rate: ProductRate, name: str, setting: str, once: Callable[[], object], *, calls: int = 1, **known: object
+) -> Cost:
+    """`calls` in a turn: the first after another cost finds cold caches."""
+
+    def run() -> int:
+        for _ in range(calls):
+            once()
+        return calls
+
+    run()  # the first are slower
     return Cost(name, setting, run, rate.floor_of(run), **known)  # type: ignore[arg-type]
-
-
-def two_steps(stage: OffPolicyStage) -> None:
-    """One with and one without the actor's."""
-    gradient_step(stage)
-    gradient_step(stage)
 
 
 def rsm_costs(rate: ProductRate, quick: bool) -> list[Cost]:
     """Steps and actions in the paper's setting, where the actor is trained in every second step."""
-    authors = {
-        ("dpmd", "halfcheetah"): (513, 568),
-        ("dpmd", "humanoid"): (847, 885),
-        ("sdac", "halfcheetah"): (1485, 1733),
-        ("sdac", "humanoid"): (1895, 2173),
-    }
     costs = []
     for task in RSM_TASKS[: 1 if quick else None]:
         for algorithm, factor in (("dpmd", 3), ("sdac", 4)):
             stage = build(Case(algorithm, task, "paper", 8 if quick else 256))
-            known = authors[algorithm, task]
+            known = AUTHORS_STEP[algorithm, task]
             cost = network_cost(
                 rate,
-                f"two {algorithm.upper()} updates",
+                f"{algorithm.upper()} update",
                 f"{task}, batch 256, {'32 candidates' if algorithm == 'dpmd' else 'M = 64'}, K = 20, 3x256",
-                partial(two_steps, stage),
-                authors=(2 * known[0], 2 * known[1]),
-                target=round(2 * known[0] / factor),
+                partial(gradient_step, stage),
+                calls=2,  # one with and one without the actor's
+                authors=known,
+                target=round(known[0] / factor),
             )
             costs.append(cost)
         obs = np.zeros((5, 1, stage.policy.obs_dim), np.float32)
-        known = {"halfcheetah": (16, 16), "humanoid": (26, 26)}[task]
         costs.append(
             network_cost(
                 rate,
                 "RSM action",
                 f"{task}, 5 environments, 32 candidates",
                 partial(stage.act, obs),
-                authors=known,
-                target=round(known[0] / 3, 1),
+                calls=5,
+                authors=(AUTHORS_ACTION[task], AUTHORS_ACTION[task]),
+                target=round(AUTHORS_ACTION[task] / 3, 1),
             )
         )
     return costs
@@ -186,24 +185,25 @@ def dppo_costs(rate: ProductRate, quick: bool) -> list[Cost]:
         stage.t = 0
         stage.act(obs)
 
-    def rollout_again() -> None:  # the likelihood ratio of the first minibatch is 1, or the stage refuses
-        stage.t = 0
-        for _ in range(T):
-            stage.act(obs)
-            stage.observe(step)
-
     def update() -> None:
-        stage.t = T
         stage._update_critic(torch.ones(n_envs * T))
         stage._update_actor(torch.randn(n_envs * T))
 
-    stage._check_first_ratio = lambda ratio: torch.zeros(())  # type: ignore[method-assign]  # the rollout is not renewed
-    rollout_again()
+    for _ in range(T):
+        stage.act(obs)
+        stage.observe(step)
+    # every update is on this rollout, so that the likelihood ratio is 1 for the first alone
+    stage._check_first_ratio = lambda ratio: torch.zeros(())  # type: ignore[method-assign]
     setting = "40 environments, K = 20, K' = 10, 3x512 residual"
     return [
-        network_cost(rate, "DPPO sampling with chain", setting, sample, authors=(16.5, 25.6), target=8.2),
+        network_cost(rate, "DPPO sampling with chain", setting, sample, calls=10, authors=(16.5, 25.6), target=8.2),
         network_cost(
-            rate, "DPPO minibatch", "5,000 samples x 10 steps, 3x512 residual", update, authors=(1986, 2457), target=993
+            rate,
+            "DPPO minibatch",
+            "5,000 samples x 10 steps, 3x512 residual; the critic's too",
+            update,
+            authors=(1986, 2457),
+            target=993,
         ),
     ]
 
@@ -218,7 +218,7 @@ def pretraining_cost(rate: ProductRate) -> Cost:
     policy.action_normalizer.fit(windows.actions, config.policy.action_normalization)
     trainer = BehaviourCloning(config, policy, windows, None)
     return network_cost(
-        rate, "Pretraining step", "batch 128, with EMA, 3x512", trainer.update, authors=(6.8, 8.0), target=3.4
+        rate, "Pretraining step", "batch 128, with EMA, 3x512", trainer.update, calls=20, authors=(6.8, 8.0), target=3.4
     )
 
 
@@ -230,7 +230,9 @@ def latency_costs(rate: ProductRate) -> list[Cost]:
         policy = DiffusionPolicy(parse(PolicyConfig, compose("pretrain", overrides)["policy"]), 19, 7, ["flat"]).eval()
         obs, generators = np.zeros((1, 1, 19), np.float32), [torch.Generator().manual_seed(0)]
         run = partial(act, policy, obs, generators)
-        costs.append(network_cost(rate, "Policy latency", f"one observation of Lift, DDIM {steps}", run, target=target))
+        costs.append(
+            network_cost(rate, "Policy latency", f"one observation of Lift, DDIM {steps}", run, calls=50, target=target)
+        )
     return costs
 
 
@@ -242,40 +244,45 @@ def environment_costs(quick: bool) -> list[Cost]:
     )
     envs.reset()
     actions = action_stream((40, 4, envs.action_dim))
-    chunks = 5 if quick else 100
-    seconds = 0.05 if quick else 1.0
+    n_chunks, n_steps, seconds = (5, 5, 0.05) if quick else (100, 200, 1.0)
     lift = RobosuiteSimulator(load_task("lift"))
     lift.reset(0)
     lift.step(np.zeros(7))  # compiles
-    lift_actions, lift_steps = action_stream((7,)), 5 if quick else 200
+    lift_actions = action_stream((7,))
     model, data = lift.env.sim.model._model, lift.env.sim.data._data
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    states = np.empty((n_steps, mujoco.mj_stateSize(model, kind)))
 
-    def hopper_chunks() -> None:
-        for _ in range(chunks):
-            envs.step(next(actions))
+    def hopper_chunks() -> int:
+        return sum(int(envs.step(next(actions)).steps.sum()) for _ in range(n_chunks))
 
-    def lift_episode() -> None:
-        lift.reset(None)
-        for _ in range(lift_steps):
+    def lift_steps() -> int:
+        for state in states:
             lift.step(next(lift_actions))
+            mujoco.mj_getState(model, data, state, kind)  # some microseconds
+        return n_steps
 
     def lift_physics() -> None:
-        for _ in range(25 * lift_steps):
-            mujoco.mj_step1(model, data)
-            mujoco.mj_step2(model, data)
+        for state in states:
+            mujoco.mj_setState(model, data, state, kind)
+            for _ in range(25):
+                mujoco.mj_step1(model, data)
+                mujoco.mj_step2(model, data)
 
     def lift_floor() -> float:
+        """After the turn's steps; before them there are those of the last turn."""
+        ms = milliseconds(lift_physics) / n_steps
         lift.reset(None)
-        return milliseconds(lift_physics)
+        return ms
 
+    lift_steps()
     return [
         Cost(
             "Gymnasium stepping",
             f"Hopper, 40 environments, {n_workers} workers, chunks of 4",
             hopper_chunks,
-            lambda: 1e3 * 160 * chunks / (n_workers * mj_step_floor(hopper, seconds).steps_per_second),
+            lambda: 1e3 / (n_workers * mj_step_floor(hopper, seconds).steps_per_second),
             "steps/s",
-            160 * chunks,
             authors=(2947, 2947),
             target=15000,
             close=envs.close,
@@ -283,10 +290,9 @@ def environment_costs(quick: bool) -> list[Cost]:
         Cost(
             "robosuite stepping",
             "Lift, Panda, OSC_POSE, 20 Hz, one core",
-            lift_episode,
+            lift_steps,
             lift_floor,
             "steps/s",
-            lift_steps,
             authors=(120, 170),
             target=600,
             close=lift.close,
@@ -298,12 +304,12 @@ def print_table(rows: list[dict[str, object]]) -> None:
     print("| cost | setting | ours (range) | times its floor | authors | aim |\n|---|---|---|---|---|---|")
     for row in rows:
         low, high = row["range"]  # type: ignore[misc]
-        floor = f"{row['times_floor']:.1f}" if row["times_floor"] else ""
         authors = row["authors"]
         theirs = "" if authors is None else "-".join(dict.fromkeys(f"{value:,g}" for value in authors))  # type: ignore
         sign = "<=" if row["unit"] == "ms" else ">="
         ours = f"{number(row['median'])} {row['unit']} ({number(low)} to {number(high)})"  # type: ignore[arg-type]
-        print(f"| {row['cost']} | {row['setting']} | {ours} | {floor} | {theirs} | {sign} {row['target']:,} |")
+        aim = f"{sign} {row['target']:,}"
+        print(f"| {row['cost']} | {row['setting']} | {ours} | {row['times_floor']:.1f} | {theirs} | {aim} |")
 
 
 def number(value: float) -> str:
@@ -333,6 +339,8 @@ def main() -> None:
     rows = [cost.row() for cost in costs]
     float32, bfloat16 = (statistics.median(column) for column in zip(*rates))
     print(f"{options.threads} threads on {os.cpu_count()} CPUs, load {load_before:.1f} to {os.getloadavg()[0]:.1f}")
+    if options.quick:
+        print("--quick: smaller batches and shorter runs than the settings that are named")
     print(f"product of {PRODUCT} x {PRODUCT}: {float32:.0f} GFLOP/s float32, {bfloat16:.0f} bf16\n")
     print_table(rows)
     if options.json:

@@ -46,8 +46,8 @@ VARIANTS = {"paper": [], "ddim 10": DDIM, "4 targets": FEW_TARGETS, "both": [*DD
 AUTHORS_STEP = {  # ms of the authors' jitted JAX update, lowest and highest, on another machine of this kind
     ("dpmd", "halfcheetah"): (513, 568),
     ("dpmd", "humanoid"): (847, 885),
-    ("sdac", "halfcheetah"): (1500, 1700),
-    ("sdac", "humanoid"): (1900, 2200),
+    ("sdac", "halfcheetah"): (1485, 1733),
+    ("sdac", "humanoid"): (1895, 2173),
 }
 AUTHORS_ACTION = {"halfcheetah": 16, "humanoid": 26}  # ms
 AUTHORS_MEMORY = (330, 590)  # MiB, over all four
@@ -255,7 +255,6 @@ def main() -> None:
         return
     if options.quick:
         options.tasks, options.variants, options.repeats = options.tasks[:1], ["paper"], 1
-    batch_size = 8 if options.quick else BATCH_SIZE
     batch_size = 8 if options.quick else BATCH_SIZE
     names = product(options.algorithms, options.tasks, options.variants)
     cases = [Case(algorithm, task, variant, batch_size) for algorithm, task, variant in names]

@@ -275,11 +275,14 @@ class Loop:
         metrics["updates"] = self.updates
         if not self.noise_compared and "train/success_rate" in metrics:
             self._compare_noisy_with_clean(metrics["train/success_rate"])
+        metrics["nonfinite_episodes"] = self.envs.nonfinite_episodes
+        if self.stage.ready():  # there is more to learn from the same steps
+            self.run.log(metrics, self.env_steps)
+            return
         is_best = False
         if self._due(self.config.eval_every) and self.env_steps < self.config.total_env_steps:
             metrics |= self._evaluate_now()
             is_best = self.best_step == self.env_steps
-        metrics["nonfinite_episodes"] = self.envs.nonfinite_episodes
         self.run.log(metrics, self.env_steps)
         due = self._due(self.config.checkpoint_every)
         self.looked_at = self.env_steps

@@ -47,8 +47,6 @@ def make_task_env(env_name: str, env_kwargs: dict[str, Any] | None = None, *, fa
 
     Raises BurnishError for an unknown environment or arguments robosuite refuses.
     """
-    from burnish.envs.robosuite_fast import speed_up
-
     robosuite = import_robosuite()
     if env_name not in robosuite.ALL_ENVIRONMENTS:
         names = ", ".join(sorted(robosuite.ALL_ENVIRONMENTS))
@@ -58,15 +56,17 @@ def make_task_env(env_name: str, env_kwargs: dict[str, Any] | None = None, *, fa
         env = robosuite.make(env_name, **kwargs)
     except (TypeError, ValueError, KeyError, AssertionError) as error:
         raise BurnishError(f"robosuite.make({env_name!r}) refuses task.env_kwargs: {error!r}") from error
-    if fast and (reason := speed_up(env)):
-        _say_why_slow(env_name, reason)
+    if fast:
+        from burnish.envs.robosuite_fast import speed_up
+
+        _say_once(env_name, speed_up(env))
     return env
 
 
 @cache
-def _say_why_slow(env_name: str, reason: str) -> None:
-    """Once in a process."""
-    print(f"burnish: {env_name} runs with robosuite's own, slower step: {reason}", file=sys.stderr, flush=True)
+def _say_once(env_name: str, remark: str | None) -> None:
+    if remark:
+        print(f"burnish: {env_name} {remark}", file=sys.stderr, flush=True)
 
 
 def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:

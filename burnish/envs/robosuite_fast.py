@@ -17,16 +17,22 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.envs.robosuite_osc import control  # which imports robosuite: see `import_robosuite`
-
 
 def speed_up(env: Any) -> str | None:
-    """Give this robosuite environment the compiled `step`, or return why it keeps robosuite's own."""
-    reason = not_plain(env)
-    if reason is None:
-        env.step = MethodType(_step, env)
-        env.compiled_arms = None
-    return reason
+    """Give this robosuite environment the compiled `step` -> what its user should know: why it keeps robosuite's own,
+    or that the compiled one is not bitwise equal here."""
+    slow = "runs with robosuite's own, slower step: "
+    if reason := not_plain(env):
+        return slow + reason
+    try:
+        from burnish.envs.robosuite_osc import IS_EXACT
+    except ImportError as error:
+        return slow + str(error)
+    env.step = MethodType(_step, env)
+    env.compiled_arms = None
+    return (
+        None if IS_EXACT else "runs with a compiled step that equals robosuite's to rounding: numpy's BLAS is not found"
+    )
 
 
 def not_plain(env: Any) -> str | None:
@@ -35,9 +41,12 @@ def not_plain(env: Any) -> str | None:
     Compiled: fixed robots with BASIC composite controllers of OSC arms and simple grippers, no interpolation, and
     `lite_physics` (the default).
     """
+    from robosuite import macros
     from robosuite.environments.base import MujocoEnv
     from robosuite.environments.robot_env import RobotEnv
 
+    if not macros.ENABLE_NUMBA:
+        return "robosuite's macro ENABLE_NUMBA is off"
     if type(env).step is not MujocoEnv.step or type(env)._pre_action is not RobotEnv._pre_action:
         return f"{type(env).__name__} has a step of its own"
     if type(env).__name__ == "Wipe":
@@ -82,7 +91,7 @@ def _step(self: Any, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:
     arms.first_substep(np.asarray(action, np.float64))
     clock.tick()
     left = int(self.control_timestep / self.model_timestep) - 1
-    while left:
+    while left > 0:
         n = clock.idle_substeps(left)
         arms.substeps(n)
         clock.tick()
@@ -110,7 +119,9 @@ class _CompiledArms:
     """All arms and grippers of an environment: names and indices looked up once, numbers in arrays for `control`."""
 
     def __init__(self, env: Any, controllers: list[Any]) -> None:
-        self.controllers = controllers
+        from burnish.envs.robosuite_osc import control  # imports robosuite, and compiles
+
+        self.controllers, self._control = controllers, control
         self._env, self._simulation = env, (env.sim.model._model, env.sim.data._data)
         model, data = self._simulation
         sites = [env.sim.model.site_name2id(controller.ref_name) for controller in controllers]
@@ -142,7 +153,7 @@ class _CompiledArms:
         if all(controller.new_update for controller in self.controllers):
             self._set_goals(action)
             self._fix_goals()
-            control(1, True, *self._arguments)
+            self._control(1, True, *self._arguments)
             return
         # the first of an episode: robosuite's controllers still have pose and inertia of the reset
         self._env._pre_action(action, True)
@@ -151,7 +162,7 @@ class _CompiledArms:
 
     def substeps(self, n: int) -> None:
         """`n` further ones."""
-        control(n, False, *self._arguments)
+        self._control(n, False, *self._arguments)
 
     def _set_goals(self, action: NDArray[np.float64]) -> None:
         """`FixedBaseRobot.control`, with the arms' poses read once, their torques left to `control`."""

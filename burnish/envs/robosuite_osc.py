@@ -6,7 +6,8 @@ The torques are those of robosuite 1.5's `OperationalSpaceController.run_control
     F = kp (x_goal - x) - kd v        T = kp e(R_goal, R) - kd w
 
 from robosuite's own compiled functions, on arrays of the same memory layout and in the same order, so that they are
-equal bit by bit. What is saved is the Python around them.
+equal bit by bit. What is saved is the Python around them. An error that MuJoCo itself finds fatal (an arena too small
+for the contacts) ends the process here, where its Python binding raises.
 
 Symbols: A arms, J joints of an arm, nv degrees of freedom of the model.
 """
@@ -23,8 +24,11 @@ from numba import cfunc, njit, types
 from numba.core.typing import signature
 from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 
-_LIBRARIES = [path for path in Path(mujoco.__file__).parent.glob("*mujoco*") if path.suffix not in (".py", ".pyi")]
-llvmlite.binding.load_library_permanently(str(next(path for path in _LIBRARIES if path.is_file())))
+_FOLDER = Path(mujoco.__file__).parent
+_LIBRARIES = [*_FOLDER.glob("libmujoco*.so*"), *_FOLDER.glob("libmujoco*.dylib"), *_FOLDER.glob("mujoco.dll")]
+if not _LIBRARIES:
+    raise ImportError(f"no MuJoCo library in {_FOLDER}")
+llvmlite.binding.load_library_permanently(str(_LIBRARIES[0]))
 
 # Named external functions, not ctypes': so the compiled code can be cached on disk.
 _Address, _Doubles = types.intp, types.CPointer(types.float64)
@@ -60,8 +64,10 @@ def _numpys_dgemv() -> int | None:
     return next(filter(None, map(llvmlite.binding.address_of_symbol, names)), None)
 
 
+_numpys = _numpys_dgemv()
+IS_EXACT = _numpys is not None
 # a name of our own: the cached code stays valid whichever numpy is installed
-llvmlite.binding.add_symbol("burnish_dgemv", _numpys_dgemv() or _plain_dgemv.address)
+llvmlite.binding.add_symbol("burnish_dgemv", _numpys or _plain_dgemv.address)
 _dgemv: Any = types.ExternalFunction("burnish_dgemv", _dgemv_type)
 
 
