@@ -14,6 +14,7 @@ Symbols: A arms, J joints of an arm, nv degrees of freedom of the model.
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,25 @@ _FOLDER = Path(mujoco.__file__).parent
 _LIBRARIES = [*_FOLDER.glob("libmujoco*.so*"), *_FOLDER.glob("libmujoco*.dylib"), *_FOLDER.glob("mujoco.dll")]
 if not _LIBRARIES:
     raise ImportError(f"no MuJoCo library in {_FOLDER}")
-llvmlite.binding.load_library_permanently(str(_LIBRARIES[0]))
+_LIBRARY = ctypes.CDLL(str(_LIBRARIES[0]))  # the one that is loaded already
 
-# Named external functions, not ctypes': so the compiled code can be cached on disk.
+
+def _function(name: str, address: int | None, kind: Any) -> Any:
+    """For compiled code: the function at an address, under a name of our own. So the code can be cached on disk, other
+    than with ctypes' functions, and stays valid when a library moves."""
+    llvmlite.binding.add_symbol(f"burnish_{name}", address)
+    return types.ExternalFunction(f"burnish_{name}", kind)
+
+
+def _mujocos(name: str, *kinds: Any) -> Any:
+    return _function(name, ctypes.cast(_LIBRARY[name], ctypes.c_void_p).value, signature(types.void, *kinds))
+
+
 _Address, _Doubles = types.intp, types.CPointer(types.float64)
-_mj_step1: Any = types.ExternalFunction("mj_step1", signature(types.void, _Address, _Address))
-_mj_step2: Any = types.ExternalFunction("mj_step2", signature(types.void, _Address, _Address))
-_mj_jac_site: Any = types.ExternalFunction(
-    "mj_jacSite", signature(types.void, _Address, _Address, _Doubles, _Doubles, types.int32)
-)
-_mj_full_m: Any = types.ExternalFunction("mj_fullM", signature(types.void, _Address, _Doubles, _Doubles))
-
-
+_mj_step1 = _mujocos("mj_step1", _Address, _Address)
+_mj_step2 = _mujocos("mj_step2", _Address, _Address)
+_mj_jac_site = _mujocos("mj_jacSite", _Address, _Address, _Doubles, _Doubles, types.int32)
+_mj_full_m = _mujocos("mj_fullM", _Address, _Doubles, _Doubles)
 _dgemv_type = signature(
     *(types.void, types.int32, types.int32, types.int64, types.int64, types.float64, _Doubles, types.int64),
     *(_Doubles, types.int64, types.float64, _Doubles, types.int64),
@@ -59,16 +67,16 @@ def _plain_dgemv(order, trans, m, n, alpha, A, lead, x, step_x, beta, y, step_y)
 def _numpys_dgemv() -> int | None:
     """The address of the matrix-vector product in the BLAS that numpy's wheels bring."""
     for path in (Path(np.__file__).parents[1] / "numpy.libs").glob("*openblas*"):
-        llvmlite.binding.load_library_permanently(str(path))
-    names = ("cblas_dgemv64_", "scipy_cblas_dgemv64_")
-    return next(filter(None, map(llvmlite.binding.address_of_symbol, names)), None)
+        library = ctypes.CDLL(str(path))
+        for name in ("cblas_dgemv64_", "scipy_cblas_dgemv64_"):
+            if hasattr(library, name):
+                return ctypes.cast(library[name], ctypes.c_void_p).value
+    return None
 
 
-_numpys = _numpys_dgemv()
-IS_EXACT = _numpys is not None
-# a name of our own: the cached code stays valid whichever numpy is installed
-llvmlite.binding.add_symbol("burnish_dgemv", _numpys or _plain_dgemv.address)
-_dgemv: Any = types.ExternalFunction("burnish_dgemv", _dgemv_type)
+_NUMPYS = _numpys_dgemv()
+IS_EXACT = _NUMPYS is not None
+_dgemv = _function("dgemv", _NUMPYS or _plain_dgemv.address, _dgemv_type)
 
 
 @njit(cache=True, nogil=True)
