@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 
+from burnish.envs import robosuite_env
 from burnish.envs.robosuite_env import make_task_env, task_from_env_args
 from burnish.envs.robosuite_suite import RobosuiteSimulator, env_args_of
 from burnish.envs.task import TaskConfig
@@ -194,6 +195,7 @@ def test_an_episode_can_be_saved_right_after_a_reset():
 
 def test_other_controllers_keep_robosuites_step_and_say_so(capfd):
     robosuite = pytest.importorskip("robosuite")
+    robosuite_env._say_once.cache_clear()  # other tests have made these environments before
     config = robosuite.load_composite_controller_config(robot="Panda")
     config["body_parts"]["right"] = {
         **robosuite.load_part_controller_config(default_controller="JOINT_POSITION"),
