@@ -21,6 +21,7 @@ from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
 from burnish.finetune.stage import Setting, Stage, StageConfig, stage_class
+from burnish.memory import peak_memory_mib
 from burnish.policy import DiffusionPolicy, PolicyConfig
 from burnish.run import Run, StopRequest
 from burnish.video import record
@@ -42,6 +43,7 @@ class FinetuneConfig:
     network: PolicyConfig | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     total_env_steps: int = 51_200
+    max_minutes: float | None = None
     n_envs: int = 16
     backend: str = "auto"
     n_workers: int | None = None
@@ -74,6 +76,8 @@ class FinetuneConfig:
         for key in ("eval_every", "checkpoint_every", "seed"):
             if getattr(self, key) < 0:
                 raise BurnishError(f"{key}={getattr(self, key)}: expected at least 0")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise BurnishError(f"max_minutes={self.max_minutes}: expected more than 0, or null for no limit")
 
 
 class EpisodeStatistics:
@@ -184,6 +188,7 @@ class Loop:
         self.statistics = EpisodeStatistics(config.n_envs)
         self.env_steps = 0
         self.updates = 0
+        self.training_seconds = 0.0  # acting and updating, as logged
         self.looked_at = 0  # environment steps when evaluations and checkpoints were last thought of
         self.noise_compared = False  # see _compare_noisy_with_clean
         self.best = (-math.inf, -math.inf)  # see Evaluation.score
@@ -207,7 +212,7 @@ class Loop:
         total, name = self.config.total_env_steps, self.config.stage.name
         with self.run.progress(total, name, initial=self.env_steps) as progress:
             last_time, last_steps = time.perf_counter(), self.env_steps
-            while self.env_steps < total or self.stage.ready():
+            while not self._used_up() or self.stage.ready():
                 if not self.stage.ready():
                     step = self.envs.step(self.stage.act(self.obs))
                     self.stage.observe(step)
@@ -222,6 +227,7 @@ class Loop:
                     now = time.perf_counter()
                     metrics["time/update"] = now - acted
                     metrics["time/training"] = now - last_time  # acting and updating since the last evaluation or log
+                    self.training_seconds += now - last_time
                     metrics["time/env_steps_per_second"] = (self.env_steps - last_steps) / (now - last_time)
                     self._after_update(metrics)
                     shown = {"success": "train/success_rate", "ret": "train/return", "gradient_steps": "gradient_steps"}
@@ -233,6 +239,12 @@ class Loop:
                         f"stopped after {self.env_steps} environment steps; "
                         f"go on with: burnish finetune resume={self.run.folder}"
                     )
+
+    def _used_up(self) -> bool:
+        """Whether the budget, of environment steps or of minutes, is."""
+        minutes = self.config.max_minutes
+        out_of_time = minutes is not None and self.training_seconds >= 60 * minutes
+        return out_of_time or self.env_steps >= self.config.total_env_steps
 
     def _evaluate(self, config: EvaluationConfig | None = None) -> Evaluation:
         return evaluate(self.stage.policy, self.config.task, config or self.config.evaluation, envs=self.eval_envs)
@@ -280,7 +292,7 @@ class Loop:
             self.run.log(metrics, self.env_steps)
             return
         is_best = False
-        if self._due(self.config.eval_every) and self.env_steps < self.config.total_env_steps:
+        if self._due(self.config.eval_every) and not self._used_up():
             metrics |= self._evaluate_now()
             is_best = self.best_step == self.env_steps
         self.run.log(metrics, self.env_steps)
@@ -316,6 +328,7 @@ class Loop:
             "statistics": self.statistics.state_dict(),
             "env_steps": self.env_steps,
             "updates": self.updates,
+            "training_seconds": self.training_seconds,
             "looked_at": self.looked_at,
             "noise_compared": self.noise_compared,
             "best": self.best,
@@ -327,6 +340,7 @@ class Loop:
         self.stage.load_state_dict(state["stage"])
         self.statistics.load_state_dict(state["statistics"])
         self.env_steps, self.updates = state["env_steps"], state["updates"]
+        self.training_seconds = state["training_seconds"]
         self.looked_at, self.noise_compared = state["looked_at"], state["noise_compared"]
         self.best, self.best_step, self.before = tuple(state["best"]), state["best_step"], state["before"]
         if state["envs"] is not None:
@@ -372,6 +386,9 @@ class Loop:
             "after": evaluation.summary(),
             "after_selected": selected and selected.summary(),
             "best": {"env_steps": self.best_step, "success_rate": success, "return": mean_return},
+            "n_parameters": sum(parameter.numel() for parameter in self.stage.policy.parameters()),
+            "peak_memory_mib": peak_memory_mib(),
+            "time/training_minutes": self.training_seconds / 60,
         }
         self.run.finish(summary)
         return summary

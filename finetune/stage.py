@@ -21,6 +21,7 @@ STAGES = {
     "dppo": "burnish.finetune.dppo:DPPO",
     "dpmd": "burnish.finetune.dpmd:DPMD",
     "sdac": "burnish.finetune.sdac:SDAC",
+    "best_of_n": "burnish.finetune.best_of_n:BestOfN",
 }
 """Name -> module:class; the class names its config in `Config`. One line for each algorithm."""
 
