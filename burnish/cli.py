@@ -6,11 +6,20 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from burnish.commands import COMMANDS, Command
 from burnish.errors import BurnishError, Stopped
+
+MAINS = {
+    "compare": "burnish.compare.command",
+    "reproduce": "burnish.compare.reproduce",
+    "demo": "burnish.demo",
+    "toy": "burnish.finetune.toy",
+}
+"""Commands with options of their own, which argparse's REMAINDER would refuse -> the module of their `main`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,14 +62,9 @@ def _dispatch(arguments: list[str]) -> int:
         words = command.name.split()
         if arguments[: len(words)] == words:
             return _run_command(command, arguments[len(words) :])
-    if arguments[:1] == ["demo"]:  # has options of its own, which argparse's REMAINDER would refuse
-        from burnish.demo import main as demo
-
-        return demo(arguments[1:])
-    if arguments[:1] == ["toy"]:
-        from burnish.finetune.toy import main as toy
-
-        return toy(arguments[1:])
+    if arguments[:1] and arguments[0] in MAINS:
+        main: Callable[[Sequence[str]], int] = import_module(MAINS[arguments[0]]).main
+        return main(arguments[1:])
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
@@ -137,6 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--check", action="store_true", help="make each environment and step it")
     tasks.set_defaults(run=_tasks)
     commands.add_parser("doctor", help="check this installation").set_defaults(run=_doctor)
+    commands.add_parser("compare", help="run a grid of trainings from the same checkpoints, and report")
+    commands.add_parser("reproduce", help="run a shipped comparison again and say whether its figures agree")
     commands.add_parser("demo", help="the whole way in a few minutes")
     commands.add_parser("toy", help="RSM's toy experiment: densities sampled from their energies alone")
     return parser

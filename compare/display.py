@@ -1,0 +1,127 @@
+"""How the cells stand, while they run: a table on a terminal, a line at every change elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from burnish.compare.grid import Progress, State
+from burnish.compare.plan import Cell, resolve
+
+REFRESH_SECONDS = 1.0
+PLAIN_SECONDS = 60.0  # between two lines about all that runs
+TAIL_BYTES = 16_384  # of metrics.jsonl, more than its longest line
+STYLES = {
+    State.WAITING: "dim",
+    State.RUNNING: "cyan",
+    State.FINISHED: "green",
+    State.STOPPED: "yellow",
+    State.FAILED: "bold red",
+}
+
+
+class Reached(NamedTuple):
+    """How far a run is, by its last line of metrics."""
+
+    share: float  # of its steps or epochs
+    evaluation: str
+
+
+class Display:
+    """For `with`; `show` is called again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._live: Any = None
+        self._shown_at = -REFRESH_SECONDS
+        self._told_at = time.monotonic()
+        self._states: dict[Cell, State] = {}
+        self._lengths: dict[Cell, float] = {}
+
+    def __enter__(self) -> Display:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, cells: Sequence[Progress]) -> None:
+        """Tell what changed; redraw at most once a second."""
+        changed = [p for p in cells if self._states.get(p.cell, State.WAITING) is not p.state]
+        self._states = {p.cell: p.state for p in cells}
+        now = time.monotonic()
+        if self._live is not None:
+            if changed or now - self._shown_at >= REFRESH_SECONDS:
+                self._live.update(self._table(cells), refresh=True)
+                self._shown_at = now
+            return
+        for progress in changed:
+            self._tell(f"{progress.state.value:<9} {progress.cell}  {progress.message}".rstrip())
+        if now - self._told_at >= PLAIN_SECONDS:
+            self._told_at = now
+            running = [f"{p.cell} {self.reached(p.cell).share:.0%}" for p in cells if p.state is State.RUNNING]
+            done = sum(p.state is State.FINISHED for p in cells)
+            self._tell(f"{done} of {len(cells)} finished; running: {', '.join(running) or 'none'}")
+
+    def _tell(self, text: str) -> None:
+        print(f"compare: {text}", file=sys.stderr, flush=True)
+
+    def _table(self, cells: Sequence[Progress]) -> Any:
+        from rich.table import Table
+
+        done = sum(p.state is State.FINISHED for p in cells)
+        table = Table(title=f"{self.folder}: {done} of {len(cells)} finished")
+        for name in ("task", "method", "seed", "state", "done", "minutes", "evaluation"):
+            table.add_column(name, justify="right" if name in ("seed", "done", "minutes") else "left")
+        for p in cells:
+            running = p.state is State.RUNNING
+            reached = self.reached(p.cell) if running else Reached(float(p.state is State.FINISHED), "")
+            minutes = f"{(time.monotonic() - p.started) / 60:.1f}" if running else ""
+            said = p.message or reached.evaluation
+            words = (p.cell.task, p.cell.method, str(p.cell.seed), p.state.value, f"{reached.share:.0%}", minutes, said)
+            table.add_row(*words, style=STYLES[p.state])
+        return table
+
+    def reached(self, cell: Cell) -> Reached:
+        """How far a run is; nothing where it has not begun."""
+        line = last_metrics(cell.folder / "metrics.jsonl")
+        if cell not in self._lengths:
+            config = resolve(cell)
+            self._lengths[cell] = config.train.epochs if cell.command == "pretrain" else config.total_env_steps
+        at = line.get("epoch" if cell.command == "pretrain" else "step", 0)
+        shown = [
+            f"{name} {line[key]:.3g}"
+            for name, key in (("success", "train/success_rate"), ("return", "train/return"))
+            if line.get(key) is not None
+        ]
+        return Reached(min(at / self._lengths[cell], 1.0), "  ".join(shown))
+
+
+def last_metrics(path: Path) -> dict[str, Any]:
+    """The last whole line of a metrics.jsonl; empty where there is none."""
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES), os.SEEK_SET)
+        lines = file.read().split(b"\n")
+    for line in reversed(lines[:-1]):  # what follows the last line feed is not whole
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        return found if isinstance(found, dict) else {}
+    return {}

@@ -1,0 +1,214 @@
+"""What is compared: a YAML file -> the cells of its grid, all of them checked before the first one starts.
+
+A cell is a plain `burnish pretrain`, `burnish finetune` or `burnish scratch`: its folder is the run folder that anyone
+would have made by typing its words.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from burnish.commands import COMMANDS, Command
+from burnish.compose import compose, split
+from burnish.config import parse
+from burnish.errors import BurnishError
+
+PRETRAIN = "pretrain"  # the method of the cells that others start from
+FOLDER_CHARACTERS = set(string.ascii_letters + string.digits + "-_.")
+
+
+@dataclass(frozen=True)
+class TaskGrid:
+    """What is particular to one task.
+
+    Attributes:
+        policy: folder of the pretrained policy to start from; `{seed}` in it is replaced.
+        pretrain: words of the `burnish pretrain` that makes it, for each seed. Neither: training from scratch.
+        settings: words for each cell of this task, after the comparison's.
+        methods: method -> words for its cells of this task, after the method's.
+    """
+
+    policy: str | None = None
+    pretrain: list[str] | None = None
+    settings: list[str] = field(default_factory=list)
+    methods: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.policy is not None and self.pretrain is not None:
+            raise BurnishError(f"policy={self.policy} and pretrain=[...] of one task: expected one of them, or none")
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.policy is None and self.pretrain is None
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """A comparison: tasks x methods x seeds.
+
+    Attributes:
+        name: its title.
+        run_dir: folder of all runs and of the report.
+        tasks: see `TaskGrid`.
+        methods: name -> words, such as [stage=dpmd, stage.rsm.weights=constant]; in the report's order.
+        seeds: of all trainings; seed s starts from the policy pretrained with seed s.
+        settings: words for every cell but the pretraining.
+        total_env_steps, max_minutes: the budget of each cell that names none of its own.
+        runner: "local" (processes of this machine) or "ray" (a Ray cluster with a file system in common).
+        cores, memory_gb: what the local runner may use in all; None: what the machine has.
+        cell_cores, cell_memory_gb: what one cell takes: torch threads or simulator workers, and memory.
+    """
+
+    name: str
+    run_dir: str
+    tasks: dict[str, TaskGrid]
+    methods: dict[str, list[str]]
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    settings: list[str] = field(default_factory=list)
+    total_env_steps: int | None = None
+    max_minutes: float | None = None
+    runner: Literal["local", "ray"] = "local"
+    cores: int | None = None
+    memory_gb: float | None = None
+    cell_cores: int = 1
+    cell_memory_gb: float = 3.0
+
+    def __post_init__(self) -> None:
+        for key in ("tasks", "methods", "seeds"):
+            if not getattr(self, key):
+                raise BurnishError(f"{key} is empty: expected at least one")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise BurnishError(f"seeds={self.seeds}: expected different ones")
+        for key in ("total_env_steps", "max_minutes", "cores", "memory_gb", "cell_cores", "cell_memory_gb"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise BurnishError(f"{key}={value}: expected more than 0")
+        for key in ("tasks", "methods"):
+            for name in getattr(self, key):
+                if not name or set(name) - FOLDER_CHARACTERS:
+                    raise BurnishError(f"{key}.{name}: it names a folder, expected letters, digits, '-', '_' and '.'")
+        if PRETRAIN in self.methods:
+            raise BurnishError(f"methods.{PRETRAIN}: taken by the policies that the others start from")
+        for task, grid in self.tasks.items():
+            for method in grid.methods:
+                if method not in self.methods:
+                    raise BurnishError(f"tasks.{task}.methods.{method}: expected one of {', '.join(self.methods)}")
+
+
+class Cell(NamedTuple):
+    """One run of the grid."""
+
+    task: str
+    method: str
+    seed: int
+    command: str  # pretrain, finetune or scratch
+    folder: Path
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.method} seed {self.seed}"
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> CompareConfig:
+    """The comparison of a YAML file; `overrides` are key=value, such as seeds=[0,1] or tasks.lift.policy=runs/x.
+
+    Raises BurnishError where the file cannot be read, or a key or value is wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise BurnishError(f"{path} cannot be read: {reason}") from error
+    if not isinstance(content, dict):
+        raise BurnishError(f"{path}: expected keys and values, such as name, tasks and methods")
+    for override in overrides:
+        _override(content, override)
+    content.setdefault("name", path.stem)
+    content.setdefault("run_dir", f"runs/compare-{content['name']}")
+    try:
+        return parse(CompareConfig, content)
+    except BurnishError as error:
+        raise BurnishError(f"{path}: {error}") from error
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    keys, value = split(override)
+    *parents, name = keys.split(".")
+    section = content
+    for parent in parents:
+        found = section.get(parent)
+        section[parent] = section = dict(found) if isinstance(found, dict) else {}
+    try:
+        section[name] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BurnishError(f"{override}: the value is no YAML") from error
+
+
+def plan(config: CompareConfig) -> list[Cell]:
+    """All cells: those that pretrain first, then task by task and method by method, seeds innermost.
+
+    Raises BurnishError for the first one whose words do not make a valid configuration.
+    """
+    cells = [cell for task, grid in config.tasks.items() for cell in _pretraining(config, task, grid)]
+    for task, grid in config.tasks.items():
+        for method in config.methods:
+            cells += [_cell(config, task, grid, method, seed) for seed in config.seeds]
+    for cell in cells:
+        resolve(cell)
+    return cells
+
+
+@cache
+def resolve(cell: Cell) -> Any:
+    """The configuration (a dataclass) that a cell's words make. Raises BurnishError naming the cell and its fault."""
+    command = command_of(cell)
+    try:
+        return command.parse(compose(command.config, list(cell.words)))
+    except BurnishError as error:
+        raise BurnishError(f"{cell}: {error}") from error
+
+
+def command_of(cell: Cell) -> Command:
+    """The command that makes it."""
+    return next(command for command in COMMANDS if command.name == cell.command)
+
+
+def _pretraining(config: CompareConfig, task: str, grid: TaskGrid) -> list[Cell]:
+    if grid.pretrain is None:
+        return []
+    words = [f"task={task}", *_on_cores(config.cell_cores, "evaluation."), *grid.pretrain]
+    return [_made(config, task, PRETRAIN, seed, "pretrain", words) for seed in config.seeds]
+
+
+def _cell(config: CompareConfig, task: str, grid: TaskGrid, method: str, seed: int) -> Cell:
+    words = [f"task={task}", *_on_cores(config.cell_cores, "", "evaluation.")]
+    words += [f"{key}={value}" for key in ("total_env_steps", "max_minutes") if (value := getattr(config, key))]
+    words += [*config.settings, *grid.settings, *config.methods[method], *grid.methods.get(method, [])]
+    if grid.policy is not None:
+        words.append(f"policy={grid.policy.replace('{seed}', str(seed))}")
+    if grid.pretrain is not None:
+        words.append(f"policy={_folder(config, task, PRETRAIN, seed)}")
+    return _made(config, task, method, seed, "scratch" if grid.from_scratch else "finetune", words)
+
+
+def _made(config: CompareConfig, task: str, method: str, seed: int, command: str, words: list[str]) -> Cell:
+    folder = _folder(config, task, method, seed)
+    given = {split(word)[0]: word for word in [*words, f"seed={seed}", f"run_dir={folder}"]}  # the last of each key
+    return Cell(task, method, seed, command, folder, tuple(given.values()))
+
+
+def _folder(config: CompareConfig, task: str, method: str, seed: int) -> Path:
+    return Path(config.run_dir) / task / method / f"seed{seed}"
+
+
+def _on_cores(cores: int, *prefixes: str) -> list[str]:
+    """Words that keep a cell to its cores: its simulators run in its own process, or in as many workers."""
+    words = [f"torch_threads={cores}"]
+    return words + [f"{prefix}backend=sync" if cores == 1 else f"{prefix}n_workers={cores}" for prefix in prefixes]

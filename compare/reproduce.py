@@ -1,0 +1,120 @@
+"""`burnish reproduce RECIPE`: run a committed comparison again, and say whether its figures agree.
+
+A recipe is a folder with compare.yaml and figures.json: for each task and method the mean over seeds of what was
+measured, before and after, and by how much a repetition may differ. One machine repeats a run bit by bit; another
+processor or library rounds differently, and a chaotic simulation makes other episodes of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from burnish.compare.command import compare
+from burnish.compare.grid import is_finished
+from burnish.compare.plan import PRETRAIN, Cell, plan, read_config
+from burnish.errors import BurnishError
+from burnish.run import load_config
+
+COMPARISON, FIGURES = "compare.yaml", "figures.json"
+TOLERANCE = {"success_rate": 0.1, "return": 0.15}
+"""By how much a mean over seeds may differ: success absolutely, returns as a share of the committed one."""
+EVALUATIONS = ("before", "after", "after_selected")
+
+
+class Figure(NamedTuple):
+    """One number of a comparison."""
+
+    task: str
+    method: str
+    evaluation: str  # before, after (one sample, last checkpoint) or after_selected (best of N by Q)
+    measure: str  # success_rate or return
+    mean: float  # over seeds
+    seeds: list[int]
+    tolerance: float
+
+    def agrees(self, other: Figure) -> bool:
+        """Whether `other` is as near to this one as its tolerance says."""
+        allowed = self.tolerance * (1 if self.measure == "success_rate" else abs(self.mean))
+        return self.seeds == other.seeds and abs(other.mean - self.mean) <= allowed
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the recipe -> 0 where every figure agrees, 1 where one does not or a cell failed."""
+    parser = argparse.ArgumentParser(prog="burnish reproduce", description=__doc__)
+    parser.add_argument("recipe", metavar="RECIPE", help="its folder, or its name in results/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as cores=8 or run_dir=runs/again")
+    parser.add_argument("--commit", action="store_true", help="write figures.json from what is finished, and stop")
+    options = parser.parse_args(list(arguments))
+    folder = find(options.recipe)
+    config = read_config(folder / COMPARISON, options.overrides)
+    if not any(override.startswith("run_dir=") for override in options.overrides) and not options.commit:
+        config = replace(config, run_dir=f"runs/reproduce-{config.name}")
+    if options.commit:
+        figures = list(measured(plan(config)))
+        content = json.dumps([figure._asdict() for figure in figures], indent=1)
+        (folder / FIGURES).write_text(content + "\n", encoding="utf-8")
+        print(f"wrote {folder / FIGURES}: {len(figures)} figures")
+        return 0
+    committed = read_figures(folder / FIGURES)
+    status = compare(config)
+    return judge(committed, measured(plan(config))) or status
+
+
+def find(recipe: str) -> Path:
+    """The recipe's folder. Raises BurnishError where there is none."""
+    for folder in (Path(recipe), Path("results") / recipe):
+        if (folder / COMPARISON).is_file():
+            return folder
+    known = sorted(path.parent.name for path in Path("results").glob(f"*/{COMPARISON}"))
+    raise BurnishError(f"{recipe}: expected a folder with {COMPARISON}, or one of {', '.join(known) or 'none here'}")
+
+
+def read_figures(path: Path) -> list[Figure]:
+    """The committed figures. Raises BurnishError where they cannot be read."""
+    try:
+        return [Figure(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise BurnishError(f"{path} cannot be read: expected the figures of a finished comparison ({error})") from error
+
+
+def measured(cells: Iterable[Cell]) -> Iterator[Figure]:
+    """The figures of what is finished."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        if cell.method != PRETRAIN and is_finished(cell):
+            groups.setdefault((cell.task, cell.method), []).append(cell)
+    for (task, method), finished in groups.items():
+        suite = load_config(finished[0].folder)["task"]["suite"]
+        measure = "success_rate" if suite == "robosuite" else "return"
+        summaries: list[dict[str, Any]] = [
+            json.loads((cell.folder / "summary.json").read_text(encoding="utf-8")) for cell in finished
+        ]
+        for evaluation in EVALUATIONS:
+            if all(summary.get(evaluation) for summary in summaries):
+                mean = float(np.mean([summary[evaluation][measure] for summary in summaries]))
+                seeds = [cell.seed for cell in finished]
+                yield Figure(task, method, evaluation, measure, mean, seeds, TOLERANCE[measure])
+
+
+def judge(committed: Iterable[Figure], found: Iterable[Figure]) -> int:
+    """Print both beside each other -> 0 where all agree, else 1."""
+    by_name = {figure[:4]: figure for figure in found}
+    agree = True
+    print(f"\n{'':<34}{'committed':>12}{'here':>12}")
+    for figure in committed:
+        other = by_name.get(figure[:4])
+        good = other is not None and figure.agrees(other)
+        agree &= good
+        here = f"{other.mean:12.4g}" if other else f"{'missing':>12}"
+        said = "agrees" if good else f"differs by more than {figure.tolerance:.0%}" if other else "no result"
+        name = f"{figure.task} {figure.method} {figure.evaluation}"
+        print(f"{name:<34}{figure.mean:12.4g}{here}  {said}")
+    print("\nall figures agree" if agree else "\nnot all figures agree")
+    return 0 if agree else 1

@@ -1,0 +1,336 @@
+"""The grid of `burnish compare`: what its cells are, finished ones stay, failed ones are told, killed ones go on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from burnish.cli import main
+from burnish.compare import command as compare_command
+from burnish.compare import reproduce
+from burnish.compare.display import last_metrics
+from burnish.compare.grid import Grid, is_finished, last_line
+from burnish.compare.local_runner import LocalRunner
+from burnish.compare.plan import Cell, plan, read_config
+from burnish.errors import BurnishError
+from burnish.run import read_metrics
+
+TINY = [
+    "n_envs=2",
+    "total_env_steps=120",
+    "task.max_episode_steps=30",
+    "evaluation.episodes=2",
+    "evaluation.n_envs=2",
+    "network.denoiser.hidden_dim=16",
+    "network.denoising_steps=4",
+    "checkpoint_every=20",
+]
+OFF_POLICY = ["stage.random_steps=0", "stage.learning_starts=10", "stage.batch_size=8", "stage.update_every=5"]
+METHODS = {
+    "dpmd": ["stage=dpmd_scratch", *OFF_POLICY],
+    "sdac": ["stage=sdac_scratch", *OFF_POLICY],
+}
+
+
+def write(path: Path, **content) -> Path:
+    full = {
+        "run_dir": str(path.parent / "runs"),
+        "tasks": {"inverted_pendulum": {}},
+        "methods": METHODS,
+        "seeds": [0, 1],
+        "settings": TINY,
+        "memory_gb": 8,
+        "cell_memory_gb": 2,
+        **content,
+    }
+    path.write_text(yaml.safe_dump(full, sort_keys=False))
+    return path
+
+
+def cells_of(path: Path) -> list[Cell]:
+    return plan(read_config(path))
+
+
+def results(cells: list[Cell]) -> dict[str, list[dict]]:
+    """What a repetition must repeat: every line of metrics but the wall-clock."""
+    return {
+        str(cell): [
+            {key: value for key, value in line.items() if not key.startswith("time/")}
+            for line in read_metrics(cell.folder / "metrics.jsonl")
+        ]
+        for cell in cells
+    }
+
+
+def test_cells_are_commands_anyone_could_type(tmp_path):
+    path = write(
+        tmp_path / "a.yaml",
+        tasks={
+            "lift": {"pretrain": ["train.epochs=3"], "settings": ["n_envs=4"], "methods": {"dpmd": ["seed=7"]}},
+            "hopper": {"policy": "runs/p{seed}"},
+        },
+        methods={"dppo": ["stage=dppo", "total_env_steps=9000"], "dpmd": ["stage=dpmd"]},
+        settings=["n_envs=2", "evaluation.episodes=5"],
+        total_env_steps=5000,
+        run_dir="runs/a",
+    )
+    cells = cells_of(path)
+    assert [cell[:4] for cell in cells[:4]] == [
+        ("lift", "pretrain", 0, "pretrain"),
+        ("lift", "pretrain", 1, "pretrain"),
+        ("lift", "dppo", 0, "finetune"),
+        ("lift", "dppo", 1, "finetune"),
+    ]
+    assert len(cells) == 2 + 2 * 2 * 2
+    assert set(cells[0].words) == {
+        "task=lift", "torch_threads=1", "evaluation.backend=sync", "train.epochs=3", "seed=0",
+        "run_dir=runs/a/lift/pretrain/seed0",
+    }  # fmt: skip
+    assert set(cells[3].words) == {
+        "task=lift", "torch_threads=1", "backend=sync", "evaluation.backend=sync", "n_envs=4", "evaluation.episodes=5",
+        "stage=dppo", "total_env_steps=9000", "policy=runs/a/lift/pretrain/seed1", "seed=1",
+        "run_dir=runs/a/lift/dppo/seed1",
+    }  # fmt: skip
+    assert "seed=0" in cells[4].words and "seed=7" not in cells[4].words
+    assert "policy=runs/p1" in cells[-1].words and "total_env_steps=5000" in cells[-1].words
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"methods": {}}, "methods is empty"),
+        ({"methods": {"pretrain": []}}, "methods.pretrain: taken"),
+        ({"methods": {"a/b": []}}, "methods.a/b: it names a folder"),
+        ({"seeds": [1, 1]}, "seeds=[1, 1]: expected different ones"),
+        ({"sedes": [1]}, "unknown key sedes: did you mean seeds"),
+        ({"tasks": {"lift": {"methods": {"x": []}}}}, "tasks.lift.methods.x: expected one of dpmd, sdac"),
+        ({"tasks": {"lift": {"policy": "a", "pretrain": []}}}, "expected one of them, or none"),
+        ({"tasks": {"lfit": {}}}, "task=lfit: did you mean lift"),
+        ({"methods": {"a": ["stage=dpmd", "stage.utd_ration=1"]}}, "inverted_pendulum a seed 0: unknown key stage.utd"),
+        ({"methods": {"a": ["stage=dpmd", "stage.utd_ratio=-1"]}}, "stage.utd_ratio=-1.0: expected more than 0"),
+        ({"cores": 0}, "cores=0: expected more than 0"),
+        ({"runner": "slurm"}, "runner=slurm: expected one of local, ray"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(tmp_path, capsys, content, message):
+    path = write(tmp_path / "a.yaml", **content)
+    assert main(["compare", str(path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_is_no_comparison(tmp_path, capsys):
+    assert main(["compare", str(tmp_path / "missing.yaml")]) == 2
+    assert "missing.yaml cannot be read: No such file" in capsys.readouterr().err
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    assert main(["compare", str(tmp_path / "list.yaml")]) == 2
+    assert "list.yaml: expected keys and values" in capsys.readouterr().err
+
+
+def test_overrides_replace_what_the_file_says(tmp_path):
+    path = write(tmp_path / "a.yaml")
+    config = read_config(path, ["seeds=[3]", "tasks.hopper.policy=runs/x", "methods.mine=[stage=dpmd]"])
+    assert config.seeds == [3] and config.tasks["hopper"].policy == "runs/x"
+    assert list(config.methods) == ["dpmd", "sdac", "mine"] and config.name == "a"
+
+
+def test_more_than_the_machine_has_is_refused(tmp_path):
+    config = read_config(write(tmp_path / "a.yaml"), ["cores=1", "cell_cores=2"])
+    with pytest.raises(BurnishError, match="lower cell_cores or cell_memory_gb"):
+        LocalRunner(config, lock=0)
+    assert LocalRunner(read_config(tmp_path / "a.yaml", ["cores=9", "memory_gb=7"]), lock=0).places == 3
+
+
+class InstantRunner:
+    """Runs a cell at once: one whose name is in `failing` fails, the others write a summary."""
+
+    def __init__(self, failing=(), places=2):
+        self.failing, self.places = failing, places
+        self.started, self.done = [], []
+
+    def has_room(self):
+        return len(self.done) < self.places
+
+    def start(self, cell, words, log):
+        self.started.append((str(cell), words))
+        log.write_text("burnish: error: no such luck\n")
+        status = 2 if str(cell) in self.failing else 0
+        if status == 0:
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            settings = [word for word in words[1:] if word != "overwrite=true"]
+            from burnish.compare.plan import resolve
+            from burnish.config import to_dict
+
+            assert settings == list(cell.words) or words[1].startswith("resume=")
+            (cell.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(resolve(cell))))
+            (cell.folder / "summary.json").write_text("{}")
+        self.done.append((cell, status))
+
+    def ended(self):
+        done, self.done = self.done, []
+        return done
+
+    def stop(self):
+        raise AssertionError("nobody asked")
+
+
+@pytest.fixture
+def with_pretraining(tmp_path) -> Path:
+    return write(
+        tmp_path / "a.yaml",
+        tasks={"lift": {"pretrain": []}},
+        settings=[],
+        methods={"a": ["stage=dpmd"], "b": ["stage=dppo"]},
+    )
+
+
+def run_instantly(path: Path, runner: InstantRunner) -> Grid:
+    grid = Grid(path.parent / "runs", cells_of(path))
+    assert grid.run(runner, lambda cells: None)
+    return grid
+
+
+def test_pretraining_comes_first_and_its_failure_is_that_of_its_cells(with_pretraining):
+    runner = InstantRunner(failing=["lift pretrain seed 1"])
+    grid = run_instantly(with_pretraining, runner)
+    assert [name for name, _ in runner.started[:2]] == ["lift pretrain seed 0", "lift pretrain seed 1"]
+    assert {str(cell): message for cell, message in grid.unfinished.items()} == {
+        "lift pretrain seed 1": "exit status 2: burnish: error: no such luck",
+        "lift a seed 1": "it has no policy to start from: see lift pretrain seed 1",
+        "lift b seed 1": "it has no policy to start from: see lift pretrain seed 1",
+    }
+    assert len(runner.started) == 4
+
+
+def test_finished_cells_stay_and_changed_ones_do_not(with_pretraining):
+    run_instantly(with_pretraining, InstantRunner())
+    again = InstantRunner()
+    run_instantly(with_pretraining, again)
+    assert again.started == []
+    content = yaml.safe_load(with_pretraining.read_text())
+    content["methods"]["b"].append("stage.gamma=0.9")
+    content["cell_cores"] = 1
+    with_pretraining.write_text(yaml.safe_dump(content, sort_keys=False))
+    run_instantly(with_pretraining, again)
+    assert [name for name, _ in again.started] == ["lift b seed 0", "lift b seed 1"]
+
+
+def test_what_started_from_another_policy_is_run_again(with_pretraining):
+    run_instantly(with_pretraining, InstantRunner())
+    content = yaml.safe_load(with_pretraining.read_text())
+    content["tasks"]["lift"]["pretrain"] = ["train.epochs=7"]
+    with_pretraining.write_text(yaml.safe_dump(content, sort_keys=False))
+    runner = InstantRunner(failing=["lift pretrain seed 0"])
+    grid = run_instantly(with_pretraining, runner)
+    assert [name for name, _ in runner.started[2:]] == ["lift a seed 1", "lift b seed 1"]
+    assert not is_finished(next(p.cell for p in grid.cells if str(p.cell) == "lift a seed 0"))
+
+
+def test_a_real_grid_its_failure_and_its_repair(tmp_path, capsys):
+    """Three cells, one of which cannot succeed; then the same file, mended."""
+    path = write(tmp_path / "a.yaml", seeds=[0], methods={**METHODS, "broken": ["stage=dpmd_scratch", *OFF_POLICY]})
+    content = yaml.safe_load(path.read_text())
+    content["methods"]["broken"] += ["stage.demo_ratio=0.5", "stage.demos=missing.hdf5"]
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert main(["compare", str(path)]) == 1
+    told = capsys.readouterr()
+    assert "no result of inverted_pendulum broken seed 0: exit status 2" in told.err and "missing.hdf5" in told.err
+    assert "2 of 3 cells finished" in told.out
+    assert "missing.hdf5" in (tmp_path / "runs" / "report.md").read_text()
+    before = results(cells_of(path)[:2])
+    content["methods"]["broken"] = METHODS["dpmd"]
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert main(["compare", str(path)]) == 0
+    assert results(cells_of(path)[:2]) == before
+    assert results(cells_of(path))["inverted_pendulum broken seed 0"] == before["inverted_pendulum dpmd seed 0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_in_the_middle_and_started_again(tmp_path, kill):
+    path = write(tmp_path / "a.yaml", seeds=[0], settings=[*TINY, "total_env_steps=400"])
+    whole = write(
+        tmp_path / "whole.yaml", seeds=[0], settings=[*TINY, "total_env_steps=400"], run_dir=str(tmp_path / "w")
+    )
+    assert main(["compare", str(whole)]) == 0
+    process = subprocess.Popen([sys.executable, "-m", "burnish.cli", "compare", str(path)])
+    cells = cells_of(path)
+    deadline = time.monotonic() + 120
+    while not any(
+        (cell.folder / "checkpoints").is_dir() and list((cell.folder / "checkpoints").iterdir()) for cell in cells
+    ):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(kill)
+    assert process.wait(120) == (130 if kill is signal.SIGTERM else -kill)
+    assert not all(is_finished(cell) for cell in cells)
+    assert main(["compare", str(path)]) == 0
+    assert list(results(cells).values()) == list(results(cells_of(whole)).values())
+
+
+def test_two_comparisons_do_not_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_command, "LOCK_SECONDS", 0.0)
+    taken = pytest.raises(BurnishError, match="another comparison runs in it")
+    with compare_command.locked(tmp_path), taken, compare_command.locked(tmp_path):
+        pass
+    with compare_command.locked(tmp_path):  # free again
+        pass
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_folders(tmp_path):
+    pytest.importorskip("ray", reason="needs ray")
+    local = write(tmp_path / "a.yaml", seeds=[0])
+    ray = write(
+        tmp_path / "ray.yaml", seeds=[0], runner="ray", cores=2, cell_memory_gb=0.5, run_dir=str(tmp_path / "ray")
+    )
+    assert main(["compare", str(local)]) == 0
+    assert main(["compare", str(ray)]) == 0
+    assert list(results(cells_of(ray)).values()) == list(results(cells_of(local)).values())
+
+
+def test_the_last_metrics_are_the_last_whole_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert last_metrics(path) == {}
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert last_metrics(path) == {"step": 2}
+
+
+def test_the_last_line_of_a_log(tmp_path):
+    assert last_line(tmp_path / "none.log") == "it printed nothing"
+    (tmp_path / "a.log").write_text("one\nburnish: error: two\n\n")
+    assert last_line(tmp_path / "a.log") == "burnish: error: two"
+
+
+def test_reproduce_says_what_agrees(tmp_path, capsys):
+    recipe = tmp_path / "recipe"
+    recipe.mkdir()
+    write(recipe / "compare.yaml", seeds=[0, 1], methods={"dpmd": METHODS["dpmd"]}, run_dir=str(tmp_path / "runs"))
+    assert main(["compare", str(recipe / "compare.yaml")]) == 0
+    assert main(["reproduce", str(recipe), "--commit"]) == 0
+    figures = json.loads((recipe / "figures.json").read_text())
+    assert [figure["evaluation"] for figure in figures] == ["before", "after", "after_selected"]
+    summaries = [json.loads((cell.folder / "summary.json").read_text()) for cell in cells_of(recipe / "compare.yaml")]
+    assert figures[1]["mean"] == np.mean([summary["after"]["return"] for summary in summaries])
+    capsys.readouterr()
+    assert main(["reproduce", str(recipe), f"run_dir={tmp_path / 'runs'}"]) == 0
+    assert "all figures agree" in capsys.readouterr().out
+    figures[1]["mean"] *= 1.2
+    (recipe / "figures.json").write_text(json.dumps(figures))
+    assert main(["reproduce", str(recipe), f"run_dir={tmp_path / 'runs'}"]) == 1
+    assert "differs by more than 15%" in capsys.readouterr().out
+    assert main(["reproduce", "nonsense"]) == 2
+
+
+def test_agreement_is_absolute_for_success_and_relative_for_returns():
+    success = reproduce.Figure("lift", "dpmd", "after", "success_rate", 0.9, [0], 0.1)
+    assert success.agrees(success._replace(mean=0.801)) and not success.agrees(success._replace(mean=0.799))
+    returns = reproduce.Figure("hopper", "dpmd", "after", "return", 1000.0, [0], 0.15)
+    assert returns.agrees(returns._replace(mean=1149.0)) and not returns.agrees(returns._replace(mean=1151.0))
+    assert not returns.agrees(returns._replace(seeds=[1]))
