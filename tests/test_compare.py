@@ -28,7 +28,7 @@ TINY = [
     "evaluation.episodes=2",
     "evaluation.n_envs=2",
     "network.denoiser.hidden_dim=16",
-    "network.denoising_steps=4",
+    "network.denoising_steps=5",
     "checkpoint_every=20",
 ]
 OFF_POLICY = ["stage.random_steps=0", "stage.learning_starts=10", "stage.batch_size=8", "stage.update_every=5"]
