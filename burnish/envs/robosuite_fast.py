@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from burnish.envs.robosuite_observables import advance_clocks
 
+
 def speed_up(env: Any) -> str | None:
     """Give this robosuite environment the compiled `step` -> what its user should know: why it keeps robosuite's own,
     or that the compiled one is not bitwise equal here."""

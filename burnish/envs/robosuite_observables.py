@@ -20,21 +20,22 @@ def robosuite_name(key: str) -> str:
     return "object-state" if key == "object" else key
 
 
-def read(env: Any, keys: Sequence[str]) -> Floats:
-    """The present observation (Do,): what `env._get_observations()` has under these keys, in their order."""
-    return np.concatenate([np.ravel(item.obs) for key in keys for item in observables_of(env, key)], dtype=np.float32)
+def read(observables: Sequence[Any]) -> Floats:
+    """Their present values, one after the other (Do,)."""
+    return np.concatenate([np.ravel(item.obs) for item in observables], dtype=np.float32)
 
 
-def observables_of(env: Any, key: str) -> list[Any]:
-    """The observable of this name, or all that are concatenated in a "modality-state"."""
-    name = robosuite_name(key)
-    if name in env._observables:
-        return [env._observables[name]]
-    return [
-        item
-        for item in env._observables.values()
-        if item.is_enabled() and item.is_active() and f"{item.modality}-state" == name
-    ]
+def observables_of(env: Any, keys: Sequence[str]) -> list[Any]:
+    """The observables whose values `env._get_observations()` has under these keys, in the keys' order: one by its name,
+    or all of a modality, which robosuite concatenates ("object")."""
+    observables = []
+    for name in map(robosuite_name, keys):
+        if name in env._observables:
+            observables.append(env._observables[name])
+        else:
+            shown = [item for item in env._observables.values() if item.is_enabled() and item.is_active()]
+            observables += [item for item in shown if f"{item.modality}-state" == name]
+    return observables
 
 
 def disable_unneeded(env: Any, keys: Sequence[str]) -> None:
@@ -52,7 +53,7 @@ def disable_unneeded(env: Any, keys: Sequence[str]) -> None:
         for written in {name, *cache.written}:
             writers[written].add(name)
     needed: set[str] = set()
-    left = {item.name for key in keys for item in observables_of(env, key)}
+    left = {item.name for item in observables_of(env, keys)}
     while left:
         name = left.pop()
         needed.add(name)

@@ -15,7 +15,7 @@ from burnish.envs.robosuite_env import (
     task_from_env_args,
 )
 from burnish.envs.robosuite_fast import advance, not_plain
-from burnish.envs.robosuite_observables import disable_unneeded, read, robosuite_name
+from burnish.envs.robosuite_observables import disable_unneeded, observables_of, read, robosuite_name
 from burnish.envs.robosuite_state import episode_state, restore_episode
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -50,6 +50,7 @@ class RobosuiteSimulator:
         self._compiled = "step" in vars(self.env)
         if self._compiled:
             disable_unneeded(self.env, self._keys)
+            self._observables = observables_of(self.env, self._keys)
         low, high = self.env.action_spec
         self.action_dim = len(low)
         self._action_center, self._action_scale = (high + low) / 2, (high - low) / 2
@@ -57,14 +58,17 @@ class RobosuiteSimulator:
     def reset(self, seed: int | None) -> Floats:
         if seed is not None:
             self._reseed(seed)
-        return self._flatten(self.env.reset())
+        obs = self._flatten(self.env.reset())
+        if self._compiled:
+            self._observables = observables_of(self.env, self._keys)  # some tasks choose anew which are active
+        return obs
 
     def step(self, action: Floats) -> Step:
         env, clipped = self.env, np.clip(np.asarray(action, np.float64), -1.0, 1.0)
         command = self._action_center + self._action_scale * clipped
         if self._compiled:
             reward, done, _ = advance(env, command)
-            obs = read(env, self._keys)
+            obs = read(self._observables)
         else:
             all_obs, reward, done, _ = env.step(command)
             obs = self._flatten(all_obs)
