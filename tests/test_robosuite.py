@@ -11,7 +11,7 @@ import pytest
 
 from burnish.envs import robosuite_env
 from burnish.envs.robosuite_env import make_task_env, task_from_env_args
-from burnish.envs.robosuite_suite import RobosuiteSimulator, env_args_of
+from burnish.envs.robosuite_suite import RobosuiteSimulator, env_args_of, select_obs
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 
@@ -182,6 +182,49 @@ def test_the_compiled_step_is_robosuites(env_name, env_kwargs, n_starts):
             assert obs.keys() == stock_obs.keys()
             for key, value in stock_obs.items():
                 np.testing.assert_array_equal(obs[key], value, err_msg=key)
+
+
+EVERYTHING = ["robot0_joint_pos_cos", "robot0_eef_quat_site", "robot0_gripper_qvel", *KEYS, "robot0_proprio-state"]
+
+
+@pytest.mark.parametrize(
+    ("env_name", "keys", "env_kwargs"),
+    [
+        *((name, keys, {}) for name in ("Lift", "PickPlaceCan", "NutAssemblySquare") for keys in (KEYS, EVERYTHING)),
+        *((name, [*KEYS, "robot1_eef_pos"], {}) for name in ("TwoArmTransport", "TwoArmLift")),
+        *((name, KEYS, {}) for name in ("Stack", "ToolHang", "Door", "PickPlaceSingle", "NutAssembly")),
+        ("PickPlaceCan", ["Can_to_robot0_eef_quat"], {}),  # written into the cache by another sensor
+        ("Lift", ["robot0_joint_pos_sin"], {"hard_reset": True}),
+    ],
+    ids=lambda value: f"{len(value)}-keys" if isinstance(value, list) else str(value),
+)
+def test_an_observation_is_made_from_robosuites_own(env_name, keys, env_kwargs):
+    """The simulator computes only the sensors that these keys need: robosuite's environment computes all."""
+    task = TaskConfig("t", "robosuite", env_name, 80, keys, env_kwargs)
+    simulator, stock = RobosuiteSimulator(task), make_task_env(env_name, env_kwargs, fast=False)
+    if not importlib.import_module("burnish.envs.robosuite_osc").IS_EXACT:
+        pytest.skip("numpy's BLAS is not found: equal to rounding, which contacts amplify")
+
+    def expected(observations: dict[str, np.ndarray]) -> np.ndarray:
+        return np.concatenate([np.ravel(select_obs(observations, key)) for key in keys], dtype=np.float32)
+
+    for start in range(3):
+        stock.rng.bit_generator.state = np.random.default_rng(start).bit_generator.state
+        np.testing.assert_array_equal(simulator.reset(start), expected(stock.reset()))
+        for action in random_actions(30, simulator.action_dim, start):
+            observations, reward, done, _ = stock.step(action)
+            step = simulator.step(action)
+            np.testing.assert_array_equal(step.obs, expected(observations))
+            assert step[1:] == (reward, done, stock._check_success())
+
+
+def test_an_observation_that_is_not_needed_is_not_computed():
+    simulator = RobosuiteSimulator(LIFT)
+    computed = {name for name, item in simulator.env._observables.items() if item.is_enabled()}
+    assert computed == {*KEYS[:3], "cube_pos", "cube_quat", "gripper_to_cube_pos"}
+    simulator = RobosuiteSimulator(dataclasses.replace(LIFT, obs_keys=["gripper_to_cube_pos"]))
+    computed = {name for name, item in simulator.env._observables.items() if item.is_enabled()}
+    assert computed == {"robot0_eef_pos", "cube_pos", "gripper_to_cube_pos"}
 
 
 def test_an_episode_can_be_saved_right_after_a_reset():

@@ -17,6 +17,8 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from burnish.envs.robosuite_observables import advance_clocks
+
 
 def speed_up(env: Any) -> str | None:
     """Give this robosuite environment the compiled `step` -> what its user should know: why it keeps robosuite's own,
@@ -74,7 +76,7 @@ def _not_plain_robot(robot: Any) -> str | None:
             plain = plain and part.interpolator_pos is None and part.interpolator_ori is None
             plain = plain and part.impedance_mode == "fixed" and model.body_weldid[base] == 0  # its base cannot move
         else:
-            plain = type(part) is SimpleGripController and part.interpolator is None
+            plain = type(part) is SimpleGripController and part.interpolator is None and part.use_action_scaling
         if not plain or not robot._enabled_parts.get(name, False):
             return f"{robot.name}'s {name} is not an OSC arm of fixed impedance or a simple gripper"
     return None
@@ -82,24 +84,32 @@ def _not_plain_robot(robot: Any) -> str | None:
 
 def _step(self: Any, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:
     """`MujocoEnv.step` (robosuite 1.5.2)."""
-    if self.done:
-        raise ValueError("executing action in terminated episode")
-    if len(action) != self.action_dim:
-        raise ValueError(f"action has {len(action)} numbers: expected {self.action_dim}")
-    self.timestep += 1
-    arms, clock = _compiled_arms(self), _ObservableClock(self)
-    arms.first_substep(np.asarray(action, np.float64))
-    clock.tick()
-    left = int(self.control_timestep / self.model_timestep) - 1
-    while left > 0:
-        n = clock.idle_substeps(left)
-        arms.substeps(n)
-        clock.tick()
-        left -= n
-    clock.synchronize()
-    self.cur_time += self.control_timestep
-    reward, done, info = self._post_action(action)
+    reward, done, info = advance(self, action)
     return self._get_observations(), reward, done, info
+
+
+def advance(env: Any, action: Any) -> tuple[float, bool, dict[str, Any]]:
+    """The compiled `step` of an environment that has it, without collecting the observations."""
+    if env.done:
+        raise ValueError("executing action in terminated episode")
+    if len(action) != env.action_dim:
+        raise ValueError(f"action has {len(action)} numbers: expected {env.action_dim}")
+    env.timestep += 1
+    arms = _compiled_arms(env)
+    left = int(env.control_timestep / env.model_timestep)
+    n, visit = advance_clocks(env, 1)
+    arms.first_substep(np.asarray(action, np.float64))
+    while True:
+        if visit:
+            env._update_observables()
+        left -= n
+        if left == 0:
+            break
+        n, visit = advance_clocks(env, left)
+        arms.substeps(n)
+    env.cur_time += env.control_timestep
+    result: tuple[float, bool, dict[str, Any]] = env._post_action(action)
+    return result
 
 
 def _arm_controllers(env: Any) -> list[Any]:
@@ -128,6 +138,17 @@ class _CompiledArms:
         actuators = [robot._ref_actuators_indexes_dict[arm] for robot in env.robots for arm in robot.arms]
         A, J = np.shape(actuators)
         self._goal_pos, self._goal_ori, self._posture = np.zeros((A, 3)), np.zeros((A, 3, 3)), np.zeros((A, J))
+        self._sites, self._arm_actions, self._grippers = sites, [], []
+        start = 0
+        for robot in env.robots:
+            robot.composite_controller.update_state()  # once: their bases do not move
+            for name, (first, end) in robot.composite_controller._action_split_indexes.items():
+                numbers = slice(start + first, start + end)
+                if name in robot.arms:
+                    self._arm_actions.append(numbers)
+                else:
+                    self._grippers.append(_Gripper(robot, name, numbers, model))
+            start += robot.action_dim
         self._arguments = (
             (model._address, data._address),
             (data.site_xpos, data.site_xmat, data.qpos, data.qvel, data.qM, data.qfrc_bias, data.ctrl),
@@ -166,24 +187,15 @@ class _CompiledArms:
 
     def _set_goals(self, action: NDArray[np.float64]) -> None:
         """`FixedBaseRobot.control`, with the arms' poses read once, their torques left to `control`."""
-        data, sites = self._simulation[1], self._arguments[2][0]
-        for controller, site in zip(self.controllers, sites):
+        data = self._simulation[1]
+        for controller, site, numbers in zip(self.controllers, self._sites, self._arm_actions):
             controller.ref_pos[:] = data.site_xpos[site]
             controller.ref_ori_mat.flat = data.site_xmat[site]
-        start = 0
-        for robot in self._env.robots:
-            composite = robot.composite_controller
-            composite.update_state()
-            for part in robot.part_controllers.values():
-                part.new_update = False  # nothing else of what `set_goal` would read again is needed
-            composite.set_goal(action[start : start + robot.action_dim])
-            for name, part in robot.part_controllers.items():
-                if name not in robot.arms:
-                    actuators = robot._ref_actuators_indexes_dict[name]
-                    low, high = self._simulation[0].actuator_ctrlrange[actuators].T
-                    data.ctrl[actuators] = np.clip(part.run_controller(), low, high)
-                part.new_update = True
-            start += robot.action_dim
+            controller.new_update = False  # nothing else of what `set_goal` would read again is needed
+            controller.set_goal(action[numbers])
+            controller.new_update = True
+        for gripper in self._grippers:
+            data.ctrl[gripper.actuators] = gripper.command(action[gripper.numbers])
 
     def _fix_goals(self) -> None:
         """The goals in the world: constant until the next action, because the bases do not move."""
@@ -195,50 +207,17 @@ class _CompiledArms:
             self._goal_pos[i], self._goal_ori[i], self._posture[i] = pos, ori, controller.initial_joint
 
 
-class _ObservableClock:
-    """Visits the observables only in the substeps in which they sample or begin a new period.
+class _Gripper:
+    """A gripper, and `SimpleGripController` with its ranges looked up once."""
 
-    They are all ticked together, so one clock stands for all, as long as they show the same time.
-    """
+    def __init__(self, robot: Any, name: str, numbers: slice, model: Any) -> None:
+        self.numbers, self.actuators = numbers, robot._ref_actuators_indexes_dict[name]
+        self._gripper, self._controller = robot.composite_controller.grippers[name], robot.part_controllers[name]
+        self._low, self._high = model.actuator_ctrlrange[self.actuators].T
+        low, high = self._controller.actuator_min, self._controller.actuator_max
+        self._bias, self._weight = 0.5 * (high + low), 0.5 * (high - low)
 
-    def __init__(self, env: Any) -> None:
-        self._env = env
-        self._observables = [item for item in env._observables.values() if item.is_enabled()]
-        self._read()
-        self._period = self._observables[0]._sampling_timestep
-        self._together = all(
-            item._time_since_last_sample == self._time
-            and item._sampled == self._sampled
-            and item._sampling_timestep == self._period
-            for item in self._observables
-        )
-
-    def idle_substeps(self, most: int) -> int:
-        """How many substeps, at most `most`, may run before the next `tick`."""
-        n = 1
-        while n < most and self._idle():
-            self._time += self._env.model_timestep
-            n += 1
-        return n
-
-    def tick(self) -> None:
-        """After the last of these substeps."""
-        if self._idle():
-            self._time += self._env.model_timestep
-            return
-        self.synchronize()
-        self._env._update_observables()
-        self._read()
-
-    def synchronize(self) -> None:
-        if self._together:
-            for item in self._observables:
-                item._time_since_last_sample = self._time
-
-    def _idle(self) -> bool:
-        """Whether nothing happens at the end of the coming substep."""
-        return self._together and self._sampled and self._time + self._env.model_timestep < self._period
-
-    def _read(self) -> None:
-        self._time: float = self._observables[0]._time_since_last_sample
-        self._sampled: bool = self._observables[0]._sampled
+    def command(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
+        goal = self._controller.scale_action(self._gripper.format_action(action))
+        control: NDArray[np.float64] = np.clip(self._bias + self._weight * goal, self._low, self._high)
+        return control

@@ -14,6 +14,8 @@ from burnish.envs.robosuite_env import (
     make_task_env,
     task_from_env_args,
 )
+from burnish.envs.robosuite_fast import advance, not_plain
+from burnish.envs.robosuite_observables import disable_unneeded, observables_of, read, robosuite_name
 from burnish.envs.robosuite_state import episode_state, restore_episode
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -45,6 +47,10 @@ class RobosuiteSimulator:
         self._keys = list(task.obs_keys)
         self._reseed(None)
         self.obs_dim = len(self._flatten(self.env.reset()))
+        self._compiled = "step" in vars(self.env)
+        if self._compiled:
+            disable_unneeded(self.env, self._keys)
+            self._observables = observables_of(self.env, self._keys)
         low, high = self.env.action_spec
         self.action_dim = len(low)
         self._action_center, self._action_scale = (high + low) / 2, (high - low) / 2
@@ -52,17 +58,24 @@ class RobosuiteSimulator:
     def reset(self, seed: int | None) -> Floats:
         if seed is not None:
             self._reseed(seed)
-        return self._flatten(self.env.reset())
+        obs = self._flatten(self.env.reset())
+        if self._compiled:
+            self._observables = observables_of(self.env, self._keys)  # some tasks choose anew which are active
+        return obs
 
     def step(self, action: Floats) -> Step:
-        clipped = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
-        obs, reward, done, _ = self.env.step(self._action_center + self._action_scale * clipped)
-        return Step(self._flatten(obs), float(reward), bool(done), bool(self.env._check_success()))
+        env, clipped = self.env, np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        command = self._action_center + self._action_scale * clipped
+        if self._compiled:
+            reward, done, _ = advance(env, command)
+            obs = read(self._observables)
+        else:
+            all_obs, reward, done, _ = env.step(command)
+            obs = self._flatten(all_obs)
+        return Step(obs, float(reward), bool(done), bool(env._check_success()))
 
     def get_state(self) -> dict[str, Any]:
         """Raises NotImplementedError where the model or the task keeps more than `episode_state` knows."""
-        from burnish.envs.robosuite_fast import not_plain
-
         env = self.env
         if not_plain(env) or env.hard_reset or type(env).__name__ in _STATEFUL_TASKS:
             raise NotImplementedError(f"{type(env).__name__} cannot be saved: episodes start anew at resume")
@@ -95,7 +108,7 @@ class RobosuiteSimulator:
 
 def select_obs(obs: dict[str, Any], key: str) -> Any:
     """One observation by robomimic's name. Raises BurnishError listing the keys that are there."""
-    name = "object-state" if key == "object" else key
+    name = robosuite_name(key)
     if name not in obs:
         keys = ", ".join(sorted("object" if name == "object-state" else name for name in obs))
         raise BurnishError(f"task.obs_keys: robosuite gives no {key!r}; it gives: {keys}")
