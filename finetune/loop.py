@@ -330,7 +330,8 @@ class Loop:
         if noisy < NOISY_SHARE * clean:
             warn(
                 f"the training policy, with its exploration noise, succeeds in {noisy:.0%} of its episodes, the same "
-                f"policy without in {clean:.0%}: too much noise (dppo: stage.min_sampling_denoising_std; ppo: stage.log_std_init)"
+                f"policy without in {clean:.0%}: too much noise "
+                "(dppo: stage.min_sampling_denoising_std; ppo: stage.log_std_init)"
             )
 
     def _save(self) -> None:
