@@ -21,8 +21,13 @@ from burnish.finetune.stage import Setting, StageConfig
 from burnish.gaussian_policy import GaussianPolicy
 
 ROLLOUT_ARRAYS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs")
-SETTINGS = ("learning_rate", "n_steps", "batch_size", "n_epochs", "gae_lambda", "clip_range", "clip_range_vf")
-SETTINGS += ("normalize_advantage", "ent_coef", "vf_coef", "max_grad_norm", "target_kl")
+SETTINGS = ("learning_rate", "n_steps", "batch_size", "n_epochs", "gae_lambda", "clip_range", "clip_range_vf") + (
+    "normalize_advantage",
+    "ent_coef",
+    "vf_coef",
+    "max_grad_norm",
+    "target_kl",
+)
 
 
 @dataclass(frozen=True)
