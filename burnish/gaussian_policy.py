@@ -81,10 +81,10 @@ class GaussianPolicy(Policy):
         """Squared error of the mean, plus the likelihood of its residuals as a loss of the standard deviation alone.
 
         With a standard deviation that does not depend on the observation, both together have the minimum of the
-        negative log-likelihood, but the error of an action dimension is not weighed by its 1 / std^2: the joint
-        likelihood's gradient is dominated by whatever is predicted best, and grows without bound where the
-        demonstrations are exact. The squared error has the scale of the diffusion policy's loss, so the same learning
-        rate fits both.
+        negative log-likelihood where the network fits every dimension. But the error of an action dimension is not
+        weighed by its 1 / std^2: the joint likelihood's gradient is dominated by whatever is predicted best, and grows
+        without bound where the demonstrations are exact. The squared error has the scale of the diffusion policy's
+        loss, so the same learning rate fits both.
         """
         x = self.action_normalizer.normalize(actions).flatten(1)  # (B, Ta * Da)
         residual = (self.mean(self.normalized_obs(obs)) - x).float()
