@@ -102,7 +102,7 @@ COMMANDS = (
     Command(
         name="pretrain",
         summary="clone demonstrations into a diffusion policy",
-        description="Clones demonstrations into a diffusion policy (behaviour cloning) and\n"
+        description="Clones demonstrations into a diffusion (or Gaussian) policy (behaviour cloning) and\n"
         "evaluates it in the simulator. Writes a run folder; its checkpoints are policy folders.",
         config="pretrain",
         config_class="burnish.pretrain.behaviour_cloning:PretrainConfig",
@@ -111,6 +111,7 @@ COMMANDS = (
             "burnish pretrain task=lift",
             "burnish pretrain task=hopper dataset=data/hopper.hdf5 train.epochs=50 run_dir=runs/hopper",
             "burnish pretrain task=can policy=unet --multirun seed=0,1,2 run_dir=runs/can-seeds",
+            "burnish pretrain task=lift policy=gaussian run_dir=runs/gaussian-lift",
             "burnish pretrain resume=runs/hopper train.epochs=100",
         ),
         length="train.epochs",
@@ -136,7 +137,8 @@ COMMANDS = (
     Command(
         name="scratch",
         summary="train a policy by reinforcement learning alone",
-        description="Trains a diffusion policy by RL from nothing, in the setting of the RSM paper (Ma et al. 2025).\n"
+        description="Trains a policy by RL from nothing: a diffusion policy in the setting of the RSM paper\n"
+        "(Ma et al. 2025), or a Gaussian one by Stable-Baselines3's SAC, TD3 or PPO.\n"
         "Writes a run folder; its checkpoints are policy folders.",
         config="scratch",
         config_class="burnish.finetune.loop:FinetuneConfig",
@@ -144,6 +146,7 @@ COMMANDS = (
         examples=(
             "burnish scratch task=halfcheetah",
             "burnish scratch task=hopper stage=sdac_paper total_env_steps=200000 --multirun seed=0,1,2",
+            "burnish scratch task=hopper stage=sac network=gaussian n_envs=1 total_env_steps=100000",
             "burnish finetune resume=runs/scratch-dpmd-halfcheetah-seed0",
         ),
         length="total_env_steps",

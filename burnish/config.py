@@ -106,6 +106,8 @@ def _convert_union(options: tuple[Any, ...], value: Any, key: str) -> Any:
     if value is None and type(None) in options:
         return None
     options = tuple(option for option in options if option is not type(None))
+    if all(map(dataclasses.is_dataclass, options)) and isinstance(value, Mapping):
+        options = _of_kind(options, value, key)
     if len(options) == 1:
         return _convert(options[0], value, key)
     for option in sorted(options, key=lambda option: type(value) is not option):  # the exact type first
@@ -114,6 +116,20 @@ def _convert_union(options: tuple[Any, ...], value: Any, key: str) -> Any:
         except BurnishError:
             continue
     raise BurnishError(f"{key}={_show(value)}: expected {' or '.join(map(_describe, options))}")
+
+
+def _of_kind(options: tuple[Any, ...], value: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """Of several dataclasses the one whose `kind` is `value`'s; the first where it has none (older files)."""
+    kinds = {
+        field.default: option for option in options for field in dataclasses.fields(option) if field.name == "kind"
+    }
+    if len(kinds) < len(options):
+        return options
+    if "kind" not in value:
+        return options[:1]
+    if value["kind"] not in kinds:
+        raise BurnishError(f"{_join(key, 'kind')}={_show(value['kind'])}: expected {' or '.join(map(str, kinds))}")
+    return (kinds[value["kind"]],)
 
 
 def _convert_sequence(hint: Any, value: list[Any] | tuple[Any, ...], key: str) -> Any:

@@ -10,7 +10,7 @@ from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.evaluation import EvaluationConfig, about, evaluate
 from burnish.output import require_writable
-from burnish.policy import DiffusionPolicy
+from burnish.policy_base import load_policy
 from burnish.progress import Progress
 from burnish.video import record
 
@@ -50,7 +50,7 @@ def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
 
     Raises BurnishError where the policy cannot be read or does not fit the task, or `out` cannot be written.
     """
-    policy = DiffusionPolicy.load(config.policy, resolve_device(config.device, config.torch_threads))
+    policy = load_policy(config.policy, resolve_device(config.device, config.torch_threads))
     how = config.evaluation()
     policy.check_candidates(how.candidates)
     folder = Path(config.out) if config.out else default_folder(config)

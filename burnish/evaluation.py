@@ -5,7 +5,7 @@ seed `config.seed + i` and draws its policy noise from a generator of its own wi
 not depend on how many environments run side by side. An episode ends when it succeeds (as robomimic counts),
 when the environment terminates it, or after `task.max_episode_steps`.
 
-Symbols: E environments, N candidates, S transitions of the policy's sampler, Tp predicted action steps, Da dimensions.
+Symbols: E environments, S transitions of a diffusion policy's sampler, Tp predicted action steps, Da dimensions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.policy import DiffusionPolicy
+from burnish.policy_base import Policy
 
 CONFIDENCE = 0.95
 LATENCY_CALLS = 20
@@ -150,9 +150,7 @@ class Evaluation:
             raise BurnishError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def check_fit(
-    policy: DiffusionPolicy, task: TaskConfig, obs_dim: int, action_dim: int, source: str | None = None
-) -> None:
+def check_fit(policy: Policy, task: TaskConfig, obs_dim: int, action_dim: int, source: str | None = None) -> None:
     """Raise BurnishError where a policy cannot act in a task; `source` is what the user gave, if not a policy."""
     source = source or f"the policy (trained for task={policy.task or 'unknown'})"
     if policy.obs_keys != task.obs_keys:
@@ -169,7 +167,7 @@ def check_fit(
 
 @contextlib.contextmanager
 def evaluation_envs(
-    policy: DiffusionPolicy, task: TaskConfig, config: EvaluationConfig, source: str | None = None
+    policy: Policy, task: TaskConfig, config: EvaluationConfig, source: str | None = None
 ) -> Iterator[VectorEnv]:
     """Environments for `evaluate`, to be kept where it is called again and again; `source`: see `check_fit`."""
     from burnish.envs import make_vector_env
@@ -192,7 +190,7 @@ def evaluation_envs(
 
 
 def evaluate(
-    policy: DiffusionPolicy,
+    policy: Policy,
     task: TaskConfig,
     config: EvaluationConfig,
     *,
@@ -240,7 +238,7 @@ class Episodes(NamedTuple):
     lengths: np.ndarray  # (n,)
 
 
-def run_episodes(policy: DiffusionPolicy, envs: VectorEnv, seeds: list[int], candidates: int = 1) -> Episodes:
+def run_episodes(policy: Policy, envs: VectorEnv, seeds: list[int], candidates: int = 1) -> Episodes:
     """One episode for each seed, at most as many as there are environments."""
     n = len(seeds)
     padded = [*seeds, *[seeds[-1]] * (envs.n_envs - n)]
@@ -258,7 +256,7 @@ def run_episodes(policy: DiffusionPolicy, envs: VectorEnv, seeds: list[int], can
     return Episodes(success[:n], returns[:n], lengths[:n])
 
 
-def act(policy: DiffusionPolicy, obs: np.ndarray, generators: list[torch.Generator], candidates: int = 1) -> np.ndarray:
+def act(policy: Policy, obs: np.ndarray, generators: list[torch.Generator], candidates: int = 1) -> np.ndarray:
     """Actions (E, Ta, Da); row e draws its noise from generator e. A single row is computed as one of two: a matrix
     product of one row rounds differently, and a chaotic simulation makes another episode of the last bit."""
     rows = [0, 0] if len(generators) == 1 else slice(None)
@@ -266,14 +264,13 @@ def act(policy: DiffusionPolicy, obs: np.ndarray, generators: list[torch.Generat
     return np.asarray(policy.act(obs[rows], noise=noise, candidates=candidates))[: len(generators)]
 
 
-def episode_noise(policy: DiffusionPolicy, generators: list[torch.Generator], candidates: int = 1) -> torch.Tensor:
-    """(S + 1, E, Tp, Da), or (S + 1, E, N, Tp, Da) for N > 1; column e is drawn from generator e alone."""
-    chunk = (policy.config.horizon, policy.action_dim)
-    shape = (len(policy.sampler) + 1, *((candidates,) if candidates > 1 else ()), *chunk)
+def episode_noise(policy: Policy, generators: list[torch.Generator], candidates: int = 1) -> torch.Tensor:
+    """What `Policy.act` takes, e.g. (S + 1, E, Tp, Da); column e is drawn from generator e alone."""
+    shape = policy.noise_shape(candidates)
     return torch.stack([torch.randn(shape, generator=g) for g in generators], dim=1).to(policy.device)
 
 
-def latency_ms(policy: DiffusionPolicy, candidates: int = 1) -> float:
+def latency_ms(policy: Policy, candidates: int = 1) -> float:
     """Median wall-clock time of `act` for one observation (numpy in, numpy out), in milliseconds."""
     obs = policy.obs_normalizer.offset.cpu().numpy()
     obs = np.broadcast_to(obs, (1, policy.config.n_obs_steps, policy.obs_dim)).copy()

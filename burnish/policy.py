@@ -13,32 +13,23 @@ dimensions.
 from __future__ import annotations
 
 import copy
-import json
-import os
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from burnish.checkpoint import Checkpoints, save_folder
 from burnish.config import parse
 from burnish.diffusion import Chain, NoiseProcess, Sampler, StdBounds, betas
 from burnish.errors import BurnishError
 from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, QEnsemble, build_denoiser
-from burnish.normalizer import Normalizer
-
-FORMAT = 1
-WEIGHTS = "policy.safetensors"
-DESCRIPTION = "policy.json"
+from burnish.policy_base import ChunkConfig, Policy
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
-    """Everything that decides what a policy computes.
+class PolicyConfig(ChunkConfig):
+    """Everything that decides what a diffusion policy computes.
 
     Attributes:
         denoiser: the network.
@@ -52,10 +43,9 @@ class PolicyConfig:
         obs_normalization, action_normalization: "min_max", "mean_std" or "none".
     """
 
+    kind: Literal["diffusion"] = field(default="diffusion", kw_only=True)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    n_obs_steps: int = 1
     horizon: int = 4
-    n_action_steps: int = 4
     denoising_steps: int = 20
     schedule: str = "cosine"
     schedule_scale: float = 1.0
@@ -66,8 +56,6 @@ class PolicyConfig:
     sampler: Literal["ddpm", "ddim"] = "ddpm"
     ddim_steps: int = 5
     eta: float = 0.0
-    obs_normalization: Literal["min_max", "mean_std", "none"] = "min_max"
-    action_normalization: Literal["min_max", "mean_std", "none"] = "min_max"
 
     def __post_init__(self) -> None:
         for key in ("n_obs_steps", "horizon", "n_action_steps", "denoising_steps"):
@@ -97,7 +85,7 @@ class PolicyConfig:
         return NoiseProcess(beta, self.prediction_type, self.clip_sample)
 
 
-class DiffusionPolicy(nn.Module):
+class DiffusionPolicy(Policy):
     """A denoiser, its noise process, its sampler and its normalizers.
 
     A fine-tuned policy holds two denoisers: the pretrained one runs the first S - K' transitions, the fine-tuned
@@ -111,14 +99,11 @@ class DiffusionPolicy(nn.Module):
         task: name of the task it was trained for; for information.
     """
 
+    Config: ClassVar[type[ChunkConfig]] = PolicyConfig
+    config: PolicyConfig
+
     def __init__(self, config: PolicyConfig, obs_dim: int, action_dim: int, obs_keys: list[str], task: str = ""):
-        super().__init__()
-        self.config = config
-        self.obs_dim, self.action_dim = obs_dim, action_dim
-        self.obs_keys = list(obs_keys)
-        self.task = task
-        self.obs_normalizer = Normalizer(obs_dim)
-        self.action_normalizer = Normalizer(action_dim)
+        super().__init__(config, obs_dim, action_dim, obs_keys, task)
         self.process = config.noise_process()
         self.sampler = Sampler(self.process, config.sampler, config.ddim_steps, config.eta)
         self.denoiser = build_denoiser(
@@ -130,12 +115,6 @@ class DiffusionPolicy(nn.Module):
         )
         self.finetuned: Denoiser | None = None
         self.ft_denoising_steps = 0
-        self.critic: QEnsemble | None = None
-        self.critic_config: CriticConfig | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return self.obs_normalizer.offset.device
 
     def start_finetuning(self, ft_denoising_steps: int) -> None:
         """Freeze the denoiser and add a copy of it for the last K' = `ft_denoising_steps` transitions.
@@ -180,10 +159,6 @@ class DiffusionPolicy(nn.Module):
             raise BurnishError("the sampler of a fine-tuned policy cannot be changed")
         self.config = replace(self.config, sampler=sampler, ddim_steps=ddim_steps, eta=eta)
         self.sampler = Sampler(self.process, sampler, ddim_steps, eta).to(self.device)
-
-    def normalized_obs(self, obs: Tensor) -> Tensor:
-        """Raw (B, To, Do) -> normalised and flattened (B, To * Do)."""
-        return self.obs_normalizer.normalize(obs).flatten(1)
 
     def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Denoising loss of the pretrained denoiser (Ho et al. 2020, eq. 14; Chi et al. 2023, eq. 5): a scalar.
@@ -259,10 +234,6 @@ class DiffusionPolicy(nn.Module):
 
         return sampler.sample(denoise, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)
 
-    def executed(self, x: Tensor) -> Tensor:
-        """Normalised chunks (..., Tp, Da) -> the normalised part that is executed (..., Ta, Da), within its bounds."""
-        return self.within_bounds(x[..., : self.config.n_action_steps, :])
-
     def within_bounds(self, x: Tensor) -> Tensor:
         """Normalised actions (..., Da) clamped to what can be sampled; without such bounds, to what environments do."""
         bound = self.config.clip_sample
@@ -270,10 +241,6 @@ class DiffusionPolicy(nn.Module):
             return x.clamp(-bound, bound)
         low, high = (self.action_normalizer.normalize(raw * torch.ones_like(x[..., :1])) for raw in (-1, 1))
         return x.clamp(low, high)
-
-    def executed_actions(self, x: Tensor) -> Tensor:
-        """Normalised chunks (..., Tp, Da) -> raw actions to execute (..., Ta, Da)."""
-        return self.action_normalizer.unnormalize(self.executed(x))
 
     def values(self, obs: Tensor, x: Tensor, critic: QEnsemble | None = None) -> Tensor:
         """Least Q of the ensemble's members for candidates.
@@ -290,123 +257,35 @@ class DiffusionPolicy(nn.Module):
         assert critic is not None
         return critic(obs, self.executed(x).flatten(2)).amin(0)
 
-    @torch.no_grad()
-    def act(
-        self,
-        obs: np.ndarray | Tensor,
-        *,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        candidates: int = 1,
-    ) -> np.ndarray | Tensor:
-        """Raw observations (B, To, Do) -> raw actions (B, Ta, Da), numpy for numpy, tensors for tensors.
+    def noise_shape(self, candidates: int = 1) -> tuple[int, ...]:
+        """(S + 1, Tp, Da), or (S + 1, N, Tp, Da) for N > 1"""
+        chunk = (self.config.horizon, self.action_dim)
+        return (len(self.sampler) + 1, *((candidates,) if candidates > 1 else ()), *chunk)
 
-        Args:
-            noise: (S + 1, B, Tp, Da), with several candidates (S + 1, B, N, Tp, Da), e.g. from `draw_noise`; None
-                draws it with `generator`.
-            candidates: N; of more than one the critic's best is executed.
-
-        Raises:
-            BurnishError: observations of another shape, or several candidates without a critic.
-        """
-        expected = (self.config.n_obs_steps, self.obs_dim)
-        if tuple(obs.shape[1:]) != expected:
-            raise BurnishError(
-                f"observations of shape {tuple(obs.shape)}: expected (B, To, Do) = (B, {expected[0]}, {expected[1]})"
-            )
-        self.check_candidates(candidates)
-        normalized = self.normalized_obs(torch.as_tensor(obs, dtype=torch.float32, device=self.device))
+    def predict(
+        self, obs: Tensor, noise: Tensor | None, generator: torch.Generator | None = None, candidates: int = 1
+    ) -> Tensor:
         if noise is None:
-            shape = (len(normalized),) if candidates == 1 else (len(normalized), candidates)
+            shape = (len(obs),) if candidates == 1 else (len(obs), candidates)
             noise = self.draw_noise(*shape, generator=generator)
-        x, _ = self.sample(normalized, noise)
-        if candidates > 1:
-            x = choose(x, self.values(normalized, x).argmax(1))
-        actions = self.executed_actions(x)
-        return actions.cpu().numpy() if isinstance(obs, np.ndarray) else actions
+        x, _ = self.sample(obs, noise)
+        return choose(x, self.values(obs, x).argmax(1)) if candidates > 1 else x
 
-    def check_candidates(self, candidates: int) -> None:
-        """Raise BurnishError where one of several candidates would have to be chosen without a critic, or of none."""
-        if candidates < 1:
-            raise BurnishError(f"candidates={candidates}: expected at least 1")
-        if candidates > 1 and self.critic is None:
-            raise BurnishError(
-                f"candidates={candidates}: this policy has no critic to choose among several candidates with "
-                "(stage=dpmd and stage=sdac train one)"
-            )
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `policy.json` and `policy.safetensors` into `folder`, whole or not at all."""
-        save_folder(Path(folder), self.write)
-
-    def write(self, folder: Path) -> None:
-        """Write the two files into an existing folder."""
-        from safetensors.torch import save_file
-
-        description = {
-            "format": FORMAT,
-            "task": self.task,
-            "obs_dim": self.obs_dim,
-            "action_dim": self.action_dim,
-            "obs_keys": self.obs_keys,
+    def description(self) -> dict[str, Any]:
+        return {
+            **super().description(),
             "ft_denoising_steps": self.ft_denoising_steps,
             "critic": self.critic_config and asdict(self.critic_config),
-            "config": asdict(self.config),
         }
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> DiffusionPolicy:
-        """Read a policy folder, or the latest checkpoint of a run folder.
-
-        Raises:
-            BurnishError: a file is missing or damaged, or the two do not belong together.
-        """
-        folder = Path(folder)
-        if (folder / "checkpoints").is_dir():
-            folder = Checkpoints(folder / "checkpoints").latest() or folder
-        for name in (DESCRIPTION, WEIGHTS):
-            if not (folder / name).is_file():
-                raise BurnishError(
-                    f"{folder} is not a policy folder: {name} is missing (expected {DESCRIPTION} and {WEIGHTS})"
-                )
-        try:
-            description = json.loads((folder / DESCRIPTION).read_text())
-            if description["format"] != FORMAT:
-                raise BurnishError(f"format {description['format']}, this version reads {FORMAT}")
-            config = parse(PolicyConfig, description["config"], where="config")
-            policy = cls(
-                config,
-                description["obs_dim"],
-                description["action_dim"],
-                description["obs_keys"],
-                description["task"],
-            )
-            if description["ft_denoising_steps"]:
-                policy.start_finetuning(description["ft_denoising_steps"])
-            if description.get("critic"):
-                policy.add_critic(parse(CriticConfig, description["critic"], where="critic"))
-        except BurnishError as error:
-            raise BurnishError(f"{folder / DESCRIPTION}: {error}") from error
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
-        policy._load_weights(folder / WEIGHTS)
-        return policy.to(device).eval()
-
-    def _load_weights(self, path: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            weights = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise BurnishError(f"{path} is damaged: {error}") from error
-        try:
-            self.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise BurnishError(f"{path} does not fit {DESCRIPTION} beside it: {reason}") from error
+    def from_description(cls, description: dict[str, Any]) -> DiffusionPolicy:
+        policy = super().from_description(description)
+        if description["ft_denoising_steps"]:
+            policy.start_finetuning(description["ft_denoising_steps"])
+        if description.get("critic"):
+            policy.add_critic(parse(CriticConfig, description["critic"], where="critic"))
+        return policy
 
 
 def encode_for(network: Denoiser, obs: Tensor, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from burnish.envs.task import TaskConfig
 from burnish.envs.vector import SyncVectorEnv
 from burnish.errors import BurnishError
 from burnish.evaluation import run_episodes
-from burnish.policy import DiffusionPolicy
+from burnish.policy_base import Policy
 
 SIZE = (480, 480)  # width, height
 FPS = 20
@@ -43,9 +43,7 @@ class RecordingSimulator:
         return getattr(self.simulator, name)
 
 
-def record(
-    policy: DiffusionPolicy, task: TaskConfig, seeds: list[int], folder: Path, candidates: int = 1
-) -> list[Path]:
+def record(policy: Policy, task: TaskConfig, seeds: list[int], folder: Path, candidates: int = 1) -> list[Path]:
     """Write one MP4 for each seed: the very episodes that `evaluate` counts.
 
     Whatever goes wrong (no OpenGL, no ffmpeg, a full disk) is said on stderr: a training that is done is worth
@@ -69,7 +67,7 @@ def record(
     return paths
 
 
-def _single_env(recorder: RecordingSimulator, policy: DiffusionPolicy, task: TaskConfig) -> SyncVectorEnv:
+def _single_env(recorder: RecordingSimulator, policy: Policy, task: TaskConfig) -> SyncVectorEnv:
     return SyncVectorEnv(
         lambda: recorder,
         n_envs=1,

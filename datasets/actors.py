@@ -1,4 +1,4 @@
-"""What acts while demonstrations are collected: scripted experts, SAC actors and diffusion policies alike.
+"""What acts while demonstrations are collected: scripted experts, SAC actors and policies alike.
 
 Symbols: To observation steps, Do and Da dimensions of observation and action.
 """
@@ -14,7 +14,7 @@ from burnish.envs.base import Floats, Simulator
 
 if TYPE_CHECKING:
     from burnish.datasets.behaviour import SACActor
-    from burnish.policy import DiffusionPolicy
+    from burnish.policy_base import Policy
 
 
 class Actor(Protocol):
@@ -41,9 +41,9 @@ class SampledActor:
 
 
 class PolicyActor:
-    """A diffusion policy: keeps the last To observations and works through each chunk before the next."""
+    """A saved policy: keeps the last To observations and works through each chunk before the next."""
 
-    def __init__(self, policy: DiffusionPolicy) -> None:
+    def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._history: deque[Floats] = deque(maxlen=policy.config.n_obs_steps)
         self._chunk: deque[Floats] = deque()

@@ -114,6 +114,6 @@ def _make_actor(config: CollectConfig) -> Actor:
 
         shipped = f"shipped:{config.task.name}-medium"
         return SampledActor(SACActor.load(shipped if config.behaviour == "sac" else config.behaviour))
-    from burnish.policy import DiffusionPolicy
+    from burnish.policy_base import load_policy
 
-    return PolicyActor(DiffusionPolicy.load(config.behaviour))
+    return PolicyActor(load_policy(config.behaviour))

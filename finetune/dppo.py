@@ -154,6 +154,7 @@ class DPPO(Stage):
     """
 
     Config = DPPOConfig
+    policy: DiffusionPolicy
 
     def __init__(self, policy: DiffusionPolicy, config: DPPOConfig, setting: Setting):
         self.policy, self.config = policy, config

@@ -21,8 +21,10 @@ from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
 from burnish.finetune.stage import Setting, Stage, StageConfig, stage_class
+from burnish.gaussian_policy import GaussianPolicyConfig
 from burnish.memory import peak_memory_mib
 from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.policy_base import Policy, load_policy, policy_class
 from burnish.run import Run, StopRequest
 from burnish.video import record
 
@@ -40,7 +42,7 @@ class FinetuneConfig:
     stage: StageConfig
     run_dir: str
     policy: str | None = None
-    network: PolicyConfig | None = None
+    network: PolicyConfig | GaussianPolicyConfig | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     total_env_steps: int = 51_200
     max_minutes: float | None = None
@@ -129,11 +131,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     latest = Checkpoints(Path(config.resume) / "checkpoints").latest() if config.resume else None
     source = latest or config.policy
-    policy = DiffusionPolicy.load(source, device) if source else fresh_policy(config, device)
+    policy = load_policy(source, device) if source else fresh_policy(config, device)
+    check_kind(config, policy)
     with ExitStack() as stack:
         eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
         make_stage: Any = stage_class(config.stage.name)
-        stage = make_stage(policy, config.stage, Setting(config.task, config.n_envs, config.seed))
+        setting = Setting(config.task, config.n_envs, config.seed, pretrained=config.policy is not None)
+        stage = make_stage(policy, config.stage, setting)
         check_budget(config, stage)
         check_whole_chain(config, stage)
         envs = make_vector_env(
@@ -150,13 +154,27 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         return Loop(config, stage, envs, eval_envs, run).run_to_end()
 
 
-def fresh_policy(config: FinetuneConfig, device: torch.device) -> DiffusionPolicy:
+def fresh_policy(config: FinetuneConfig, device: torch.device) -> Policy:
     """A policy that knows nothing but the sizes of the task's observations and actions."""
     assert config.network is not None
     simulator = make_simulator(config.task)
     sizes = simulator.obs_dim, simulator.action_dim
     simulator.close()
-    return DiffusionPolicy(config.network, *sizes, config.task.obs_keys, config.task.name).to(device).eval()
+    make_policy: Any = policy_class(config.network.kind)
+    return make_policy(config.network, *sizes, config.task.obs_keys, config.task.name).to(device).eval()
+
+
+def check_kind(config: FinetuneConfig, policy: Policy) -> None:
+    """Raise BurnishError where the stage does not train policies of this kind."""
+    name, expected = config.stage.name, stage_class(config.stage.name).kind
+    if policy.config.kind != expected:
+        option = {"diffusion": "mlp", "gaussian": "gaussian"}[expected]
+        given, instead = f"policy={config.policy}", f"pretrain one: burnish pretrain policy={option}"
+        if config.policy is None:
+            given, instead = "the network", f"give network={option}"
+        raise BurnishError(
+            f"stage={name} trains a {expected} policy, but {given} is a {policy.config.kind} one: {instead}"
+        )
 
 
 def check_budget(config: FinetuneConfig, stage: Stage) -> None:
@@ -172,8 +190,10 @@ def check_budget(config: FinetuneConfig, stage: Stage) -> None:
 
 def check_whole_chain(config: FinetuneConfig, stage: Stage) -> None:
     """Raise BurnishError where a part of a fresh policy's chain would stay random."""
+    if config.network is None or not isinstance(stage.policy, DiffusionPolicy):
+        return
     K, S = stage.policy.ft_denoising_steps, len(stage.policy.sampler)
-    if config.network is not None and K < S:
+    if K < S:
         raise BurnishError(
             f"stage.ft_denoising_steps={K}: from scratch expected {S}, all of the sampler's steps; "
             "the others would stay random"
@@ -310,7 +330,8 @@ class Loop:
         if noisy < NOISY_SHARE * clean:
             warn(
                 f"the training policy, with its exploration noise, succeeds in {noisy:.0%} of its episodes, the same "
-                f"policy without in {clean:.0%}: too much noise (for DPPO: stage.min_sampling_denoising_std)"
+                f"policy without in {clean:.0%}: too much noise "
+                "(dppo: stage.min_sampling_denoising_std; ppo: stage.log_std_init)"
             )
 
     def _save(self) -> None:

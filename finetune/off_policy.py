@@ -187,6 +187,7 @@ class OffPolicyStage(Stage):
     """See the module's docstring; a subclass gives the actor's loss."""
 
     config: OffPolicyConfig
+    policy: DiffusionPolicy
     STATEFUL = (
         "policy",
         "actor",

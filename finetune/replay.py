@@ -16,7 +16,7 @@ from torch import Tensor
 from burnish.datasets.episodes import Episode
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
-from burnish.policy import DiffusionPolicy
+from burnish.policy_base import Policy
 
 
 class Transitions(NamedTuple):
@@ -78,9 +78,7 @@ class Replay:
             ours[: self.size] = saved.to(self.device)
 
 
-def online_transitions(
-    policy: DiffusionPolicy, obs: Tensor, chunk: Tensor, step: ChunkStep, gamma: float
-) -> Transitions:
+def online_transitions(policy: Policy, obs: Tensor, chunk: Tensor, step: ChunkStep, gamma: float) -> Transitions:
     """What the chunks (E, Tp, Da), normalised, led to from `obs` (E, To * Do), normalised."""
     device = policy.device
     numbers = torch.as_tensor(discounted(step.step_rewards, step.steps, step.terminated, gamma), device=device)
@@ -88,7 +86,7 @@ def online_transitions(
     return Transitions(obs, chunk.flatten(1), numbers[0], numbers[1], next_obs)
 
 
-def demonstration_transitions(policy: DiffusionPolicy, episodes: Sequence[Episode], gamma: float) -> Transitions:
+def demonstration_transitions(policy: Policy, episodes: Sequence[Episode], gamma: float) -> Transitions:
     """The chunk from every step of the demonstrations, as if it had been executed.
 
     A chunk is cut by the end of its episode; what follows the last step is the recorded final observation. Where an
@@ -101,7 +99,7 @@ def demonstration_transitions(policy: DiffusionPolicy, episodes: Sequence[Episod
     if not any(episode.rewards.any() for episode in episodes):
         raise BurnishError(
             "the demonstrations have no reward anywhere: a critic would learn that they are worthless (without them: "
-            "stage.demo_ratio=0)"
+            "stage.demo_ratio=0; sac and td3: stage.demos=null)"
         )
     parts = [part for episode in episodes if (part := _episode_transitions(policy, episode, gamma)) is not None]
     if not parts:
@@ -109,7 +107,7 @@ def demonstration_transitions(policy: DiffusionPolicy, episodes: Sequence[Episod
     return Transitions(*(torch.cat(field).to(policy.device) for field in zip(*parts)))
 
 
-def _episode_transitions(policy: DiffusionPolicy, episode: Episode, gamma: float) -> Transitions | None:
+def _episode_transitions(policy: Policy, episode: Episode, gamma: float) -> Transitions | None:
     config, T = policy.config, len(episode)
     obs = episode.flat_obs(policy.obs_keys)  # (T, Do)
     for name, ours, theirs in (

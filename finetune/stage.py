@@ -15,13 +15,16 @@ import numpy as np
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.policy import DiffusionPolicy
+from burnish.policy_base import Policy
 
 STAGES = {
     "dppo": "burnish.finetune.dppo:DPPO",
     "dpmd": "burnish.finetune.dpmd:DPMD",
     "sdac": "burnish.finetune.sdac:SDAC",
     "best_of_n": "burnish.finetune.best_of_n:BestOfN",
+    "sac": "burnish.finetune.sac:SAC",
+    "td3": "burnish.finetune.td3:TD3",
+    "ppo": "burnish.finetune.ppo:PPO",
 }
 """Name -> module:class; the class names its config in `Config`. One line for each algorithm."""
 
@@ -32,6 +35,7 @@ class Setting(NamedTuple):
     task: TaskConfig
     n_envs: int
     seed: int
+    pretrained: bool = True  # the policy is one, its weights are to be kept
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Stage(ABC):
     """An algorithm: how to act, what to store, when and how to update. The loop knows nothing else about it."""
 
     Config: ClassVar[type[StageConfig]]
-    policy: DiffusionPolicy  # what is evaluated and saved
+    kind: ClassVar[str] = "diffusion"  # of the policies it trains
+    policy: Policy  # what is evaluated and saved
     chunks_per_update: int  # chunks in each environment before the first update
     n_candidates: int = 1  # chunks sampled for each that is executed, if the policy has a critic to choose by
 

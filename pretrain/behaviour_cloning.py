@@ -1,4 +1,4 @@
-"""Behaviour cloning of a diffusion policy: the whole of `burnish pretrain`.
+"""Behaviour cloning of a policy of any kind: the whole of `burnish pretrain`.
 
 Symbols: N windows, B batch, To, Tp, Do, Da as in `burnish.policy`.
 """
@@ -23,7 +23,9 @@ from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
-from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.gaussian_policy import GaussianPolicyConfig
+from burnish.policy import PolicyConfig
+from burnish.policy_base import Policy, policy_class
 from burnish.pretrain.ema import EMA
 from burnish.run import Run, StopRequest
 from burnish.video import record
@@ -80,7 +82,7 @@ class PretrainConfig:
 
     task: TaskConfig
     run_dir: str
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: PolicyConfig | GaussianPolicyConfig = field(default_factory=PolicyConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     dataset: str | None = None
@@ -101,7 +103,7 @@ class PretrainConfig:
 class BehaviourCloning:
     """The optimisation of one policy on one set of windows; one call of `update` is one gradient step."""
 
-    def __init__(self, config: PretrainConfig, policy: DiffusionPolicy, windows: Windows, validation: Windows | None):
+    def __init__(self, config: PretrainConfig, policy: Policy, windows: Windows, validation: Windows | None):
         self.config, self.policy, self.windows, self.validation = config.train, policy, windows, validation
         self.seed = config.seed
         self.device = policy.device
@@ -155,7 +157,7 @@ class BehaviourCloning:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Denoising loss of the averaged weights on the held-out episodes, always with the same noise."""
+        """Loss of the averaged weights on the held-out episodes, always with the same noise."""
         assert self.validation is not None
         generator = torch.Generator(self.device).manual_seed(0)
         total = 0.0
@@ -216,9 +218,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         validation = _windows(config, valid, device) if valid else None
     except BurnishError as error:
         raise BurnishError(f"{demos.source or source}: {error}") from error
-    policy = DiffusionPolicy(
-        config.policy, windows.obs.shape[1], windows.actions.shape[1], config.task.obs_keys, config.task.name
-    ).to(device)
+    make_policy: Any = policy_class(config.policy.kind)
+    sizes = windows.obs.shape[1], windows.actions.shape[1]
+    policy: Policy = make_policy(config.policy, *sizes, config.task.obs_keys, config.task.name).to(device)
     policy.obs_normalizer.fit(windows.obs, config.policy.obs_normalization)
     policy.action_normalizer.fit(windows.actions, config.policy.action_normalization)
     with ExitStack() as stack:

@@ -118,7 +118,7 @@ def keys(tree: dict[str, Any]) -> dict[str, Any]:
         (["pretrain", "train.epochs=x", "--cfg"], ["train.epochs=x", "whole number"]),
         (["pretrain", "--epochs"], ["--epochs", "key=value"]),
         (["finetune", "task=lift"], ["policy is missing"]),
-        (["finetune", "policy=x", "stage=ppo"], ["stage=ppo", "dppo"]),
+        (["finetune", "policy=x", "stage=dpo"], ["stage=dpo", "dppo"]),
         (["evaluate", "task=lift", "policy=/nowhere"], ["/nowhere", "policy"]),
         (["pretrain", "resume=/nowhere"], ["/nowhere", "config.yaml"]),
         (["data", "inspect", "/nowhere.hdf5"], ["/nowhere.hdf5"]),

@@ -144,5 +144,5 @@ def test_going_on_with_a_finetuned_policy(pretrained_weights):
 
 def test_unknown_stage():
     assert stage_class("dppo") is DPPO
-    with pytest.raises(BurnishError, match="stage=ppo: expected one of dppo"):
-        stage_class("ppo")
+    with pytest.raises(BurnishError, match="stage=reinforce: expected one of dppo"):
+        stage_class("reinforce")

@@ -23,7 +23,8 @@ GAMMA = 0.5
 
 
 def make_policy(Do=1, To=2, Tp=3, Ta=2, Da=1) -> DiffusionPolicy:
-    config = PolicyConfig(DenoiserConfig(hidden_dim=8, n_layers=1), To, Tp, Ta, denoising_steps=5)
+    denoiser = DenoiserConfig(hidden_dim=8, n_layers=1)
+    config = PolicyConfig(denoiser, n_obs_steps=To, horizon=Tp, n_action_steps=Ta, denoising_steps=5)
     policy = DiffusionPolicy(config, Do, Da, ["flat"])
     policy.obs_normalizer.offset.fill_(1.0)
     policy.obs_normalizer.scale.fill_(2.0)

@@ -39,4 +39,10 @@ class Mish(nn.Module):
         return F.mish(x)
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": Mish, "silu": nn.SiLU, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "mish": Mish,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}

@@ -1,0 +1,564 @@
+"""Gaussian policies, and Stable-Baselines3's SAC, TD3 and PPO as stages: what is stored, learned, saved and resumed."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.checkpoint import load_state, save_state
+from burnish.datasets import d4rl
+from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.envs.base import ChunkStep
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError, Stopped
+from burnish.evaluate_command import EvaluateConfig, evaluate_policy
+from burnish.evaluation import EvaluationConfig, evaluate
+from burnish.finetune import loop
+from burnish.finetune.gae import gae
+from burnish.finetune.loop import FinetuneConfig, finetune
+from burnish.finetune.ppo import PPO, PPOConfig
+from burnish.finetune.sac import SAC, SACConfig
+from burnish.finetune.stage import Setting, StageConfig
+from burnish.finetune.td3 import TD3, TD3Config
+from burnish.gaussian_policy import GaussianPolicy, GaussianPolicyConfig
+from burnish.networks import DenoiserConfig
+from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.policy_base import load_policy
+from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pretrain
+from burnish.run import read_metrics
+
+E, TA, DA = 8, 2, 2
+STAGES = {"sac": (SAC, SACConfig), "td3": (TD3, TD3Config), "ppo": (PPO, PPOConfig)}
+SMALL = {
+    "sac": {"critic_hidden_sizes": [32], "batch_size": 32, "learning_starts": 2 * E * TA, "buffer_size": 2000},
+    "td3": {"critic_hidden_sizes": [32], "batch_size": 32, "learning_starts": 2 * E * TA, "buffer_size": 2000},
+    "ppo": {"critic_hidden_sizes": [32], "batch_size": 64, "n_steps": 16},
+}
+TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
+HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=40)
+EVALUATION = EvaluationConfig(episodes=2, n_envs=2, backend="sync")
+
+
+def make_policy(name="ppo", **kwargs) -> GaussianPolicy:
+    """Whose normalizers do something."""
+    torch.manual_seed(0)
+    settings = {"hidden_sizes": [32, 16], "n_action_steps": TA, "squash": name != "ppo", "log_std_init": -0.7}
+    policy = GaussianPolicy(GaussianPolicyConfig(**(settings | kwargs)), 2, DA, ["flat"], "bandit").eval()
+    policy.obs_normalizer.offset.fill_(0.25)
+    policy.action_normalizer.scale.fill_(0.5)
+    return policy
+
+
+def make_stage(name, policy=None, pretrained=False, task=TASK, **kwargs):
+    make, config = STAGES[name]
+    setting = Setting(task, E, 0, pretrained)
+    return make(policy or make_policy(name), config(**(SMALL[name] | kwargs)), setting)
+
+
+def chunk_step(reward, terminated=False, truncated=False, final_obs=None, steps=TA, obs=None) -> ChunkStep:
+    """Chunks of E environments; `reward` (E,) comes with the first step, or (E, Ta) as given."""
+    none = np.zeros(E, bool)
+    step_rewards = np.zeros((E, TA), np.float32)
+    if np.ndim(reward) == 2:
+        step_rewards[:] = reward
+    else:
+        step_rewards[:, 0] = reward
+    obs = np.zeros((E, 1, 2), np.float32) if obs is None else obs
+    return ChunkStep(
+        obs=obs,
+        reward=step_rewards.sum(1),
+        terminated=none | terminated,
+        truncated=none | truncated,
+        final_obs=obs if final_obs is None else final_obs,
+        success=none,
+        steps=np.full(E, TA) if np.isscalar(steps) else steps,
+        step_rewards=step_rewards,
+    )
+
+
+def observations(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(E, 1, 2)).astype(np.float32)
+
+
+def play(stage, rng: np.random.Generator, chunks: int) -> list[dict[str, float]]:
+    """One-step episodes: the first action dimension shall follow the sign of the first observation."""
+    metrics = []
+    for _ in range(chunks):
+        obs = observations(rng)
+        reward = stage.act(obs)[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])
+        stage.observe(chunk_step(reward, terminated=True, final_obs=observations(rng)))
+        if stage.ready():
+            metrics.append(stage.update())
+    return metrics
+
+
+def score(policy) -> float:
+    obs = np.random.default_rng(1).normal(size=(500, 1, 2)).astype(np.float32)
+    return float((policy.act(obs)[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])).mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "chunks", "settings"),
+    [
+        ("sac", 60, {"learning_rate": 3e-3, "ent_coef": 0.01}),
+        ("td3", 60, {"learning_rate": 3e-3}),
+        ("ppo", 160, {"learning_rate": 3e-3}),
+    ],
+)
+def test_a_bandit_is_learned(name, chunks, settings):
+    stage = make_stage(name, **settings)
+    before = score(stage.policy)
+    metrics = play(stage, np.random.default_rng(0), chunks)
+    assert abs(before) < 0.1
+    assert score(stage.policy) > 0.3  # of 0.5, the greatest raw action
+    assert all(np.isfinite(list(m.values())).all() for m in metrics)
+
+
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_the_replay_by_hand(name):
+    """Discounted rewards of the executed steps, the true final observation, terminations but not time limits."""
+    stage = make_stage(name, gamma=0.9)
+    obs, after, rng = (
+        observations(np.random.default_rng(0)),
+        np.full((E, 1, 2), 7, np.float32),
+        np.random.default_rng(1),
+    )
+    rewards = rng.normal(size=(E, TA)).astype(np.float32)
+    rewards[3, 1] = 0
+    steps = np.full(E, TA)
+    steps[3] = 1
+    actions = stage.act(obs)
+    index = np.arange(E)
+    stage.observe(chunk_step(rewards, index < 2, (index == 2) | (index == 3), after, steps, obs=obs + 1))
+    buffer = stage.model.replay_buffer
+    assert buffer.pos == 1 and buffer.n_envs == E
+    np.testing.assert_allclose(buffer.observations[0], obs[:, 0] - 0.25)
+    np.testing.assert_allclose(buffer.next_observations[0], np.full((E, 2), 6.75))
+    np.testing.assert_allclose(buffer.actions[0], actions.reshape(E, -1) / 0.5, rtol=1e-6)
+    np.testing.assert_allclose(buffer.rewards[0], rewards[:, 0] + 0.9 * rewards[:, 1], rtol=1e-6)
+    assert buffer.dones[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert buffer.timeouts[0].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+    batch = buffer._get_samples(np.zeros(200, int))
+    terminated = torch.isin(batch.observations[:, 0], torch.from_numpy(buffer.observations[0, :2, 0]))
+    assert torch.equal(batch.dones[:, 0], terminated.float()) and 0 < terminated.sum() < 200
+    assert stage.model.gamma == pytest.approx(0.81)
+    assert stage.env_steps == E * TA - 1
+
+
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_gradient_steps_are_those_due(name):
+    stage = make_stage(name, utd_ratio=0.3125, train_freq=2)
+    done = []
+    for _ in range(6):
+        play(stage, np.random.default_rng(0), 1)
+        done.append(stage.gradient_steps)
+    assert done == [0, 2, 2, 7, 7, 12]  # floor(2.5 n), from the second round of chunks on
+    assert stage.model._n_updates == 12
+
+
+def test_what_td3_executes_is_what_it_stores():
+    stage = make_stage("td3", exploration_noise=1.0, learning_starts=0)
+    for i in range(3):
+        actions = stage.act(observations(np.random.default_rng(i)))
+        stage.observe(chunk_step(np.zeros(E)))
+        stored = stage.buffer.actions[i]
+        np.testing.assert_allclose(stored.reshape(E, TA, DA) * 0.5, actions, rtol=1e-6)
+        assert np.abs(stored).max() == 1 and np.unique(stored).size > E
+
+
+def ppo_rollout(stage, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """One rollout with ends of both kinds -> rewards, terminated, truncated and final observations (T, E, ...)."""
+    kept = []
+    obs = observations(rng)
+    while not stage.ready():
+        stage.act(obs)
+        draw = rng.random(E)
+        terminated, truncated = draw < 0.15, draw > 0.85
+        reward, obs = rng.normal(size=E).astype(np.float32), observations(rng)
+        final = np.where((terminated | truncated)[:, None, None], observations(rng), obs)
+        stage.observe(chunk_step(reward, terminated, truncated, final, obs=obs))
+        kept.append((reward, terminated, truncated, final))
+    names = ("reward", "terminated", "truncated", "final_obs")
+    return dict(zip(names, map(np.stack, zip(*kept))))
+
+
+@pytest.mark.parametrize("reward_scaling", [False, True])
+def test_ppos_advantages_are_ours(monkeypatch, reward_scaling):
+    stage = make_stage("ppo", gamma=0.9, reward_scaling=reward_scaling)
+    data = {key: torch.from_numpy(value) for key, value in ppo_rollout(stage, np.random.default_rng(0)).items()}
+    buffer, model = stage.buffer, stage.model
+    with torch.no_grad():
+        next_values = model.policy.predict_values(stage.policy.normalized_obs(data["final_obs"].flatten(0, 1)))
+    values, rewards = torch.from_numpy(buffer.values.copy()), data["reward"]
+    if reward_scaling:
+        scaler = copy.deepcopy(stage.reward_scaler)
+        rewards = scaler(rewards, data["terminated"] | data["truncated"])
+    ends = data["terminated"], data["truncated"]
+    advantages, returns = gae(rewards, values, next_values.view_as(values), *ends, gamma=0.81, gae_lambda=0.95)
+    seen = {}
+    train = lambda: seen.update(a=buffer.advantages.copy(), r=buffer.returns.copy())  # noqa: E731
+    monkeypatch.setattr(model, "train", train)
+    stage.update()
+    np.testing.assert_allclose(seen["a"], advantages.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(seen["r"], returns.numpy(), rtol=1e-4, atol=1e-5)
+    assert data["truncated"].sum() > 3 and data["terminated"].sum() > 3
+
+
+def test_a_chunk_cut_by_the_time_limit_is_discounted_by_its_steps():
+    stage = make_stage("ppo", gamma=0.9)
+    stage.act(observations(np.random.default_rng(0)))
+    steps = np.full(E, TA)
+    steps[0] = 1
+    stage.observe(chunk_step(np.zeros(E), truncated=np.arange(E) < 2, steps=steps))
+    v = stage.final_values
+    np.testing.assert_allclose(stage.bootstrap[0], np.where(np.arange(E) < 2, [0.9, *[0.81] * 7], 0) * v, rtol=1e-6)
+
+
+def test_ppos_first_ratio_is_one(monkeypatch):
+    """Of the first minibatch, as Stable-Baselines3 computes it."""
+    stage = make_stage("ppo", n_epochs=1)
+    ppo_rollout(stage, np.random.default_rng(0))
+    policy, get, evaluate_actions = stage.model.policy, stage.buffer.get, stage.model.policy.evaluate_actions
+    old, new = [], []
+
+    def watched_get(size):
+        for batch in get(size):
+            old.append(batch.old_log_prob)
+            yield batch
+
+    def watched_evaluation(*given):
+        result = evaluate_actions(*given)
+        new.append(result[1].detach())
+        return result
+
+    monkeypatch.setattr(stage.buffer, "get", watched_get)
+    monkeypatch.setattr(policy, "evaluate_actions", watched_evaluation)
+    metrics = stage.update()
+    new.pop(0)  # our own look at the whole rollout
+    assert len(old) == len(new) == 2 and metrics["first_ratio_error"] < 1e-5
+    torch.testing.assert_close((new[0] - old[0]).exp(), torch.ones(64), atol=1e-5, rtol=0)
+    assert ((new[1] - old[1]).exp() - 1).abs().amax() > 1e-4  # after one gradient step
+
+
+def test_a_policy_that_changed_between_sampling_and_update_shows(monkeypatch):
+    stage = make_stage("ppo")
+    ppo_rollout(stage, np.random.default_rng(0))
+    with torch.no_grad():
+        stage.policy.log_std.add_(0.1)
+    assert stage.update()["first_ratio_error"] > 0.01
+
+
+def test_cut_episodes_bootstraps_the_last_chunk():
+    stage = make_stage("ppo", gamma=0.9)
+    stage.cut_episodes()  # nothing stored: nothing to do
+    terminated = np.arange(E) < 3
+    stage.act(observations(np.random.default_rng(0)))
+    stage.observe(chunk_step(np.zeros(E), terminated=terminated))
+    stage.cut_episodes()
+    np.testing.assert_allclose(stage.bootstrap[0], np.where(terminated, 0, 0.81 * stage.final_values), rtol=1e-6)
+    stage.act(observations(np.random.default_rng(1)))
+    stage.observe(chunk_step(np.zeros(E)))
+    assert stage.buffer.episode_starts[:2].tolist() == [[1] * E] * 2
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "ppo"])
+def test_the_saved_policy_acts_as_the_model_predicts(name, tmp_path):
+    stage = make_stage(name)
+    play(stage, np.random.default_rng(0), 20)
+    stage.policy.save(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    obs = np.random.default_rng(1).normal(size=(50, 1, 2)).astype(np.float32)
+    normalized = stage.normalized(obs)
+    with torch.no_grad():
+        exact = stage.model.policy._predict(normalized, deterministic=True)
+    expected = stage.policy.executed_actions(stage.policy.chunks(exact)).numpy()
+    np.testing.assert_array_equal(loaded.act(obs), expected)
+    predicted, _ = stage.model.predict(normalized.numpy(), deterministic=True)  # rescaled from [-1, 1] to [-1, 1]
+    np.testing.assert_allclose(loaded.act(obs), 0.5 * predicted.reshape(50, TA, DA), atol=1e-6)
+    np.testing.assert_array_equal(loaded.act(obs), stage.policy.act(obs))
+    assert expected.std(0).min() > 0
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "ppo"])
+@pytest.mark.parametrize("chunks", [1, 21])
+def test_a_restored_stage_goes_on_bitwise(name, chunks, tmp_path):
+    """Through the file, from random actions, a part of a rollout, or the middle of learning."""
+    settings = {} if name == "ppo" else {"buffer_size": 10 * E, "train_freq": 2}  # the ring is full
+    stage = make_stage(name, **settings)
+    play(stage, np.random.default_rng(0), chunks)
+    save_state(tmp_path / "state.pt", stage.state_dict())
+    torch.manual_seed(99)
+    again = make_stage(name, **settings)
+    again.load_state_dict(load_state(tmp_path / "state.pt"))
+    metrics = [play(one, np.random.default_rng(1), 20) for one in (stage, again)]
+    assert metrics[0] and metrics[0] == metrics[1]
+    for ours, theirs in ((stage.policy, again.policy), (stage.model.policy, again.model.policy)):
+        for key, tensor in ours.state_dict().items():
+            assert torch.equal(tensor, theirs.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "ppo"])
+def test_the_global_generators_are_left_alone_and_do_not_matter(name):
+    runs = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        stage = make_stage(name)  # its policy is made with seed 0
+        torch.manual_seed(seed)
+        play(stage, np.random.default_rng(0), 18)
+        drawn = torch.rand(3), np.random.rand()  # noqa: NPY002
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        assert torch.equal(drawn[0], torch.rand(3)) and drawn[1] == np.random.rand()  # noqa: NPY002
+        runs.append(score(stage.policy))
+    assert runs[0] == runs[1]
+
+
+def test_ppo_goes_on_from_a_pretrained_policy():
+    policy = make_policy()
+    with torch.no_grad():
+        policy.log_std.fill_(-1.5)
+    obs = np.random.default_rng(0).normal(size=(20, 1, 2)).astype(np.float32)
+    cloned = policy.act(obs)
+    stage = make_stage("ppo", copy.deepcopy(policy), pretrained=True, log_std_init=-3.0)
+    np.testing.assert_array_equal(stage.policy.act(obs), cloned)
+    assert torch.equal(stage.policy.log_std, torch.full((TA * DA,), -3.0))
+    play(stage, np.random.default_rng(0), 16)
+    assert stage.iteration == 1
+    np.testing.assert_array_equal(stage.policy.act(obs), cloned)  # the critic alone
+    play(stage, np.random.default_rng(0), 16)
+    assert not np.array_equal(stage.policy.act(obs), cloned)
+    fitted = make_stage("ppo", copy.deepcopy(policy), pretrained=True, log_std_init=None)
+    assert torch.equal(fitted.policy.log_std, torch.full((TA * DA,), -1.5))
+    fresh = make_stage("ppo", copy.deepcopy(policy))
+    assert not np.array_equal(fresh.policy.act(obs), cloned)  # Stable-Baselines3's own initialisation
+    before = fresh.policy.act(obs)
+    play(fresh, np.random.default_rng(0), 16)
+    assert not np.array_equal(fresh.policy.act(obs), before)
+
+
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_the_replay_is_filled_with_demonstrations(name, tmp_path):
+    obs = np.arange(22, dtype=np.float32).reshape(11, 2)
+    episode = Episode(
+        "demo_0",
+        {"flat": obs[:10]},
+        np.full((10, DA), 0.25, np.float32),
+        np.arange(10, dtype=np.float32),
+        np.arange(10) == 9,
+        {"flat": obs[10]},
+    )
+    d4rl.write(tmp_path / "demos.hdf5", Demonstrations([episode]))
+    stage = make_stage(name, demos=str(tmp_path / "demos.hdf5"), gamma=0.5)
+    buffer = stage.model.replay_buffer
+    n = buffer.pos * E
+    assert n == 16  # 10 chunks, the second row completed with the first six again
+    rows = [
+        getattr(buffer, key)[:2].reshape(n, -1) for key in ("observations", "next_observations", "rewards", "dones")
+    ]
+    order = np.arange(n) % 10
+    np.testing.assert_allclose(rows[0], obs[order] - 0.25)
+    np.testing.assert_allclose(rows[1], obs[np.minimum(order + 2, 10)] - 0.25)
+    np.testing.assert_allclose(rows[2][:, 0], np.where(order == 9, 9, order + 0.5 * (order + 1)))
+    assert rows[3][:, 0].tolist() == (order >= 8).astype(float).tolist()
+    assert (buffer.actions[:2] == 0.5).all()  # normalised
+    with pytest.raises(BurnishError, match="buffer_size=8 is too small for 10 demonstrated chunks"):
+        make_stage(name, demos=str(tmp_path / "demos.hdf5"), buffer_size=8)
+    with pytest.raises(BurnishError, match="task=bandit names no demonstrations"):
+        make_stage(name, demos="task")
+
+
+def test_without_stable_baselines3_the_command_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(BurnishError, match=r"stage=td3 needs stable-baselines3: pip install 'burnish\[baselines\]'"):
+        make_stage("td3")
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "ppo"])
+def test_the_kind_of_actor_must_fit(name):
+    wrong = make_policy("sac" if name == "ppo" else "ppo")
+    with pytest.raises(BurnishError, match=f"stage={name} needs a Gaussian policy with squash="):
+        make_stage(name, wrong)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: SACConfig(gamma=0.0), "stage.gamma=0.0"),
+        (lambda: SACConfig(ent_coef=-1.0), "stage.ent_coef=-1.0"),
+        (lambda: TD3Config(policy_delay=0), "stage.policy_delay=0"),
+        (lambda: TD3Config(utd_ratio=0.0), "stage.utd_ratio=0.0"),
+        (lambda: PPOConfig(batch_size=1), "stage.batch_size=1"),
+        (lambda: PPOConfig(clip_range_vf=0.0), "stage.clip_range_vf=0.0"),
+        (lambda: GaussianPolicyConfig(n_action_steps=0), "policy.n_action_steps=0"),
+        (lambda: GaussianPolicyConfig(hidden_sizes=[0]), "policy.hidden_sizes"),
+    ],
+)
+def test_impossible_settings(config, message):
+    with pytest.raises(BurnishError, match=message):
+        config()
+
+
+def test_cloning_recovers_a_linear_map():
+    """The least-squares solution and the standard deviation of its residuals, in normalised space."""
+    rng = np.random.default_rng(0)
+    obs = torch.from_numpy(rng.normal(size=(400, 1, 2)).astype(np.float32))
+    noise = np.array([0.02, 0.1, 0.2, 0.05]) * rng.normal(size=(400, 4))
+    raw = obs[:, 0].numpy() @ rng.uniform(-0.2, 0.2, (2, 4)) + 0.1 + noise
+    actions = torch.from_numpy(raw.astype(np.float32)).view(400, TA, DA)
+    policy = make_policy(hidden_sizes=[], log_std_init=0.0)
+    optimizer = torch.optim.Adam(policy.parameters(), 0.02)
+    for _ in range(500):
+        optimizer.zero_grad()
+        policy.loss(obs, actions).backward()
+        optimizer.step()
+    design = np.c_[policy.normalized_obs(obs).numpy(), np.ones(400)]
+    solution, *_ = np.linalg.lstsq(design, raw / 0.5, rcond=None)
+    (layer,) = policy.network
+    np.testing.assert_allclose(layer.weight.detach().numpy().T, solution[:2], atol=1e-3)
+    np.testing.assert_allclose(layer.bias.detach().numpy(), solution[2], atol=1e-3)
+    residuals = raw / 0.5 - design @ solution
+    np.testing.assert_allclose(policy.log_std.detach().exp().numpy(), residuals.std(0), rtol=0.01)
+
+
+def test_a_saved_gaussian_policy_evaluates_alone(tmp_path):
+    policy = make_policy(n_obs_steps=2)
+    policy.save(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    assert isinstance(loaded, GaussianPolicy) and loaded.config == policy.config
+    obs = np.random.default_rng(0).normal(size=(9, 2, 2)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.act(obs), policy.act(obs))
+    assert loaded.act(obs).shape == (9, TA, DA) and np.abs(loaded.act(obs)).max() <= 0.5
+    with pytest.raises(BurnishError, match="candidates=2: this policy has no critic"):
+        loaded.act(obs, candidates=2)
+    with pytest.raises(BurnishError, match="holds a gaussian policy: expected a DiffusionPolicy"):
+        DiffusionPolicy.load(tmp_path / "policy")
+
+
+def test_a_policy_folder_without_a_kind_is_a_diffusion_policy(tmp_path):
+    """As written before there were others."""
+    DiffusionPolicy(PolicyConfig(denoiser=DenoiserConfig(hidden_dim=16)), 2, 2, ["flat"]).save(tmp_path / "policy")
+    path = tmp_path / "policy" / "policy.json"
+    description = json.loads(path.read_text())
+    assert description.pop("kind") == description["config"].pop("kind") == "diffusion"
+    path.write_text(json.dumps(description))
+    assert isinstance(load_policy(tmp_path / "policy"), DiffusionPolicy)
+    path.write_text(json.dumps(description | {"kind": "tabular"}))
+    with pytest.raises(BurnishError, match="kind=tabular: expected one of diffusion, gaussian"):
+        load_policy(tmp_path / "policy")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+    episodes = [
+        Episode(
+            name=f"episode_{i}",
+            obs={"flat": rng.normal(size=(30, 11)).astype(np.float32)},
+            actions=np.tanh(rng.normal(size=(30, 3))).astype(np.float32),
+            rewards=np.ones(30, np.float32),
+            terminated=np.zeros(30, bool),
+        )
+        for i in range(4)
+    ]
+    path = tmp_path_factory.mktemp("data") / "hopper.hdf5"
+    d4rl.write(path, Demonstrations(episodes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pretrained(dataset, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    policy = GaussianPolicyConfig(hidden_sizes=[32], n_obs_steps=2, n_action_steps=3)
+    train = TrainConfig(epochs=3, batch_size=32, validation_fraction=0.25)
+    given = {"dataset": str(dataset), "run_dir": str(folder), "device": "cpu"}
+    pretrain(PretrainConfig(task=HOPPER, policy=policy, train=train, evaluation=EVALUATION, **given))
+    return folder
+
+
+def finetune_config(folder: Path, stage: StageConfig, **kwargs) -> FinetuneConfig:
+    settings = {"total_env_steps": 400, "n_envs": 4, "backend": "sync", "checkpoint_every": 100, "device": "cpu"}
+    return FinetuneConfig(task=HOPPER, stage=stage, run_dir=str(folder), evaluation=EVALUATION, **(settings | kwargs))
+
+
+def start(name: str, pretrained: Path) -> dict:
+    """PPO goes on from the pretrained policy, the others start from nothing."""
+    if name == "ppo":
+        return {"policy": str(pretrained)}
+    network = GaussianPolicyConfig(
+        hidden_sizes=[32], squash=True, n_action_steps=2, obs_normalization="none", action_normalization="none"
+    )
+    return {"network": network}
+
+
+class StopAfter:
+    """Stands in for `StopRequest`: asks to stop when it was looked at `n` times."""
+
+    n = 0
+
+    def __init__(self):
+        self.left = StopAfter.n
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *rest):
+        pass
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def untimed(folder: Path) -> list[dict[str, float]]:
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "ppo"])
+def test_an_interrupted_run_is_bitwise_the_uninterrupted(name, dataset, pretrained, tmp_path, monkeypatch):
+    own = {"n_steps": 8, "batch_size": 16, "n_epochs": 2} if name == "ppo" else {"demos": str(dataset), "train_freq": 5}
+    stage = STAGES[name][1](**({"critic_hidden_sizes": [16]} | own))
+    given = start(name, pretrained)
+    finetune(finetune_config(tmp_path / "whole", stage, **given))
+    monkeypatch.setattr(StopAfter, "n", 22)
+    monkeypatch.setattr(loop, "StopRequest", StopAfter)
+    with pytest.raises(Stopped, match="go on with: burnish finetune resume="):
+        finetune(finetune_config(tmp_path / "run", stage, **given))
+    monkeypatch.setattr(StopAfter, "n", -1)
+    torch.manual_seed(99)
+    finetune(finetune_config(tmp_path / "run", stage, resume=str(tmp_path / "run"), **given))
+    assert untimed(tmp_path / "run") == untimed(tmp_path / "whole")
+    one, other = (load_policy(tmp_path / run).state_dict() for run in ("run", "whole"))
+    assert all(torch.equal(one[key], other[key]) for key in other)
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    again = evaluate(load_policy(tmp_path / "run"), HOPPER, EVALUATION)
+    assert again.returns.tolist() == evaluation["return"]
+
+
+def test_a_cloned_policy_evaluates_by_the_command(pretrained, tmp_path):
+    how = {"episodes": 2, "n_envs": 1, "backend": "sync", "seed": 100_000, "device": "cpu"}
+    config = EvaluateConfig(policy=str(pretrained), task=HOPPER, out=str(tmp_path), **how)
+    summary = evaluate_policy(config)
+    assert summary["return"] == pytest.approx(json.loads((pretrained / "summary.json").read_text())["return"], rel=1e-5)
+    losses = [line["loss"] for line in read_metrics(pretrained / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+
+
+def test_stage_and_policy_must_be_of_one_kind(pretrained, tmp_path):
+    diffusion = PolicyConfig(
+        denoiser=DenoiserConfig(hidden_dim=16), obs_normalization="none", action_normalization="none"
+    )
+    with pytest.raises(BurnishError, match=r"stage=sac trains a gaussian policy, but the network is a diffusion one: "):
+        finetune(finetune_config(tmp_path / "run", SACConfig(), network=diffusion))
+    from burnish.finetune.dppo import DPPOConfig
+
+    message = r"stage=dppo trains a diffusion policy, but policy=.* is a gaussian one: pretrain one: burnish pretrain"
+    with pytest.raises(BurnishError, match=message):
+        finetune(finetune_config(tmp_path / "run", DPPOConfig(), policy=str(pretrained)))
+    assert not (tmp_path / "run").exists()
