@@ -14,7 +14,7 @@ from pathlib import Path
 from burnish.compare.display import Display
 from burnish.compare.grid import Grid, Runner
 from burnish.compare.local_runner import LocalRunner
-from burnish.compare.plan import PRETRAIN, CompareConfig, plan, read_config
+from burnish.compare.plan import CompareConfig, plan, read_config
 from burnish.errors import BurnishError, Stopped
 from burnish.output import require_writable
 
@@ -85,7 +85,7 @@ def compare(config: CompareConfig, only_report: bool = False) -> int:
                 raise Stopped("all cells are saved; the same command goes on")
     from burnish.compare.report import write_report  # draws: not needed before
 
-    compared = [cell for cell in cells if cell.method != PRETRAIN]
+    compared = [cell for cell in cells if cell.is_compared]
     report = write_report(config.name, compared, grid.unfinished, folder)
     for cell, message in grid.unfinished.items():
         print(f"compare: no result of {cell}: {message}", file=sys.stderr)

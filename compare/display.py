@@ -101,8 +101,8 @@ class Display:
         line = last_metrics(cell.folder / "metrics.jsonl")
         if cell not in self._lengths:
             config = resolve(cell)
-            self._lengths[cell] = config.train.epochs if cell.command == "pretrain" else config.total_env_steps
-        at = line.get("epoch" if cell.command == "pretrain" else "step", 0)
+            self._lengths[cell] = config.total_env_steps if cell.is_compared else config.train.epochs
+        at = line.get("step" if cell.is_compared else "epoch", 0)
         shown = [
             f"{name} {line[key]:.3g}"
             for name, key in (("success", "train/success_rate"), ("return", "train/return"))

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from burnish.compare.plan import PRETRAIN, Cell, command_of, resolve
+from burnish.compare.plan import Cell, command_of, resolve
 from burnish.errors import BurnishError
 from burnish.run import StopRequest, load_config
 
@@ -99,10 +99,8 @@ class Grid:
 
     def _source(self, cell: Cell) -> Progress | None:
         """The cell that pretrains this one's policy."""
-        source = cell.task, PRETRAIN, cell.seed
-        if cell[:3] == source:
-            return None
-        return next((progress for progress in self.cells if progress.cell[:3] == source), None)
+        sources = (progress for progress in self.cells if not progress.cell.is_compared)
+        return next((source for source in sources if f"policy={source.cell.folder}" in cell.words), None)
 
     def _words(self, cell: Cell) -> list[str]:
         """What to run: the rest of an interrupted cell, or all of it."""

@@ -20,7 +20,7 @@ from burnish.compose import compose, split
 from burnish.config import parse
 from burnish.errors import BurnishError
 
-PRETRAIN = "pretrain"  # the method of the cells that others start from
+PRETRAIN = "pretrain"  # the command of the cells that others start from, and what their methods' names begin with
 FOLDER_CHARACTERS = set(string.ascii_letters + string.digits + "-_.")
 
 
@@ -30,19 +30,27 @@ class TaskGrid:
 
     Attributes:
         policy: folder of the pretrained policy to start from; `{seed}` in it is replaced.
-        pretrain: words of the `burnish pretrain` that makes it, for each seed. Neither: training from scratch.
+        pretrain: words of the `burnish pretrain` that makes it, for each seed; or several of them by name, the first
+            for all methods that do not say `policy=NAME`. Neither: training from scratch.
         settings: words for each cell of this task, after the comparison's.
         methods: method -> words for its cells of this task, after the method's.
     """
 
     policy: str | None = None
-    pretrain: list[str] | None = None
+    pretrain: list[str] | dict[str, list[str]] | None = None
     settings: list[str] = field(default_factory=list)
     methods: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.policy is not None and self.pretrain is not None:
             raise BurnishError(f"policy={self.policy} and pretrain=[...] of one task: expected one of them, or none")
+
+    @property
+    def pretrainings(self) -> dict[str, list[str]]:
+        """Name (a folder's) -> words."""
+        if isinstance(self.pretrain, dict):
+            return {f"{PRETRAIN}-{name}": words for name, words in self.pretrain.items()}
+        return {} if self.pretrain is None else {PRETRAIN: self.pretrain}
 
     @property
     def from_scratch(self) -> bool:
@@ -90,13 +98,18 @@ class CompareConfig:
             value = getattr(self, key)
             if value is not None and not value > 0:
                 raise BurnishError(f"{key}={value}: expected more than 0")
+        self._check_names()
+
+    def _check_names(self) -> None:
         for key in ("tasks", "methods"):
             for name in getattr(self, key):
                 if not name or set(name) - FOLDER_CHARACTERS:
                     raise BurnishError(f"{key}.{name}: it names a folder, expected letters, digits, '-', '_' and '.'")
-        if PRETRAIN in self.methods:
-            raise BurnishError(f"methods.{PRETRAIN}: taken by the policies that the others start from")
         for task, grid in self.tasks.items():
+            for name in grid.pretrainings.keys() & self.methods.keys():
+                raise BurnishError(f"methods.{name}: taken by the policies that the others start from")
+            if grid.pretrain == {}:
+                raise BurnishError(f"tasks.{task}.pretrain is empty: expected words (pretrain: [] for none), or names")
             for method in grid.methods:
                 if method not in self.methods:
                     raise BurnishError(f"tasks.{task}.methods.{method}: expected one of {', '.join(self.methods)}")
@@ -111,6 +124,11 @@ class Cell(NamedTuple):
     command: str  # pretrain, finetune or scratch
     folder: Path
     words: tuple[str, ...]
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether it is no pretraining."""
+        return self.command != PRETRAIN
 
     def __str__(self) -> str:
         return f"{self.task} {self.method} seed {self.seed}"
@@ -181,21 +199,33 @@ def command_of(cell: Cell) -> Command:
 
 
 def _pretraining(config: CompareConfig, task: str, grid: TaskGrid) -> list[Cell]:
-    if grid.pretrain is None:
-        return []
-    words = [f"task={task}", *_on_cores(config.cell_cores, "evaluation."), *grid.pretrain]
-    return [_made(config, task, PRETRAIN, seed, "pretrain", words) for seed in config.seeds]
+    first = [f"task={task}", *_on_cores(config.cell_cores, "evaluation.")]
+    return [
+        _made(config, task, name, seed, PRETRAIN, [*first, *words])
+        for name, words in grid.pretrainings.items()
+        for seed in config.seeds
+    ]
 
 
 def _cell(config: CompareConfig, task: str, grid: TaskGrid, method: str, seed: int) -> Cell:
     words = [f"task={task}", *_on_cores(config.cell_cores, "", "evaluation.")]
     words += [f"{key}={value}" for key in ("total_env_steps", "max_minutes") if (value := getattr(config, key))]
+    if not grid.from_scratch:
+        words.append(f"policy={grid.policy or next(iter(grid.pretrainings))}")
     words += [*config.settings, *grid.settings, *config.methods[method], *grid.methods.get(method, [])]
-    if grid.policy is not None:
-        words.append(f"policy={grid.policy.replace('{seed}', str(seed))}")
-    if grid.pretrain is not None:
-        words.append(f"policy={_folder(config, task, PRETRAIN, seed)}")
+    words = [_with_policy(config, task, grid, seed, word) for word in words]
     return _made(config, task, method, seed, "scratch" if grid.from_scratch else "finetune", words)
+
+
+def _with_policy(config: CompareConfig, task: str, grid: TaskGrid, seed: int, word: str) -> str:
+    """`policy=NAME` of one that the comparison pretrains -> its folder; in another `{seed}` is replaced."""
+    key, value = split(word)
+    if key != "policy":
+        return word
+    for name in (value, f"{PRETRAIN}-{value}"):
+        if name in grid.pretrainings:
+            return f"policy={_folder(config, task, name, seed)}"
+    return word.replace("{seed}", str(seed))
 
 
 def _made(config: CompareConfig, task: str, method: str, seed: int, command: str, words: list[str]) -> Cell:

@@ -18,7 +18,7 @@ import numpy as np
 
 from burnish.compare.command import compare
 from burnish.compare.grid import is_finished
-from burnish.compare.plan import PRETRAIN, Cell, plan, read_config
+from burnish.compare.plan import Cell, plan, read_config
 from burnish.errors import BurnishError
 from burnish.run import load_config
 
@@ -88,7 +88,7 @@ def measured(cells: Iterable[Cell]) -> Iterator[Figure]:
     """The figures of what is finished."""
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        if cell.method != PRETRAIN and is_finished(cell):
+        if cell.is_compared and is_finished(cell):
             groups.setdefault((cell.task, cell.method), []).append(cell)
     for (task, method), finished in groups.items():
         suite = load_config(finished[0].folder)["task"]["suite"]

@@ -101,11 +101,32 @@ def test_cells_are_commands_anyone_could_type(tmp_path):
     assert "policy=runs/p1" in cells[-1].words and "total_env_steps=5000" in cells[-1].words
 
 
+def test_a_method_can_start_from_another_of_the_pretrained_policies(tmp_path):
+    path = write(
+        tmp_path / "a.yaml",
+        tasks={"lift": {"pretrain": {"diffusion": [], "gaussian": ["policy=gaussian"]}}},
+        methods={"dppo": ["stage=dppo"], "ppo": ["stage=ppo", "policy=gaussian"]},
+        settings=[],
+        run_dir="runs/a",
+        seeds=[4],
+    )
+    cells = cells_of(path)
+    assert [cell.method for cell in cells] == ["pretrain-diffusion", "pretrain-gaussian", "dppo", "ppo"]
+    assert [cell.is_compared for cell in cells] == [False, False, True, True]
+    assert "policy=runs/a/lift/pretrain-diffusion/seed4" in cells[2].words
+    assert "policy=runs/a/lift/pretrain-gaussian/seed4" in cells[3].words
+    grid = Grid(tmp_path, cells)
+    assert [grid._source(cell) and grid._source(cell).cell.method for cell in cells] == [
+        None, None, "pretrain-diffusion", "pretrain-gaussian",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"methods": {}}, "methods is empty"),
-        ({"methods": {"pretrain": []}}, "methods.pretrain: taken"),
+        ({"methods": {"pretrain": []}, "tasks": {"lift": {"pretrain": []}}}, "methods.pretrain: taken"),
+        ({"tasks": {"lift": {"pretrain": {}}}}, "tasks.lift.pretrain is empty"),
         ({"methods": {"a/b": []}}, "methods.a/b: it names a folder"),
         ({"seeds": [1, 1]}, "seeds=[1, 1]: expected different ones"),
         ({"sedes": [1]}, "unknown key sedes: did you mean seeds"),
