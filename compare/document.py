@@ -18,7 +18,8 @@ STYLE = """
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: #1a1a1a; background: #fff;
   margin: 0 auto; padding: 1rem; max-width: 1240px; }
-h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.35rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
+h1 { font-size: 1.7rem; line-height: 1.25; }
+h2 { font-size: 1.35rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1.08rem; margin: 1.6rem 0 .4rem; } p { max-width: 46rem; margin: .5rem 0; overflow-wrap: anywhere; }
 .table { overflow-x: auto; margin: .6rem 0 1rem; border: 1px solid #ddd; border-radius: 4px; }
 table { border-collapse: collapse; font-size: .9rem; min-width: 100%; font-variant-numeric: tabular-nums; }
@@ -141,7 +142,9 @@ def _markdown(block: Block, folder: Path) -> str:
         case Table():
             return _markdown_table(block)
         case Pictures(pictures):
-            return "\n\n".join(f"![{p.caption}]({p.path.relative_to(folder).as_posix()})\n{p.caption}" for p in pictures)
+            return "\n\n".join(
+                f"![{p.caption}]({p.path.relative_to(folder).as_posix()})\n{p.caption}" for p in pictures
+            )
         case Details(title, _):
             return f"- `{title}`"
     raise TypeError(block)
@@ -176,7 +179,8 @@ def _html_table(table: Table) -> str:
     head = "".join(f"<th{kind}>{escape(column.title)}</th>" for kind, column in zip(kinds, table.columns))
     rows = [
         "".join(
-            f"<td{kind}>{escape(shown(cell, column.form))}</td>" for kind, cell, column in zip(kinds, row, table.columns)
+            f"<td{kind}>{escape(shown(cell, column.form))}</td>"
+            for kind, cell, column in zip(kinds, row, table.columns)
         )
         for row in table.rows
     ]

@@ -69,7 +69,7 @@ def column(evaluated: Sequence[Evaluated]) -> np.ndarray | None:
 
 
 def group_pretrained(methods: Sequence[Method]) -> tuple[Pretrained, ...]:
-    """Where methods start from other policies of the same seeds (a Gaussian one, say), those are a group of their own."""
+    """Other policies of the same seeds (a Gaussian one, say) are a group of their own."""
     groups: list[Pretrained] = []
     by_seed: list[dict[int, str]] = []
     for method in methods:
@@ -77,15 +77,13 @@ def group_pretrained(methods: Sequence[Method]) -> tuple[Pretrained, ...]:
         if not mine:
             continue
         policies = {seed: policy for seed, (policy, _) in mine.items() if policy is not None}
-        for group, theirs in zip(groups, by_seed):
-            if all(theirs.get(seed, policy) == policy for seed, policy in policies.items()):
-                break
-        else:
-            group, theirs = Pretrained(f"pretrained ({method.name})" if groups else "pretrained", {}), {}
-            groups.append(group)
-            by_seed.append(theirs)
-        theirs.update(policies)
-        group.evaluations.update({str(policy): before for policy, before in mine.values()})
+        fitting = (i for i, theirs in enumerate(by_seed) if all(theirs.get(s, p) == p for s, p in policies.items()))
+        index = next(fitting, len(groups))
+        if index == len(groups):
+            groups.append(Pretrained(f"pretrained ({method.name})" if groups else "pretrained", {}))
+            by_seed.append({})
+        by_seed[index].update(policies)
+        groups[index].evaluations.update({str(policy): before for policy, before in mine.values()})
     return tuple(groups)
 
 

@@ -51,8 +51,8 @@ from burnish.compare.tables import (
 from burnish.errors import BurnishError
 
 INTRODUCTION = (
-    "Value of a run: the success rate for robosuite tasks, the return for Gymnasium tasks, mean over the episodes of an "
-    "evaluation; all methods are evaluated from the same initial states. IQM: interquartile mean over runs, with 95 % "
+    "Value of a run: the success rate for robosuite tasks, the return for Gymnasium tasks, mean over the episodes of "
+    "an evaluation; all methods are evaluated from the same initial states. IQM: interquartile mean over runs, with 95 % "
     f"intervals of the stratified bootstrap (rliable, {RESAMPLES:,} resamples of the runs). Minutes are of training: "
     "acting and updates, without evaluations. Statistics are over the runs that finished: the column seeds says n of m."
 )
@@ -75,8 +75,9 @@ IMPROVEMENT = (
     "checkpoints; 0.5 is no difference."
 )
 COST = (
-    "Means over the finished runs. K: denoising steps of the noise process; the sampler's transitions are those that an "
-    "evaluation runs. Latency: median time of one action chunk for one observation. A dash: not recorded, or no such thing."
+    "Means over the finished runs. K: denoising steps of the noise process; the sampler's transitions are those that "
+    "an evaluation runs. Parameters: of the policy, with its critic where it has one. Latency: median time of one action "
+    "chunk for one observation. A dash: not recorded, or no such thing."
 )
 
 
@@ -189,8 +190,8 @@ def _task_blocks(task: TaskRuns, folder: Path) -> list[Block]:
 def _warning(task: TaskRuns) -> list[Block]:
     if task.few >= FEW:
         return []
-    one = "intervals over runs are not meaningful, and for a single run not given"
-    return [Paragraph(f"Some methods have fewer than {FEW} finished seeds: {one}.")]
+    said = "their intervals over runs are not meaningful, and for a single run none is given."
+    return [Paragraph(f"Some methods have fewer than {FEW} finished seeds: {said}")]
 
 
 def _curves(task: TaskRuns, folder: Path) -> Pictures:

@@ -137,9 +137,7 @@ def cost_table(tasks: Sequence[TaskRuns]) -> Table:
         Column("latency, ms: best of N", "{:.1f}"),
         Column("N", "{:.0f}"),
     )
-    rows = [
-        [method.name, task.name, *_costs(method.runs)] for task in tasks for method in task.methods if method.runs
-    ]
+    rows = [[method.name, task.name, *_costs(method.runs)] for task in tasks for method in task.methods if method.runs]
     return Table("cost", columns, rows)
 
 
