@@ -13,6 +13,8 @@ from burnish.compare.statistics import Estimate
 
 Cell: TypeAlias = "str | int | float | Estimate | None"
 
+LONG = 40  # letters in a cell, from which on it is broken into lines
+
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -25,8 +27,9 @@ h3 { font-size: 1.08rem; margin: 1.6rem 0 .4rem; } p { max-width: 46rem; margin:
 table { border-collapse: collapse; font-size: .9rem; min-width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
 th { background: #f3f4f6; vertical-align: bottom; } tr:last-child td { border-bottom: 0; }
-.words { text-align: left; } td.words { white-space: normal; min-width: 7rem; max-width: 34rem; }
-td:first-child { font-weight: 600; }
+.words { text-align: left; } td.long { white-space: normal; min-width: 20rem; max-width: 34rem; }
+td:first-child { font-weight: 600; position: sticky; left: 0; background: #fff; }
+@media (max-width: 600px) { body { padding: .6rem; } th, td { padding: .3rem .45rem; } }
 .figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0; } figure img { display: block; width: 100%; max-width: 46rem; height: auto; }
 figcaption { font-size: .9rem; color: #444; }
@@ -177,15 +180,16 @@ def _html(block: Block) -> str:
 def _html_table(table: Table) -> str:
     kinds = [' class="words"' if column.form is None else "" for column in table.columns]
     head = "".join(f"<th{kind}>{escape(column.title)}</th>" for kind, column in zip(kinds, table.columns))
-    rows = [
-        "".join(
-            f"<td{kind}>{escape(shown(cell, column.form))}</td>"
-            for kind, cell, column in zip(kinds, row, table.columns)
-        )
-        for row in table.rows
-    ]
+    rows = ["".join(_html_cell(cell, column) for cell, column in zip(row, table.columns)) for row in table.rows]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _html_cell(cell: Cell, column: Column) -> str:
+    text = shown(cell, column.form)
+    kinds = ([] if column.form else ["words"]) + (["long"] if len(text) > LONG else [])
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _html_picture(picture: Picture) -> str:

@@ -19,9 +19,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "os^DvpXP<"  # as many as make another pair with each colour for 63 methods
 MOST_MARKERS = 20  # on one line
 SIZE = (5.2, 4.0)  # inches, without the legend
-LEGEND_ROW = 0.24  # inches
+LEGEND_ROW = 0.26  # inches
 DPI = 160
-FONT = 11
+FONT = 12
 
 Abscissa = Literal["env_steps", "minutes"]
 LABELS: dict[Abscissa, str] = {"env_steps": "environment steps", "minutes": "minutes of training"}

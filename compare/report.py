@@ -52,8 +52,8 @@ from burnish.errors import BurnishError
 
 INTRODUCTION = (
     "Value of a run: the success rate for robosuite tasks, the return for Gymnasium tasks, mean over the episodes of "
-    "an evaluation; all methods are evaluated from the same initial states. IQM: interquartile mean over runs, with 95 % "
-    f"intervals of the stratified bootstrap (rliable, {RESAMPLES:,} resamples of the runs). Minutes are of training: "
+    "an evaluation; all methods are evaluated from the same initial states. IQM: interquartile mean over runs, with "
+    f"95 % intervals of the stratified bootstrap (rliable, {RESAMPLES:,} resamples of the runs). Minutes are of training: "
     "acting and updates, without evaluations. Statistics are over the runs that finished: the column seeds says n of m."
 )
 RESULTS = (
@@ -76,8 +76,8 @@ IMPROVEMENT = (
 )
 COST = (
     "Means over the finished runs. K: denoising steps of the noise process; the sampler's transitions are those that "
-    "an evaluation runs. Parameters: of the policy, with its critic where it has one. Latency: median time of one action "
-    "chunk for one observation. A dash: not recorded, or no such thing."
+    "an evaluation runs. Parameters: of the policy, with its critic where it has one. Latency: median time of one "
+    "action chunk for one observation. A dash: not recorded, or no such thing."
 )
 
 

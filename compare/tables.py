@@ -152,7 +152,7 @@ def runs_table(tasks: Sequence[TaskRuns]) -> Table:
                 evaluated = (run.before, run.last, run.last_selected, run.best, run.best_selected)
                 values: list[Cell] = [one.value if one else None for one in evaluated]
                 amounts: list[Cell] = [run.env_steps, run.minutes]
-                found = [task.name, method.name, run.seed, run.measure.key]
+                found: list[Cell] = [task.name, method.name, run.seed, run.measure.key]
                 rows.append([*found, *amounts, *values, run.best.env_steps, run.candidates])
     return Table("runs", columns, rows)
 
