@@ -1,0 +1,254 @@
+"""The report's tables, from runs grouped by task and method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from burnish.compare.document import Cell, Column, Table
+from burnish.compare.grouping import Method, Pretrained, TaskRuns, column
+from burnish.compare.results import SUCCESS, Evaluated, Measure, Point, RunResult, at_budget, paired_difference
+from burnish.compare.statistics import Estimate, improvement, summarise
+from burnish.evaluation import wilson_interval
+
+CHECKPOINTS = {"last": "last (headline)", "best": "best (optimistic)"}
+Budget = Literal["env_steps", "minutes"]
+SIGNED = {"success_rate": "{:+.1%}", "return": "{:+,.0f}"}
+
+
+def actions(selected: bool, candidates: int = 1) -> str:
+    """How an evaluation acted."""
+    if not selected:
+        return "one sample"
+    return f"best of {candidates} by Q" if candidates > 1 else "best of N by Q"
+
+
+def finished(method: Method) -> str:
+    return f"{len(method.runs)} of {method.planned}"
+
+
+def results_table(task: TaskRuns) -> Table:
+    """Last and best checkpoint, one sample and best of N; pretrained policies first."""
+    measure = measure_of(task)
+    rows: list[list[Cell]] = [_pretrained_row(group, measure) for group in task.pretrained]
+    for method in task.methods:
+        if not method.runs:
+            rows.append([method.name, "–", "–", finished(method), None, None, None])
+        for checkpoint, said in CHECKPOINTS.items():
+            for selected in (False, True):
+                if evaluated := method.evaluated(checkpoint, selected):
+                    how = actions(selected, method.runs[0].candidates)
+                    rows.append([method.name, said, how, finished(method), *_aggregates(evaluated)])
+    columns = [
+        Column("method"),
+        Column("checkpoint"),
+        Column("actions"),
+        Column("seeds"),
+        Column(f"{measure.label}: IQM [95 %]", measure.form),
+        Column("mean [95 %]", measure.form),
+        Column("success, all episodes [Wilson]", SUCCESS.form),
+    ]
+    width = len(columns) if measure == SUCCESS else len(columns) - 1
+    return Table(f"{task.name}-results", tuple(columns[:width]), [row[:width] for row in rows])
+
+
+def budget_table(task: TaskRuns, budget: Budget) -> Table:
+    """Each run at the least budget that any run of the task used."""
+    measure = measure_of(task)
+    limit = least(task, budget)
+    rows = [
+        _budget_row(method, selected, budget, limit)
+        for method in task.methods
+        if method.runs
+        for selected in (False, True)
+        if not selected or any(run.curve_selected for run in method.runs)
+    ]
+    columns = (
+        Column("method"),
+        Column("actions"),
+        Column("seeds"),
+        Column(f"{measure.label}: IQM [95 %]", measure.form),
+        Column("mean [95 %]", measure.form),
+        Column("seed: value (after env steps, minutes)"),
+        Column("remark"),
+    )
+    return Table(f"{task.name}-equal-{budget.replace('_', '-')}", columns, rows)
+
+
+def least(task: TaskRuns, budget: Budget) -> float:
+    """The smallest final environment steps, or minutes, of any run of the task."""
+    return min(getattr(run, budget) for run in task.runs)
+
+
+def improvement_table(task: TaskRuns) -> Table:
+    """P(a run of the method is better than one of the first method, or of the pretrained policies)."""
+    rows: list[list[Cell]] = []
+    first = next((method for method in task.methods if method.runs), None)
+    for method in task.methods:
+        for selected in (False, True):
+            ours = method.scores("last", selected)
+            if ours is None:
+                continue
+            for over, theirs in _references(task, method, first, selected):
+                pairs = f"{len(ours)} against {len(theirs)}"
+                rows.append([method.name, actions(selected), over, improvement(ours, theirs), pairs])
+    columns = (Column("method"), Column("actions"), Column("over"), Column("P [95 %]", "{:.2f}"), Column("runs"))
+    return Table(f"{task.name}-improvement", columns, rows)
+
+
+def difference_table(task: TaskRuns) -> Table:
+    """Last checkpoint - the policy that the run started from, episode by episode."""
+    rows: list[list[Cell]] = []
+    for method in task.methods:
+        for selected in (False, True):
+            pairs = [(run.before, after) for run in method.runs if (after := run.evaluated("last", selected))]
+            if found := paired_difference(pairs):
+                gain = Estimate(found.difference.mean, found.difference.interval)
+                start = "pretrained" if method.pretrained else "untrained"
+                rows.append([method.name, actions(selected), start, gain, found.runs, found.episodes])
+    columns = (
+        Column("method"),
+        Column("actions"),
+        Column("minus"),
+        Column("difference [95 %]", SIGNED[measure_of(task).key]),
+        Column("seeds", "{:d}"),
+        Column("episodes each", "{:d}"),
+    )
+    return Table(f"{task.name}-differences", columns, rows)
+
+
+def cost_table(tasks: Sequence[TaskRuns]) -> Table:
+    """What each method took, means over its finished runs."""
+    columns = (
+        Column("method"),
+        Column("task"),
+        Column("env steps", "{:,.0f}"),
+        Column("minutes", "{:.1f}"),
+        Column("env steps/s", "{:,.0f}"),
+        Column("update, s", "{:.3g}"),
+        Column("gradient step, ms", "{:.3g}"),
+        Column("peak memory, MiB", "{:,.0f}"),
+        Column("parameters", "{:,.0f}"),
+        Column("K", "{:.0f}"),
+        Column("sampler's transitions", "{:.0f}"),
+        Column("latency, ms: one sample", "{:.1f}"),
+        Column("latency, ms: best of N", "{:.1f}"),
+        Column("N", "{:.0f}"),
+    )
+    rows = [[method.name, task.name, *_costs(method.runs)] for task in tasks for method in task.methods if method.runs]
+    return Table("cost", columns, rows)
+
+
+def runs_table(tasks: Sequence[TaskRuns]) -> Table:
+    """Every finished run with its numbers."""
+    titles = ("task", "method", "seed", "measure", "env steps", "minutes", "before", "last", "last best of N", "best")
+    columns = tuple(Column(title) for title in (*titles, "best best of N", "best after env steps", "N"))
+    rows: list[list[Cell]] = []
+    for task in tasks:
+        for method in task.methods:
+            for run in method.runs:
+                evaluated = (run.before, run.last, run.last_selected, run.best, run.best_selected)
+                values: list[Cell] = [one.value if one else None for one in evaluated]
+                amounts: list[Cell] = [run.env_steps, run.minutes]
+                found: list[Cell] = [task.name, method.name, run.seed, run.measure.key]
+                rows.append([*found, *amounts, *values, run.best.env_steps, run.candidates])
+    return Table("runs", columns, rows)
+
+
+def curves_table(tasks: Sequence[TaskRuns]) -> Table:
+    """Every evaluation of every finished run."""
+    titles = ("task", "method", "seed", "actions", "measure", "env steps", "minutes", "value")
+    rows: list[list[Cell]] = []
+    for task in tasks:
+        for method in task.methods:
+            for run in method.runs:
+                for selected, points in ((False, run.curve), (True, run.curve_selected)):
+                    about: list[Cell] = [task.name, method.name, run.seed, actions(selected), run.measure.key]
+                    rows += [[*about, *point] for point in points]
+    return Table("curves", tuple(Column(title) for title in titles), rows)
+
+
+def measure_of(task: TaskRuns) -> Measure:
+    """Of a task with finished runs."""
+    assert task.measure is not None, f"{task.name} has no finished run"
+    return task.measure
+
+
+def _pretrained_row(group: Pretrained, measure: Measure) -> list[Cell]:
+    evaluated = list(group.evaluations.values())
+    return [group.name, "pretrained", "one sample", str(len(evaluated)), *_aggregates(evaluated)]
+
+
+def _aggregates(evaluated: Sequence[Evaluated]) -> list[Cell]:
+    """IQM, mean, pooled success."""
+    scores = column(evaluated)
+    assert scores is not None
+    iqm, mean = summarise(scores)
+    successes, episodes = (sum(getattr(one, key) for one in evaluated) for key in ("successes", "episodes"))
+    return [iqm, mean, Estimate(successes / episodes, wilson_interval(successes, episodes))]
+
+
+def _budget_row(method: Method, selected: bool, budget: Budget, limit: float) -> list[Cell]:
+    used = {run.seed: _within(run, selected, budget, limit) for run in method.runs}
+    points = {seed: point for seed, point in used.items() if point}
+    how, form = actions(selected, method.runs[0].candidates), method.runs[0].measure.form
+    if not points:
+        return [method.name, how, finished(method), None, None, "–", "no such evaluation by then"]
+    iqm, mean = summarise(np.array([[point.value] for point in points.values()]))
+    each = [f"{seed}: {form.format(p.value)} ({p.env_steps:,}, {p.minutes:.1f})" for seed, p in points.items()]
+    return [method.name, how, finished(method), iqm, mean, "; ".join(each), _remark(used)]
+
+
+def _within(run: RunResult, selected: bool, budget: Budget, limit: float) -> Point | None:
+    points = run.curve_selected if selected else run.curve
+    return at_budget(points, env_steps=limit) if budget == "env_steps" else at_budget(points, minutes=limit)
+
+
+def _remark(used: dict[int, Point | None]) -> str:
+    missing = [str(seed) for seed, point in used.items() if point is None]
+    initial = [str(seed) for seed, point in used.items() if point and point.env_steps == 0]
+    said = [f"none by then: seeds {', '.join(missing)}"] if missing else []
+    said += [f"only the initial evaluation by then: seeds {', '.join(initial)}"] if initial else []
+    return "; ".join(said)
+
+
+def _references(
+    task: TaskRuns, method: Method, first: Method | None, selected: bool
+) -> Iterable[tuple[str, np.ndarray]]:
+    """What a method is compared with: the first, acting alike where it can, and the pretrained policies."""
+    if first is not None and first is not method:
+        alike = first.scores("last", selected) if selected else None
+        theirs = alike if alike is not None else first.scores("last", False)
+        if theirs is not None:
+            yield f"{first.name}, {actions(alike is not None)}", theirs
+    if group := task.pretrained_of(method):
+        theirs = column(list(group.evaluations.values()))
+        if theirs is not None:
+            yield group.name, theirs
+
+
+def _costs(runs: Sequence[RunResult]) -> list[Cell]:
+    costs = [run.cost for run in runs]
+    selected = [run.last_selected.latency_ms for run in runs if run.last_selected]
+    return [
+        _mean([run.env_steps for run in runs]),
+        _mean([run.minutes for run in runs]),
+        _mean([cost.env_steps_per_second for cost in costs]),
+        _mean([cost.update_seconds for cost in costs]),
+        _mean([1e3 * cost.gradient_step_seconds if cost.gradient_step_seconds else None for cost in costs]),
+        _mean([cost.peak_memory_mib for cost in costs]),
+        _mean([cost.n_parameters for cost in costs]),
+        _mean([cost.denoising_steps for cost in costs]),
+        _mean([cost.transitions for cost in costs]),
+        _mean([run.last.latency_ms for run in runs]),
+        _mean(selected),
+        runs[0].candidates if selected else None,
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

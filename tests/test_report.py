@@ -1,0 +1,483 @@
+"""The report of a comparison, on run folders with known numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+from rliable import metrics
+from scipy import stats
+
+from burnish.compare.document import shown
+from burnish.compare.figures import look
+from burnish.compare.grouping import Method, TaskRuns, across_tasks, group_pretrained
+from burnish.compare.origin import commit, without_names
+from burnish.compare.report import write_report
+from burnish.compare.results import (
+    RETURN,
+    Evaluated,
+    Point,
+    at_budget,
+    mean_curve,
+    paired_difference,
+    read_run,
+    with_minutes,
+)
+from burnish.compare.statistics import (
+    Estimate,
+    improvement,
+    interquartile_mean,
+    probability_of_improvement,
+    profile,
+    summarise,
+)
+from burnish.errors import BurnishError
+from burnish.evaluation import Evaluation, Interval
+
+EVERY, UPDATES = 100, 10  # environment steps an update, updates
+N_EPISODES = 20
+
+
+class Cell(NamedTuple):
+    """As burnish.compare.plan.Cell."""
+
+    task: str
+    method: str
+    seed: int
+    command: str
+    folder: Path
+    words: tuple[str, ...]
+
+
+def evaluation(successes: int, first: int = 0, seed: int = 100_000) -> Evaluation:
+    """The episodes from number `first` on succeed; the return is 10 for a success, else 0."""
+    success = np.zeros(N_EPISODES, bool)
+    success[first : first + successes] = True
+    seeds = [seed + i for i in range(N_EPISODES)]
+    return Evaluation(seeds, success, 10.0 * success, np.full(N_EPISODES, 5), 1.5, 0)
+
+
+def make_run(
+    folder: Path,
+    seed: int,
+    after: int,
+    *,
+    before: int = 10,
+    selected: int | None = None,
+    between: dict[int, int] | None = None,
+    suite: str = "robosuite",
+    task: str = "lift",
+    seconds: float = 20.0,
+    policy: str | None = "runs/pretrain-seed{}",
+    old: bool = False,
+) -> Path:
+    """A finished run: an update takes `seconds`, an evaluation 1000 seconds more.
+
+    `between`: successes of the evaluation after so many environment steps. `old`: without the newer keys.
+    """
+    folder.mkdir(parents=True)
+    config = {
+        "seed": seed,
+        "task": {"name": task, "suite": suite},
+        "policy": policy and policy.format(seed),
+        "demos": "/home/somebody/data/demos.hdf5",
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    start, end = evaluation(before), evaluation(after)
+    start.save(folder / "evaluation_before.json")
+    end.save(folder / "evaluation.json", burnish="0.1", torch="2.0")
+    lines: list[dict[str, Any]] = [{"step": 0, **start.metrics()}]
+    for step in range(EVERY, EVERY * UPDATES + 1, EVERY):
+        line: dict[str, Any] = {"step": step, "time/update": seconds / 2, "train/success_rate": 0.5}
+        line |= {"time/env_steps_per_second": EVERY / seconds} if old else {"time/training": seconds}
+        line |= {} if old else {"gradient_steps": step // 10}
+        if successes := (between or {}).get(step):
+            line |= evaluation(successes).metrics()
+        lines.append(line)
+    last = end.metrics() | (evaluation(selected).metrics("eval_selected") if selected else {})
+    lines.append({"step": EVERY * UPDATES, **last})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = {EVERY * UPDATES: end.score, **{s: evaluation(n).score for s, n in (between or {}).items()}}
+    best_step = max(scores, key=lambda step: scores[step])
+    summary: dict[str, Any] = {
+        "env_steps": EVERY * UPDATES,
+        "after_selected": selected and evaluation(selected).summary(),
+        "best": {"env_steps": best_step},
+    }
+    if not old:
+        summary |= {"n_parameters": 1234, "peak_memory_mib": 567.0}
+        checkpoint = folder / "checkpoints" / "step_00001000"
+        checkpoint.mkdir(parents=True)
+        sampler = {"denoising_steps": 20, "sampler": "ddim", "ddim_steps": 5}
+        (checkpoint / "policy.json").write_text(json.dumps({"config": sampler}))
+        (folder / "checkpoints" / "latest").symlink_to(checkpoint.name)
+    if selected:
+        evaluation(selected).save(folder / "evaluation_selected.json", evaluation={"candidates": 8})
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def cell(method: str, seed: int, folder: Path, task: str = "lift", command: str = "finetune") -> Cell:
+    return Cell(task, method, seed, command, folder, (f"task={task}", f"stage={method}", f"seed={seed}"))
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Reports with few resamples and small images."""
+    monkeypatch.setattr("burnish.compare.statistics.RESAMPLES", 100)
+    monkeypatch.setattr("burnish.compare.figures.DPI", 30)
+
+
+@pytest.fixture
+def grid(tmp_path, quick) -> list[Cell]:
+    """Two methods, three seeds; the second ends with half of the minutes and was evaluated in between."""
+    cells = []
+    for seed, n in enumerate((14, 15, 18)):
+        run = make_run(tmp_path / f"a{seed}", seed, n, selected=n + 1, between={500: 19})
+        cells.append(cell("dpmd", seed, run))
+    for seed in range(3):
+        run = make_run(tmp_path / f"b{seed}", seed, 12, between={400: 11, 800: 13}, seconds=10.0)
+        cells.append(cell("dppo", seed, run))
+    return cells
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (4, 2), (5, 3), (8, 1)])
+def test_interquartile_mean_is_that_of_scipy_and_rliable(shape):
+    scores = np.random.default_rng(0).normal(size=shape)
+    assert interquartile_mean(scores) == pytest.approx(stats.trim_mean(scores, 0.25, axis=None))
+    assert interquartile_mean(scores) == pytest.approx(metrics.aggregate_iqm(scores))
+
+
+def test_interquartile_mean_by_hand():
+    assert interquartile_mean(np.array([[0.0], [2.0], [3.0], [100.0]])) == 2.5
+
+
+def test_probability_of_improvement_by_hand_and_by_rliable():
+    ours, theirs = np.array([[3.0], [1.0]]), np.array([[1.0], [2.0]])
+    assert probability_of_improvement(ours, theirs) == (1 + 1 + 0.5 + 0) / 4
+    ours, theirs = (np.random.default_rng(1).integers(0, 5, size=(n, 2)).astype(float) for n in (4, 3))
+    assert probability_of_improvement(ours, theirs) == pytest.approx(metrics.probability_of_improvement(ours, theirs))
+
+
+def test_intervals_contain_the_number_are_repeated_exactly_and_leave_numpy_as_it_was():
+    scores = np.array([[0.1], [0.5], [0.7], [0.9]])
+    np.random.seed(3)  # noqa: NPY002
+    expected = np.random.random()  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    first = summarise(scores)
+    assert np.random.random() == expected  # noqa: NPY002
+    assert first == summarise(scores)
+    assert first.iqm.value == pytest.approx(0.6)
+    assert first.mean.value == pytest.approx(0.55)
+    low, high = first.mean.interval
+    reference = stats.bootstrap((scores[:, 0],), np.mean, method="percentile", n_resamples=20_000, rng=0)
+    assert (low, high) == pytest.approx(tuple(reference.confidence_interval), abs=0.03)
+
+
+def test_one_run_has_no_interval():
+    one, two = np.array([[0.4]]), np.array([[0.1], [0.2]])
+    assert summarise(one).iqm == Estimate(0.4, None)
+    assert improvement(one, two) == Estimate(1.0, None)
+    assert improvement(two, two[::-1]).interval == pytest.approx((0.0, 1.0))
+
+
+def test_performance_profile_by_hand():
+    of = profile(np.array([[0.2], [0.6], [0.6], [1.0]]), np.array([0.0, 0.2, 0.5, 1.0]))
+    assert of.share.tolist() == [1.0, 0.75, 0.75, 0.0]
+    assert all(of.low <= of.share) and all(of.share <= of.high)
+    assert of.low[1] < 0.75 < of.high[1]
+
+
+# -- run folders ------------------------------------------------------------------------------------------------------
+
+
+def test_minutes_of_training(tmp_path):
+    """A critic's warm-up makes updates without environment steps; earlier runs logged environment steps per second."""
+    lines = [{"step": 0}, {"step": 100, "time/training": 30.0}, {"step": 100, "time/training": 60.0}, {"step": 100}]
+    old = [
+        {"step": 0},
+        {"step": 100, "time/env_steps_per_second": 2.0},
+        {"step": 160, "time/env_steps_per_second": 1.0},
+    ]
+    for name, content, minutes in (("new", lines, [0, 0.5, 1.5, 1.5]), ("old", old, [0, 50 / 60, 110 / 60])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
+        assert [line["minutes"] for line in with_minutes(tmp_path / name)] == pytest.approx(minutes)
+
+
+def test_numbers_of_a_run(tmp_path):
+    run = read_run(make_run(tmp_path / "a", 2, 14, selected=16, between={500: 19}))
+    assert (run.task, run.seed, run.env_steps, run.candidates) == ("lift", 2, 1000, 8)
+    assert (run.before.value, run.last.value, run.best.value) == (0.5, 0.7, 0.95)
+    assert (run.last.successes, run.last.episodes, run.best.env_steps) == (14, N_EPISODES, 500)
+    assert run.last_selected is not None and run.last_selected.value == 0.8
+    assert run.best_selected is None  # Q did not choose in the evaluation in between
+    assert run.minutes == pytest.approx(10 * 20 / 60)
+    assert [tuple(point) for point in run.curve] == [
+        (0, 0.0, 0.5),
+        (500, pytest.approx(100 / 60), 0.95),
+        (1000, pytest.approx(200 / 60), 0.7),
+    ]
+    assert run.cost.env_steps_per_second == pytest.approx(5.0)
+    assert run.cost.update_seconds == pytest.approx(10.0)
+    assert run.cost.gradient_step_seconds == pytest.approx(10 * 10.0 / 100)
+    assert (run.cost.n_parameters, run.cost.peak_memory_mib) == (1234, 567.0)
+    assert (run.cost.denoising_steps, run.cost.transitions) == (20, 5)
+
+
+def test_an_old_run_lacks_numbers_but_is_read(tmp_path):
+    run = read_run(make_run(tmp_path / "a", 0, 14, old=True))
+    assert run.minutes == pytest.approx(10 * 20 / 60)
+    assert (run.cost.n_parameters, run.cost.peak_memory_mib, run.cost.gradient_step_seconds) == (None, None, None)
+    assert (run.cost.denoising_steps, run.cost.transitions) == (None, None)
+
+
+@pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl", "summary.json", "evaluation.json"])
+def test_a_folder_that_is_no_finished_run(tmp_path, missing):
+    run = make_run(tmp_path / "a", 0, 14)
+    (run / missing).unlink()
+    with pytest.raises(BurnishError, match=str(run)):
+        read_run(run)
+
+
+def test_other_episodes_before_and_after_are_refused(tmp_path):
+    run = make_run(tmp_path / "a", 0, 14)
+    evaluation(14, seed=7).save(run / "evaluation.json")
+    with pytest.raises(BurnishError, match="other episodes"):
+        read_run(run)
+
+
+def test_the_last_evaluation_within_a_budget():
+    points = [Point(0, 0.0, 0.1), Point(500, 1.0, 0.2), Point(1000, 3.0, 0.3)]
+    assert at_budget(points, env_steps=1000) == points[2]
+    assert at_budget(points, env_steps=999) == points[1]
+    assert at_budget(points, minutes=0.9) == points[0]
+    assert at_budget(points[1:], minutes=0.9) is None
+
+
+def test_mean_curve_joins_what_was_evaluated_at_about_the_same_step():
+    first = [Point(0, 0.0, 0.2), Point(500, 1.0, 0.4), Point(1000, 2.0, 0.8)]
+    second = [Point(0, 0.0, 0.4), Point(700, 3.0, 0.6), Point(1010, 4.0, 0.9)]
+    joined = mean_curve([first, second])
+    assert np.array(joined) == pytest.approx(np.array([[0, 0.0, 0.3], [1005, 3.0, 0.85]]))
+
+
+def evaluated(values: list[float]) -> Evaluated:
+    return Evaluated(0, float(np.mean(values)), 0, len(values), None, dict(enumerate(values)))
+
+
+def test_paired_difference_draws_the_initial_state_in_all_runs_at_once():
+    before = evaluated([0.0] * N_EPISODES)
+    gains = np.zeros((2, N_EPISODES))
+    gains[0, 10:13] = gains[1, 11:15] = 1
+    found = paired_difference([(before, evaluated(row.tolist())) for row in gains])
+    assert found is not None
+    assert (found.runs, found.episodes) == (2, N_EPISODES)
+    assert found.difference.mean == pytest.approx(7 / 40)
+    expected = stats.bootstrap((gains.mean(axis=0),), np.mean, method="percentile", n_resamples=10_000, rng=0)
+    assert tuple(found.difference.interval) == pytest.approx(tuple(expected.confidence_interval), abs=0.01)
+    assert paired_difference([]) is None
+    assert paired_difference([(before, Evaluated(0, 1.0, 0, 1, None, {7_000: 1.0}))]) is None
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_methods_that_start_from_other_policies_have_another_pretrained(tmp_path):
+    def method(name: str, policy: str) -> Method:
+        runs = [read_run(make_run(tmp_path / f"{name}{s}", s, 14, policy=policy)) for s in (0, 1)]
+        return Method(name, look(0), tuple(runs), 2)
+
+    groups = group_pretrained([method("a", "x{}"), method("b", "x{}"), method("c", "gaussian{}")])
+    assert [(group.name, sorted(group.evaluations)) for group in groups] == [
+        ("pretrained", ["x0", "x1"]),
+        ("pretrained (c)", ["gaussian0", "gaussian1"]),
+    ]
+
+
+def test_returns_are_normalised_between_pretrained_and_best(tmp_path):
+    def method(name: str, after: int) -> Method:
+        runs = [read_run(make_run(tmp_path / f"{name}{s}", s, after + s, suite="gymnasium")) for s in (0, 1)]
+        return Method(name, look(0), tuple(runs), 2)
+
+    methods = (method("a", 12), method("b", 15))
+    task = TaskRuns("hopper", RETURN, methods, group_pretrained(methods))
+    # returns: pretrained 5; a: 6, 6.5; b: 7.5, 8 (mean 7.75, the best)
+    assert across_tasks([task], "a", False) == pytest.approx(np.array([[1 / 2.75], [1.5 / 2.75]]))
+    assert across_tasks([task], "b", False).mean() == pytest.approx(1.0)
+    assert across_tasks([task], "b", True) is None
+    assert across_tasks([task], "nobody", False) is None
+
+
+# -- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_tables_of_a_grid(grid, tmp_path):
+    out = tmp_path / "report"
+    assert write_report("Lift", grid, {}, out) == out / "report.html"
+    rows = table(out, "lift-results")
+    assert [(row["method"], row["checkpoint"], row["actions"]) for row in rows] == [
+        ("pretrained", "pretrained", "one sample"),
+        ("dpmd", "last (headline)", "one sample"),
+        ("dpmd", "last (headline)", "best of 8 by Q"),
+        ("dpmd", "best (optimistic)", "one sample"),
+        ("dppo", "last (headline)", "one sample"),
+        ("dppo", "best (optimistic)", "one sample"),
+    ]
+    key, pooled = "success rate: IQM [95 %]", "success, all episodes [Wilson]"
+    last, best, of_n = rows[1], rows[3], rows[2]
+    assert float(last[key]) == pytest.approx(stats.trim_mean([0.7, 0.75, 0.9], 0.25))
+    assert float(last[f"{key} low"]) < float(last[key]) < float(last[f"{key} high"])
+    assert float(last["mean [95 %]"]) == pytest.approx((0.7 + 0.75 + 0.9) / 3)
+    assert float(of_n["mean [95 %]"]) == pytest.approx((0.75 + 0.8 + 0.95) / 3)
+    assert float(best["mean [95 %]"]) == pytest.approx(0.95)
+    # Wilson (1927) for 47 of 60, from its formula
+    p, n, z = 47 / 60, 60, stats.norm.ppf(0.975)
+    centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    ends = [(centre + sign * half) / (1 + z**2 / n) for sign in (-1, 1)]
+    assert [float(last[f"{pooled} {end}"]) for end in ("low", "high")] == pytest.approx(ends)
+    assert float(table(out, "lift-differences")[0]["difference [95 %]"]) == pytest.approx(47 / 60 - 0.5)
+    found = table(out, "lift-improvement")
+    improved = [(row["method"], row["actions"], row["over"], float(row["P [95 %]"])) for row in found]
+    assert improved == [
+        ("dpmd", "one sample", "pretrained", 1.0),
+        ("dpmd", "best of N by Q", "pretrained", 1.0),
+        ("dppo", "one sample", "dpmd, one sample", 0.0),
+        ("dppo", "one sample", "pretrained", 1.0),
+    ]
+
+
+def test_equal_budgets(grid, tmp_path):
+    """dppo ends after 100 s: dpmd's evaluation at 500 steps is after 100 s too, in time; that by Q is too late."""
+    write_report("Lift", grid, {}, tmp_path / "report")
+    steps, minutes = (table(tmp_path / "report", f"lift-equal-{budget}") for budget in ("env-steps", "minutes"))
+    mean = "mean [95 %]"
+    assert [float(row[mean]) for row in steps] == pytest.approx([47 / 60, 50 / 60, 0.6])
+    assert [row["method"] for row in minutes] == ["dpmd", "dpmd", "dppo"]
+    assert float(minutes[0][mean]) == pytest.approx(0.95)
+    assert minutes[0]["seed: value (after env steps, minutes)"].startswith("0: 95.0% (500, 1.7); 1: ")
+    assert (minutes[1][mean], minutes[1]["remark"]) == ("", "no such evaluation by then")
+    assert float(minutes[2][mean]) == pytest.approx(0.6)
+
+
+def test_only_the_initial_evaluation_by_then(tmp_path, quick):
+    slow = make_run(tmp_path / "a", 0, 14, seconds=100.0)
+    fast = make_run(tmp_path / "b", 0, 12)
+    write_report("Lift", [cell("slow", 0, slow), cell("fast", 0, fast)], {}, tmp_path / "report")
+    row = table(tmp_path / "report", "lift-equal-minutes")[0]
+    assert (row["method"], row["remark"]) == ("slow", "only the initial evaluation by then: seeds 0")
+    assert row["mean [95 %]"] == "0.5"
+
+
+def test_the_report_is_one_file_without_paths_and_the_same_twice(grid, tmp_path):
+    pages = []
+    for name in ("first", "second"):
+        path = write_report("Lift & <co>", grid, {}, tmp_path / name)
+        pages.append(path.read_text())
+        for text in (pages[-1], (tmp_path / name / "report.md").read_text()):
+            plain = re.sub(r"base64,[\w+/=]+", "", text)
+            assert not re.search(r"https?:|file:|<link|<script|@import|url\(", plain)
+            assert str(tmp_path) not in plain
+            assert not re.search(r"(?<![\w.…<])/(?:home|tmp|root|usr|work)\b", plain)
+    assert pages[0] == pages[1]
+    sources = re.findall(r'<img src="(.{22})', pages[0])
+    assert sources == ["data:image/png;base64,"] * len(sources) and len(sources) >= 4
+    assert "Lift &amp; &lt;co&gt;" in pages[0]
+    assert "…/demos.hdf5" in pages[0]  # the resolved configuration, its path cut
+    assert "burnish finetune task=lift stage=dpmd seed=0" in pages[0]
+
+
+def test_failed_and_missing_cells(grid, tmp_path):
+    gone = cell("sdac", 0, tmp_path / "nowhere")
+    other = cell("dpmd", 0, tmp_path / "nothing", task="can")
+    failures = {grid[1]: "ended with status 1: /home/me/x.py broke", other: "killed"}
+    path = write_report("Lift", [*grid, gone, other], failures, tmp_path / "report")
+    for text in (path.read_text(), path.with_suffix(".md").read_text()):
+        assert "lift, dpmd, seed 1: ended with status 1: …/x.py broke" in text
+        assert "lift, sdac, seed 0: nowhere is not a run folder" in text
+        assert "can, dpmd, seed 0: killed" in text
+        assert "5 of 8 runs finished" in text
+        assert "No run of this task has finished." in text
+    seeds = {row["method"]: row["seeds"] for row in table(tmp_path / "report", "lift-results")}
+    assert seeds == {"pretrained": "3", "dpmd": "2 of 3", "dppo": "3 of 3", "sdac": "0 of 1"}
+    dpmd = table(tmp_path / "report", "lift-results")[1]
+    assert float(dpmd["mean [95 %]"]) == pytest.approx((0.7 + 0.9) / 2)  # of seeds 0 and 2
+
+
+def test_nothing_finished(tmp_path):
+    path = write_report("Lift", [cell("dpmd", 0, tmp_path / "nowhere")], {}, tmp_path / "report")
+    assert "0 of 1 runs finished" in path.read_text()
+    assert "<img" not in path.read_text()
+
+
+def test_one_seed_from_scratch_by_an_old_commit(tmp_path, quick):
+    run = make_run(tmp_path / "a", 0, 14, suite="gymnasium", task="hopper", policy=None, old=True)
+    path = write_report("Hopper", [cell("dpmd", 0, run, "hopper", "scratch")], {}, tmp_path / "report")
+    text = path.read_text()
+    assert "for a single run none is given" in text
+    rows = table(tmp_path / "report", "hopper-results")
+    assert [row["method"] for row in rows] == ["dpmd", "dpmd"]  # an untrained network is no pretrained policy
+    assert rows[0]["return: IQM [95 %]"] == "7.0"
+    assert "success, all episodes [Wilson]" not in rows[0]
+    assert table(tmp_path / "report", "hopper-differences")[0]["minus"] == "untrained"
+    assert table(tmp_path / "report", "cost")[0]["parameters"] == ""
+
+
+def test_two_tasks_are_normalised_together(grid, tmp_path):
+    hopper = [
+        cell(
+            name,
+            seed,
+            make_run(tmp_path / f"{name}{seed}", seed, n + seed, suite="gymnasium"),
+            "hopper",
+        )
+        for name, n in (("dpmd", 15), ("dppo", 12))
+        for seed in range(3)
+    ]
+    write_report("Both", [*grid, *hopper], {}, tmp_path / "report")
+    rows = {(row["method"], row["actions"]): row for row in table(tmp_path / "report", "all-tasks")}
+    assert rows.keys() == {("dpmd", "one sample"), ("dppo", "one sample")}
+    # hopper's returns: pretrained 5, dpmd 7.5 8 8.5 (mean 8, the best): 2.5/3, 1, 3.5/3
+    expected = stats.trim_mean([0.7, 0.75, 0.9, 2.5 / 3, 1.0, 3.5 / 3], 0.25)
+    assert float(rows["dpmd", "one sample"]["normalised IQM [95 %]"]) == pytest.approx(expected)
+    assert float(rows["dppo", "one sample"]["P of improvement [95 %]"]) == 0.0
+
+
+def test_a_report_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BurnishError, match="cannot be written"):
+        write_report("Lift", [], {}, tmp_path / "file")
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_paths_and_names_are_cut(monkeypatch):
+    monkeypatch.setattr("platform.node", lambda: "deepthought")
+    assert without_names("policy=/srv/me/runs/a: 3/4 of 10 env steps/s") == "policy=…/a: 3/4 of 10 env steps/s"
+    assert without_names("runs/a/b on deepthought") == "runs/a/b on (this computer)"
+    assert without_names(f"{Path.cwd()}/runs/x") == "./runs/x"
+
+
+def test_commit_is_not_that_of_a_repository_further_up(tmp_path):
+    assert commit(tmp_path) == "unknown (not run from a git checkout)"
+
+
+def test_numbers_as_they_are_read():
+    assert shown(Estimate(0.5, Interval(0.25, 0.75)), "{:.0%}") == "50% [25%, 75%]"
+    assert shown(Estimate(0.5), "{:.0%}") == "50%"
+    assert (shown(None, "{:d}"), shown("seed", None), shown(3, None)) == ("–", "seed", "3")
