@@ -8,7 +8,7 @@ are medians over turns that all settings of a table take, so that other programs
 Memory is that of a fresh process for each setting, above what it has when everything is imported.
 
 The last table is of whole runs of the fine-tuning loop in one process, with checkpoints and evaluations: the slope of
-resident memory over the updates, after a tenth of them, in which the replay has become full. Its noise is told by the
+resident memory over the updates, after a tenth of them and once the replay is full. Its noise is told by the
 slopes of both halves: a leak has the same in both, an allocator that settles has not.
 """
 
@@ -43,24 +43,27 @@ from burnish.envs import make_vector_env
 from burnish.envs.base import ChunkStep
 from burnish.finetune.dppo import DPPO, DPPOConfig
 from burnish.finetune.loop import finetune
+from burnish.finetune.off_policy import OffPolicyStage
 from burnish.finetune.replay import Replay, Transitions
 from burnish.finetune.stage import Setting, stage_class
 from burnish.policy import DiffusionPolicy, PolicyConfig
 from burnish.tasks import load_task
 
-IMPORTED = ["torch", "diffusers", "gymnasium.envs.mujoco", "matplotlib.pyplot", "burnish.finetune.loop"]
+IMPORTED = ["torch", "gymnasium.envs.mujoco", "matplotlib.pyplot", "burnish.compose", "burnish.finetune.loop"]
+IMPORTED += ["burnish.finetune.dpmd", "burnish.finetune.dppo", "burnish.datasets.windows"]
 MIB = 2**20
 SHORTEST_TURN = 5.0  # ms; faster calls are repeated
 DIMS = {"hopper": (11, 3), "lift": (19, 7)}  # Do, Da
 TP = 4
 CAPACITY = 1_000_000  # of the replay, its default
 PAIRS = 1000  # of a DPPO minibatch
+KIB_PER_1000 = 1024 * 1000  # of MiB for one update
+NO_LR = 1e-12  # updates may be repeated on one rollout
 SAMPLES = 1_000_000  # updates of a run whose memory can be written down
 RUN = [
     "task=reacher",
     "backend=sync",
     "n_envs=8",
-    "total_env_steps=1000000000",  # the minutes end it
     "eval_every=64000",
     "checkpoint_every=32000",
     "evaluation.episodes=4",
@@ -225,7 +228,7 @@ def environments(settings: Sequence[int], options: argparse.Namespace) -> Table:
 
 
 def filled_dppo(policy: DiffusionPolicy, config: DPPOConfig, n_envs: int) -> DPPO:
-    """The stage with a whole rollout of zeros, whose updates may be repeated on it."""
+    """The stage with a whole rollout."""
     stage = DPPO(policy, config, Setting(load_task("hopper"), n_envs, seed=0))
     obs, Ta = np.zeros((n_envs, 1, policy.obs_dim), np.float32), policy.config.n_action_steps
     no = np.zeros(n_envs, bool)
@@ -233,12 +236,10 @@ def filled_dppo(policy: DiffusionPolicy, config: DPPOConfig, n_envs: int) -> DPP
     for _ in range(config.n_steps):
         stage.act(obs)
         stage.observe(ChunkStep(obs, rewards.sum(1), no, no, obs, no, np.full(n_envs, Ta), rewards))
-    # the likelihood ratio is 1 for the first alone
-    stage._check_first_ratio = lambda ratio: torch.zeros(())  # type: ignore[method-assign]
     return stage
 
 
-def stage_cost(K: int = 20, horizon: int = 1, draws: int = 32, quick: bool = False) -> dict[str, Callable[[], object]]:
+def dpmd_cost(K: int = 20, horizon: int = 1, draws: int = 32, quick: bool = False) -> dict[str, Callable[[], object]]:
     """Calls of DPMD in the paper's setting (HalfCheetah)."""
     overrides = [f"network.denoising_steps={K}", f"network.horizon={horizon}", f"network.n_action_steps={horizon}"]
     overrides += [f"stage.{key}={draws}" for key in ("draws", "target_candidates", "n_candidates")]
@@ -258,14 +259,14 @@ def dppo_cost(K: int = 20, horizon: int = TP, quick: bool = False) -> tuple[dict
     n_envs = 8 if quick else 40
     torch.manual_seed(0)
     policy = DiffusionPolicy(network(K, horizon), *DIMS["hopper"], ["flat"]).eval()
-    config = DPPOConfig(ft_denoising_steps=K, n_steps=5, update_epochs=1, batch_size=PAIRS, target_kl=1e9)
+    config = DPPOConfig(ft_denoising_steps=K, n_steps=5, update_epochs=1, batch_size=PAIRS, actor_lr=NO_LR)
     stage = filled_dppo(policy, config, n_envs)
     n, i = torch.randint(5 * n_envs, (PAIRS,)), torch.randint(K, (PAIRS,))
     chain, advantages = stage.rollout.chain.flatten(0, 1), torch.randn(5 * n_envs)
     obs = np.zeros((n_envs, 1, policy.obs_dim), np.float32)
 
     def minibatch() -> None:
-        stage._step(stage.actor_optimizer, stage._new_log_prob(chain, n, i).mean())
+        stage._step(stage.actor_optimizer, -stage._new_log_prob(chain, n, i).mean())
 
     def sample() -> None:
         stage.t = 0
@@ -280,10 +281,12 @@ def dppo_cost(K: int = 20, horizon: int = TP, quick: bool = False) -> tuple[dict
 
 
 def both(name: str, axis: str, key: str, settings: Sequence[int], options: argparse.Namespace) -> Table:
-    """DPMD and DPPO against `key`, a parameter of `stage_cost` and `dppo_cost`."""
+    """DPMD and DPPO against `key`, a parameter of `dpmd_cost` and `dppo_cost`."""
     dppo = [dppo_cost(**{key: setting}, quick=options.quick) for setting in settings]
+    few = {"draws": 4} if options.quick else {}
     cases = [
-        {**stage_cost(**{key: setting}, quick=options.quick), **calls} for setting, (calls, _) in zip(settings, dppo)
+        {**dpmd_cost(**{key: setting, **few}, quick=options.quick), **calls}
+        for setting, (calls, _) in zip(settings, dppo)
     ]
     results = take_turns(cases, options.repeats)
     for result, (_, rollout) in zip(results, dppo):
@@ -292,7 +295,7 @@ def both(name: str, axis: str, key: str, settings: Sequence[int], options: argpa
 
 
 def draws(settings: Sequence[int], options: argparse.Namespace) -> Table:
-    results = take_turns([stage_cost(draws=N, quick=options.quick) for N in settings], options.repeats)
+    results = take_turns([dpmd_cost(draws=N, quick=options.quick) for N in settings], options.repeats)
     return table("Draws: DPMD with as many in the target and candidates, K = 20", "N", settings, results)
 
 
@@ -303,6 +306,7 @@ def replay(task: str, size: int, capacity: int) -> dict[str, float]:
     obs, chunk, number = torch.randn(rows, obs_dim), torch.randn(rows, chunk_dim), torch.randn(rows)
     new = Transitions(obs, chunk, number, number, obs)
     generator = torch.Generator().manual_seed(0)
+    Replay(rows, obs_dim, chunk_dim, torch.device("cpu")).add(new)  # the first brings in code
     before = resident_mib()
     ring = Replay(capacity, obs_dim, chunk_dim, torch.device("cpu"))
     empty = resident_mib() - before
@@ -336,17 +340,19 @@ def windows(n_episodes: int) -> dict[str, float]:
     """Of synthetic episodes of 100 steps with Lift's dimensions."""
     Do, Da = DIMS["lift"]
     T, rng = 100, np.random.default_rng(0)
-    before = resident_mib()
-    episodes = [
-        Episode(
+
+    def episode(i: int) -> Episode:
+        return Episode(
             name=f"demo_{i}",
             obs={"flat": rng.normal(size=(T, Do)).astype(np.float32)},
             actions=rng.uniform(-1, 1, (T, Da)).astype(np.float32),
             rewards=np.zeros(T, np.float32),
             terminated=np.zeros(T, bool),
         )
-        for i in range(n_episodes)
-    ]
+
+    Windows([episode(0)], ["flat"], 1, TP)  # the first brings in code
+    before = resident_mib()
+    episodes = [episode(i) for i in range(n_episodes)]
     read = resident_mib() - before
     made = Windows(episodes, ["flat"], 1, TP)
     held = resident_mib() - before - read
@@ -357,9 +363,9 @@ def windows(n_episodes: int) -> dict[str, float]:
     turn = iter(indices * 10_000)
     return {
         "episodes, MiB": read,
-        "their floor, MiB": n_episodes * T * (4 * (Do + Da + 1) + 1) / MIB,
+        "episodes' floor, MiB": n_episodes * T * (4 * (Do + Da + 1) + 1) / MIB,
         "windows, MiB": held,
-        "their floor, MiB ": floor,
+        "windows' floor, MiB": floor,
         "times the floor": held / floor,
         "while they are made, MiB": peak,
         "gathering 256, us": 1e3 * statistics.median(per_call_ms(lambda: made.batch(next(turn))) for _ in range(9)),
@@ -372,13 +378,14 @@ def demonstrations(settings: Sequence[int], options: argparse.Namespace) -> Tabl
 
 
 class Flatness(NamedTuple):
-    """Resident memory of a run, after a tenth of its updates."""
+    """Resident memory of a run."""
 
     stage: str
     updates: int  # calls of `Stage.update`
     gradient_steps: int | None
+    start: int  # updates that do not count: a tenth, or until the replay is full
     seconds: float
-    mib_at_tenth: float  # median over the following 5 % of the updates
+    mib_at_start: float  # median over the following 5 % of the updates
     mib_at_end: float  # median over the last 5 %
     peak_mib: float  # of the process, with the last evaluation and the curve
     kib_per_1000_updates: float
@@ -388,72 +395,77 @@ class Flatness(NamedTuple):
     trace_mib: list[float]  # 41 values, from 0 to 100 %
 
 
-def flatness(stage_name: str, minutes: float) -> Flatness:
-    """Of one run of the loop itself."""
+def flatness(stage_name: str, length: list[str]) -> Flatness:
+    """Of one run of the loop itself; `length` are the overrides that end it."""
     make_stage: Any = stage_class(stage_name)
-    mib, count, stages = np.ones(SAMPLES), 0, []  # ones: a page that is touched for the first time would be growth
+    mib, count, growing = np.ones(SAMPLES), 0, 0  # ones: a page that is touched for the first time would be growth
+    gradient_steps: int | None = None
     update = make_stage.update
 
     def watched(stage: Any) -> Any:
-        nonlocal count
-        if not count:
-            stages.append(stage)
+        nonlocal count, growing, gradient_steps
         metrics = update(stage)
         mib[count] = resident_mib()
         count += 1
+        if isinstance(stage, OffPolicyStage):
+            gradient_steps = stage.gradient_steps
+            growing = count if stage.replay.size < stage.replay.capacity else growing
         return metrics
 
     make_stage.update = watched
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [*RUN, *RUNS[stage_name], f"max_minutes={minutes}", f"run_dir={folder}/run"]
+        overrides = [*RUN, *RUNS[stage_name], *length, f"run_dir={folder}/run"]
         command = next(command for command in COMMANDS if command.name == "scratch")
         config = command.parse(compose("scratch", overrides))
         started = time.perf_counter()
         finetune(config)
         seconds = time.perf_counter() - started
-    ring = getattr(stages[0], "replay", None)
-    assert ring is None or ring.size == ring.capacity, "too short: the replay still grows"
-    return summary(stage_name, mib[:count], seconds, getattr(stages[0], "gradient_steps", None))
+    assert count >= growing + 8, "too short: the replay was not full"
+    return summary(stage_name, mib[:count], max(growing, count // 10), seconds, gradient_steps)
 
 
-def summary(stage_name: str, mib: np.ndarray, seconds: float, gradient_steps: int | None) -> Flatness:
-    n = len(mib)
-    tenth, part = n // 10, max(1, n // 20)
+def summary(name: str, mib: np.ndarray, start: int, seconds: float, gradient_steps: int | None) -> Flatness:
+    """`mib` after each update, of which those from `start` on count."""
+    n, updates = len(mib), np.arange(len(mib))
+    part, middle = max(1, n // 20), (start + n) // 2
 
-    def slope(start: int, end: int) -> float:
-        return float(np.polyfit(np.arange(start, end), mib[start:end], 1)[0])
+    def line(first: int, end: int) -> np.ndarray:
+        return np.polyfit(updates[first:end], mib[first:end], 1)
 
-    whole, middle = slope(tenth, n), (tenth + n) // 2
-    kept = np.arange(tenth, n)
-    residuals = mib[tenth:] - np.polyval(np.polyfit(kept, mib[tenth:], 1), kept)
+    whole = line(start, n)
     return Flatness(
-        stage_name,
+        name,
         n,
         gradient_steps,
+        start,
         seconds,
-        mib_at_tenth=float(np.median(mib[tenth : tenth + part])),
+        mib_at_start=float(np.median(mib[start : start + part])),
         mib_at_end=float(np.median(mib[-part:])),
         peak_mib=peak_mib(),
-        kib_per_1000_updates=1024 * 1000 * whole,
-        kib_per_1000_updates_halves=(1024 * 1000 * slope(tenth, middle), 1024 * 1000 * slope(middle, n)),
-        noise_kib=1024 * float(residuals.std()),
-        mib_in_two_hours=whole * n * 7200 / seconds,
+        kib_per_1000_updates=KIB_PER_1000 * whole[0],
+        kib_per_1000_updates_halves=(KIB_PER_1000 * line(start, middle)[0], KIB_PER_1000 * line(middle, n)[0]),
+        noise_kib=1024 * float((mib - np.polyval(whole, updates))[start:].std()),
+        mib_in_two_hours=whole[0] * n * 7200 / seconds,
         trace_mib=[float(mib[round(i * (n - 1) / 40)]) for i in range(41)],
     )
 
 
 def print_flatness(runs: Sequence[Flatness]) -> None:
     print("\n**Run length: Reacher, 8 environments, checkpoints and evaluations on the way**\n")
-    print(
-        "| stage | updates (gradient steps) | MiB at 10 % | at 100 % | KiB per 1,000 updates (halves) | noise, KiB |",
-        end="",
-    )
-    print(" MiB in two hours | peak MiB |\n|---|---|---|---|---|---|---|---|")
+    columns = [
+        "stage",
+        "updates (gradient steps)",
+        "MiB after so many",
+        "MiB at the end",
+        "KiB per 1,000 updates (halves)",
+    ]
+    columns += ["noise, KiB", "MiB in two hours", "peak MiB"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for run in runs:
         steps = "" if run.gradient_steps is None else f" ({run.gradient_steps:,})"
         first, second = run.kib_per_1000_updates_halves
         print(
-            f"| {run.stage} | {run.updates:,}{steps} in {run.seconds:.0f} s | {run.mib_at_tenth:.1f} "
+            f"| {run.stage} | {run.updates:,}{steps} in {run.seconds:.0f} s | {run.mib_at_start:.1f} ({run.start:,}) "
             f"| {run.mib_at_end:.1f} | {run.kib_per_1000_updates:+.1f} ({first:+.1f}, {second:+.1f}) "
             f"| {run.noise_kib:.0f} | {run.mib_in_two_hours:+.1f} | {run.peak_mib:.0f} |"
         )
@@ -485,7 +497,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows there")
     options = parser.parse_args()
     if options.quick:
-        options.repeats, options.minutes = 1, 0.04
+        options.repeats = 1
 
     torch.set_num_threads(options.threads)
     load_before = os.getloadavg()[0]
@@ -495,7 +507,8 @@ def main() -> None:
         made = make()
         made.print()
         rows += made.rows()
-    runs = [fresh(options.threads, flatness, stage_name, options.minutes) for stage_name in RUNS]
+    length = ["total_env_steps=6400"] if options.quick else [f"max_minutes={options.minutes}", "total_env_steps=1e9"]
+    runs = [fresh(options.threads, flatness, stage_name, length) for stage_name in RUNS]
     print_flatness(runs)
     print(f"\nload {os.getloadavg()[0]:.1f} at the end")
     if options.json:
