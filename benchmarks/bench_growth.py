@@ -60,6 +60,7 @@ PAIRS = 1000  # of a DPPO minibatch
 KIB_PER_1000 = 1024 * 1000  # of MiB for one update
 NO_LR = 1e-12  # updates may be repeated on one rollout
 SAMPLES = 1_000_000  # updates of a run whose memory can be written down
+NAMES = ["environments", "denoising", "horizon", "draws", "replay", "demonstrations", "runs"]
 RUN = [
     "task=reacher",
     "backend=sync",
@@ -330,7 +331,7 @@ def replay(task: str, size: int, capacity: int) -> dict[str, float]:
 
 
 def replays(task: str, settings: Sequence[int], options: argparse.Namespace) -> Table:
-    results = [fresh(options.threads, replay, task, size, max(settings[-1], 1)) for size in settings]
+    results = [fresh(options.threads, replay, task, size, settings[-1]) for size in settings]
     Do, Da = DIMS[task]
     name = f"Replay for {settings[-1]:,} chunks: {task.capitalize()}, Do = {Do}, Tp Da = {TP * Da}"
     return table(name, "chunks in it", settings, results)
@@ -471,20 +472,20 @@ def print_flatness(runs: Sequence[Flatness]) -> None:
         )
 
 
-def tables(options: argparse.Namespace) -> list[Callable[[], Table]]:
+def tables(options: argparse.Namespace) -> dict[str, list[Callable[[], Table]]]:
+    """What makes them, under the names of `--only`."""
     quick = options.quick
     Ks, horizons = ((5, 10), (1, 4)) if quick else ((5, 10, 20, 50, 100), (1, 4, 8, 16))
     sizes = (1000, 10_000) if quick else (10_000, 100_000, CAPACITY)
-    return [
-        partial(environments, (1, 4) if quick else (1, 8, 40, 160), options),
-        partial(
-            both, "Denoising steps: DPMD with Tp = 1 and 32 draws, DPPO with K' = K and Tp = 4", "K", "K", Ks, options
-        ),
-        partial(both, "Horizon: Ta = Tp, K = 20", "Tp", "horizon", horizons, options),
-        partial(draws, (2, 8) if quick else (1, 4, 16, 64), options),
-        *(partial(replays, task, sizes, options) for task in (("hopper",) if quick else DIMS)),
-        partial(demonstrations, (100, 200) if quick else (100, 1000, 4000), options),
-    ]
+    K_name = "Denoising steps: DPMD with Tp = 1 and 32 draws, DPPO with K' = K and Tp = 4"
+    return {
+        "environments": [partial(environments, (1, 4) if quick else (1, 8, 40, 160), options)],
+        "denoising": [partial(both, K_name, "K", "K", Ks, options)],
+        "horizon": [partial(both, "Horizon: Ta = Tp, K = 20", "Tp", "horizon", horizons, options)],
+        "draws": [partial(draws, (2, 8) if quick else (1, 4, 16, 64), options)],
+        "replay": [partial(replays, task, sizes, options) for task in (("hopper",) if quick else DIMS)],
+        "demonstrations": [partial(demonstrations, (100, 200) if quick else (100, 1000, 4000), options)],
+    }
 
 
 def main() -> None:
@@ -492,7 +493,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each time")
     parser.add_argument("--minutes", type=float, default=3.0, help="of each run whose memory is watched")
-    parser.add_argument("--only-runs", action="store_true", help="watch the runs, leave out the other tables")
+    parser.add_argument("--only", choices=NAMES, nargs="+", default=NAMES, help="these tables; runs: the last")
     parser.add_argument("--quick", action="store_true", help="does it run: few small settings, one turn, some seconds")
     parser.add_argument("--json", type=Path, help="write the rows there")
     options = parser.parse_args()
@@ -503,13 +504,16 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     print(f"{options.threads} threads on {os.cpu_count()} CPUs, load {load_before:.1f} at the start")
     rows = []
-    for make in [] if options.only_runs else tables(options):
+    makers = tables(options)
+    for make in (make for name in options.only if name in makers for make in makers[name]):
         made = make()
         made.print()
         rows += made.rows()
     length = ["total_env_steps=6400"] if options.quick else [f"max_minutes={options.minutes}", "total_env_steps=1e9"]
-    runs = [fresh(options.threads, flatness, stage_name, length) for stage_name in RUNS]
-    print_flatness(runs)
+    watched = RUNS if "runs" in options.only else {}
+    runs = [fresh(options.threads, flatness, stage_name, length) for stage_name in watched]
+    if runs:
+        print_flatness(runs)
     print(f"\nload {os.getloadavg()[0]:.1f} at the end")
     if options.json:
         names = ("torch", "numpy", "mujoco", "gymnasium")

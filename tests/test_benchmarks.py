@@ -1,4 +1,4 @@
-"""The RSM and growth benchmarks run; the first counts matrix products, the second finds exponents and leaks, rightly."""
+"""The RSM and growth benchmarks run; one counts matrix products rightly, the other finds exponents and leaks."""
 
 from __future__ import annotations
 
