@@ -307,7 +307,8 @@ def replay(task: str, size: int, capacity: int) -> dict[str, float]:
     obs, chunk, number = torch.randn(rows, obs_dim), torch.randn(rows, chunk_dim), torch.randn(rows)
     new = Transitions(obs, chunk, number, number, obs)
     generator = torch.Generator().manual_seed(0)
-    Replay(rows, obs_dim, chunk_dim, torch.device("cpu")).add(new)  # the first brings in code
+    few = Transitions(*(tensor[:40] for tensor in new))
+    Replay(40, obs_dim, chunk_dim, torch.device("cpu")).add(few)  # the first brings in code
     before = resident_mib()
     ring = Replay(capacity, obs_dim, chunk_dim, torch.device("cpu"))
     empty = resident_mib() - before
@@ -318,7 +319,6 @@ def replay(task: str, size: int, capacity: int) -> dict[str, float]:
     saved = resident_mib() - before
     del state
     floor = size * sum(tensor[0].nbytes for tensor in ring.data) / MIB
-    few = Transitions(*(tensor[:40] for tensor in new))
     return {
         "empty, MiB": empty,
         "filled, MiB": filled,
@@ -476,7 +476,7 @@ def tables(options: argparse.Namespace) -> dict[str, list[Callable[[], Table]]]:
     """What makes them, under the names of `--only`."""
     quick = options.quick
     Ks, horizons = ((5, 10), (1, 4)) if quick else ((5, 10, 20, 50, 100), (1, 4, 8, 16))
-    sizes = (1000, 10_000) if quick else (10_000, 100_000, CAPACITY)
+    sizes = (10_000, 100_000) if quick else (10_000, 100_000, CAPACITY)
     K_name = "Denoising steps: DPMD with Tp = 1 and 32 draws, DPPO with K' = K and Tp = 4"
     return {
         "environments": [partial(environments, (1, 4) if quick else (1, 8, 40, 160), options)],
@@ -484,7 +484,7 @@ def tables(options: argparse.Namespace) -> dict[str, list[Callable[[], Table]]]:
         "horizon": [partial(both, "Horizon: Ta = Tp, K = 20", "Tp", "horizon", horizons, options)],
         "draws": [partial(draws, (2, 8) if quick else (1, 4, 16, 64), options)],
         "replay": [partial(replays, task, sizes, options) for task in (("hopper",) if quick else DIMS)],
-        "demonstrations": [partial(demonstrations, (100, 200) if quick else (100, 1000, 4000), options)],
+        "demonstrations": [partial(demonstrations, (100, 1000) if quick else (100, 1000, 4000), options)],
     }
 
 
