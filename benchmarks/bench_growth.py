@@ -51,6 +51,7 @@ from burnish.tasks import load_task
 
 IMPORTED = ["torch", "gymnasium.envs.mujoco", "matplotlib.pyplot", "burnish.compose", "burnish.finetune.loop"]
 IMPORTED += ["burnish.finetune.dpmd", "burnish.finetune.dppo", "burnish.datasets.windows"]
+IMPORTED += ["burnish.envs.gymnasium_mujoco", "burnish.envs.vector", "scipy.stats"]
 MIB = 2**20
 SHORTEST_TURN = 5.0  # ms; faster calls are repeated
 DIMS = {"hopper": (11, 3), "lift": (19, 7)}  # Do, Da
@@ -221,7 +222,7 @@ def environments(settings: Sequence[int], options: argparse.Namespace) -> Table:
     actings = [Acting(n_envs) for n_envs in settings]
     times = take_turns([{"chunk of 4 steps, ms": a.step, "acting, ms": a.act} for a in actings], options.repeats)
     for n_envs, result in zip(settings, times):
-        result["steps and acting for one environment, us"] = 1e3 * sum(result.values()) / n_envs
+        result["both for one environment step, us"] = 1e3 * sum(result.values()) / (n_envs * TP)
     for acting in actings:
         acting.envs.close()
     results = [{**time_, **memory_} for time_, memory_ in zip(times, memory)]
