@@ -52,6 +52,7 @@ from burnish.tasks import load_task
 IMPORTED = ["torch", "gymnasium.envs.mujoco", "matplotlib.pyplot", "burnish.compose", "burnish.finetune.loop"]
 IMPORTED += ["burnish.finetune.dpmd", "burnish.finetune.dppo", "burnish.datasets.windows"]
 IMPORTED += ["burnish.envs.gymnasium_mujoco", "burnish.envs.vector", "scipy.stats"]
+IMPORTED += ["diffusers.schedulers.scheduling_ddpm"]  # for the schedule of betas
 MIB = 2**20
 SHORTEST_TURN = 5.0  # ms; faster calls are repeated
 DIMS = {"hopper": (11, 3), "lift": (19, 7)}  # Do, Da
@@ -393,7 +394,7 @@ class Flatness(NamedTuple):
     kib_per_1000_updates: float
     kib_per_1000_updates_halves: tuple[float, float]
     noise_kib: float  # standard deviation about the line
-    mib_in_two_hours: float  # slope times the updates of two hours
+    mib_in_two_hours: float  # slope of the second half times the updates of two hours
     trace_mib: list[float]  # 41 values, from 0 to 100 %
 
 
@@ -434,7 +435,7 @@ def summary(name: str, mib: np.ndarray, start: int, seconds: float, gradient_ste
     def line(first: int, end: int) -> np.ndarray:
         return np.polyfit(updates[first:end], mib[first:end], 1)
 
-    whole = line(start, n)
+    whole, second = line(start, n), KIB_PER_1000 * line(middle, n)[0]
     return Flatness(
         name,
         n,
@@ -445,9 +446,9 @@ def summary(name: str, mib: np.ndarray, start: int, seconds: float, gradient_ste
         mib_at_end=float(np.median(mib[-part:])),
         peak_mib=peak_mib(),
         kib_per_1000_updates=KIB_PER_1000 * whole[0],
-        kib_per_1000_updates_halves=(KIB_PER_1000 * line(start, middle)[0], KIB_PER_1000 * line(middle, n)[0]),
+        kib_per_1000_updates_halves=(KIB_PER_1000 * line(start, middle)[0], second),
         noise_kib=1024 * float((mib - np.polyval(whole, updates))[start:].std()),
-        mib_in_two_hours=whole[0] * n * 7200 / seconds,
+        mib_in_two_hours=second / KIB_PER_1000 * n * 7200 / seconds,
         trace_mib=[float(mib[round(i * (n - 1) / 40)]) for i in range(41)],
     )
 
@@ -461,7 +462,7 @@ def print_flatness(runs: Sequence[Flatness]) -> None:
         "MiB at the end",
         "KiB per 1,000 updates (halves)",
     ]
-    columns += ["noise, KiB", "MiB in two hours", "peak MiB"]
+    columns += ["noise, KiB", "MiB in two hours at the second's", "peak MiB"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for run in runs:
         steps = "" if run.gradient_steps is None else f" ({run.gradient_steps:,})"
