@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -90,11 +90,11 @@ class Row(NamedTuple):
     authors_action_times_slower: float | None
 
 
-def build(case: Case) -> OffPolicyStage:
-    """The stage of `burnish scratch`, with random transitions in its replay."""
+def build(case: Case, more: Sequence[str] = ()) -> OffPolicyStage:
+    """The stage of `burnish scratch` with `more` overrides, with random transitions in its replay."""
     overrides = [f"task={case.task}", f"stage={case.algorithm}_paper", f"stage.buffer_size={TRANSITIONS}"]
     overrides.append(f"stage.batch_size={case.batch_size}")
-    config = compose("scratch", overrides + VARIANTS[case.variant])
+    config = compose("scratch", [*overrides, *VARIANTS[case.variant], *more])
     obs_dim, action_dim = TASKS[case.task]
     torch.manual_seed(0)
     policy = DiffusionPolicy(parse(PolicyConfig, config["network"]), obs_dim, action_dim, ["flat"]).eval()
@@ -102,7 +102,7 @@ def build(case: Case) -> OffPolicyStage:
     setting = Setting(parse(TaskConfig, config["task"]), N_ENVS, seed=0)
     stage: OffPolicyStage = make_stage(policy, parse(make_stage.Config, config["stage"]), setting)  # type: ignore
     obs, next_obs = torch.randn(2, TRANSITIONS, obs_dim)
-    chunk = 2 * torch.rand(TRANSITIONS, action_dim) - 1
+    chunk = 2 * torch.rand(TRANSITIONS, policy.config.horizon * action_dim) - 1
     stage.replay.add(Transitions(obs, chunk, torch.randn(TRANSITIONS), torch.full((TRANSITIONS,), 0.99), next_obs))
     stage.env_steps = stage.config.random_steps
     return stage

@@ -1,15 +1,29 @@
-"""The RSM benchmark runs, and counts the matrix products it is measured against rightly."""
+"""The RSM and growth benchmarks run; one counts matrix products rightly, the other finds exponents and leaks."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "bench_rsm.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def bench_growth(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("bench_growth")
+
+
+def run_quick(name: str, out: Path, *options: str) -> dict:
+    command = [sys.executable, str(BENCHMARKS / name), "--quick", "--threads", "1", *options, "--json", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    return json.loads(out.read_text())
 
 
 def denoiser_flop(rows: int, hidden: int, action_dim: int) -> int:
@@ -18,10 +32,7 @@ def denoiser_flop(rows: int, hidden: int, action_dim: int) -> int:
 
 
 def test_quick_run_writes_rows_with_the_floor_of_a_step(tmp_path):
-    out = tmp_path / "rsm.json"
-    command = [sys.executable, str(BENCHMARK), "--quick", "--threads", "1", "--algorithms", "dpmd", "--json", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
-    report = json.loads(out.read_text())
+    report = run_quick("bench_rsm.py", tmp_path / "rsm.json", "--algorithms", "dpmd")
     assert report["threads"] == 1
     (row,) = report["rows"]
     assert (row["algorithm"], row["task"], row["variant"]) == ("dpmd", "halfcheetah", "paper")
@@ -31,3 +42,42 @@ def test_quick_run_writes_rows_with_the_floor_of_a_step(tmp_path):
     candidates = 20 * denoiser_flop(8 * 32, 256, 6)
     values = 2 * 2 * 8 * 32 * (6 * 256 + 2 * 256**2 + 256)
     assert row["step_gflop"] == pytest.approx((candidates + values) / 1e9, rel=0.05)
+
+
+@pytest.mark.slow
+def test_quick_run_of_growth_writes_every_table(tmp_path):
+    report = run_quick("bench_growth.py", tmp_path / "growth.json")
+    assert report["threads"] == 1 and report["versions"]["torch"]
+    rows = {(row["table"].split(":")[0].split(" for ")[0], row["quantity"]): row for row in report["rows"]}
+    names = {"Environments", "Denoising steps", "Horizon", "Draws", "Replay", "Demonstrations"}
+    assert {table for table, _ in rows} == names
+    for (_, quantity), row in rows.items():
+        assert len(row["settings"]) == len(row["values"]) == len(row["ratios"]) == len(row["exponents"]) == 2
+        if quantity.endswith((" ms", " us")):
+            assert min(row["values"]) > 0, quantity
+    for table, held in (("Replay", "filled"), ("Demonstrations", "windows")):
+        floor = "floor" if table == "Replay" else "windows' floor"
+        for mib, least in zip(rows[table, f"{held}, MiB"]["values"], rows[table, f"{floor}, MiB"]["values"]):
+            assert mib >= 0.9 * least > 0, table  # small tensors can lie in pages that were there before
+    # by hand: 100,000 chunks of 2 * 11 + 4 * 3 + 2 numbers
+    assert rows["Replay", "floor, MiB"]["values"][1] == pytest.approx(100_000 * 36 * 4 / 2**20)
+    assert rows["Denoising steps", "DPPO rollout, MiB"]["exponents"][1] > 0
+    for run, stage in zip(report["runs"], ("dppo", "dpmd")):
+        assert run["stage"] == stage
+        assert run["updates"] > run["start"] > 0 and run["mib_at_end"] > 0 and len(run["trace_mib"]) == 41
+
+
+def test_exponents_are_those_of_a_power_law(bench_growth):
+    assert bench_growth.exponents([1, 10, 40], [3.0, 30.0, 30.0 * 4**2]) == [None, pytest.approx(1), pytest.approx(2)]
+    assert bench_growth.exponents([1, 2], [0.0, 5.0]) == [None, None]
+
+
+def test_a_leak_shows_as_its_slope_in_both_halves(bench_growth):
+    rng = np.random.default_rng(0)
+    warm_up = np.minimum(np.arange(2000), 200) / 10.0  # ends at update 200
+    mib = 300 + warm_up + 0.003 * np.arange(2000) + rng.normal(scale=0.05, size=2000)
+    run = bench_growth.summary("dppo", mib, 200, seconds=100.0, gradient_steps=None)
+    assert run.kib_per_1000_updates == pytest.approx(3 * 1024, rel=0.02)
+    assert run.kib_per_1000_updates_halves == pytest.approx((3 * 1024, 3 * 1024), rel=0.05)
+    assert run.noise_kib == pytest.approx(0.05 * 1024, rel=0.1)
+    assert run.mib_in_two_hours == pytest.approx(0.003 * 2000 * 72, rel=0.02)
