@@ -17,7 +17,7 @@ import numpy as np
 from burnish.checkpoint import Checkpoints
 from burnish.errors import BurnishError
 from burnish.evaluation import Difference
-from burnish.policy import DESCRIPTION
+from burnish.policy_base import DESCRIPTION
 from burnish.run import load_config, read_metrics
 
 SAME_STEP = 0.02  # evaluations of two seeds are of the same time where their steps differ by less of the whole run

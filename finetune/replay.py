@@ -69,8 +69,8 @@ class Replay:
         return Transitions(*(ours.index_select(0, rows) for ours in self.data))
 
     def state_dict(self) -> dict[str, Any]:
-        full = self.size == self.capacity  # a part would be saved with all of its memory
-        return {"position": self.position, "data": [ours if full else ours[: self.size].clone() for ours in self.data]}
+        # through numpy, or a part would be saved with all of its memory; without a copy, which would double it
+        return {"position": self.position, "data": [torch.from_numpy(t[: self.size].cpu().numpy()) for t in self.data]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.size, self.position = len(state["data"][0]), state["position"]
