@@ -20,6 +20,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: #1a1a1a; background: #fff;
   margin: 0 auto; padding: 1rem; max-width: 1240px; }
+h1, h2, h3 { overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.25; }
 h2 { font-size: 1.35rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1.08rem; margin: 1.6rem 0 .4rem; } p { max-width: 46rem; margin: .5rem 0; overflow-wrap: anywhere; }

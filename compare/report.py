@@ -54,7 +54,8 @@ INTRODUCTION = (
     "Value of a run: the success rate for robosuite tasks, the return for Gymnasium tasks, mean over the episodes of "
     "an evaluation; all methods are evaluated from the same initial states. IQM: interquartile mean over runs, with "
     f"95 % intervals of the stratified bootstrap (rliable, {RESAMPLES:,} resamples of the runs). Minutes are of "
-    "training: acting and updates, without evaluations. Statistics are over the runs that finished: the column seeds says n of m."
+    "training: acting and updates, without evaluations. Statistics are over the runs that finished: the column seeds "
+    "says n of m."
 )
 RESULTS = (
     "The last checkpoint is the headline. The best checkpoint was chosen by the very evaluations shown here (those of "
