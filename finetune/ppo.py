@@ -49,7 +49,7 @@ class PPOConfig(StageConfig):
 
     name: Literal["ppo"] = "ppo"
     critic_hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])
-    learning_rate: float = 3e-4
+    learning_rate: float = 3e-5
     n_steps: int = 128
     batch_size: int = 64
     n_epochs: int = 10
@@ -63,7 +63,7 @@ class PPOConfig(StageConfig):
     max_grad_norm: float = 0.5
     target_kl: float | None = None
     reward_scaling: bool = True
-    log_std_init: float | None = -2.3
+    log_std_init: float | None = -1.6
     critic_warmup_iterations: int = 1
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ STAGES = {"sac": (SAC, SACConfig), "td3": (TD3, TD3Config), "ppo": (PPO, PPOConf
 SMALL = {
     "sac": {"critic_hidden_sizes": [32], "batch_size": 32, "learning_starts": 2 * E * TA, "buffer_size": 2000},
     "td3": {"critic_hidden_sizes": [32], "batch_size": 32, "learning_starts": 2 * E * TA, "buffer_size": 2000},
-    "ppo": {"critic_hidden_sizes": [32], "batch_size": 64, "n_steps": 16},
+    "ppo": {"critic_hidden_sizes": [32], "batch_size": 64, "n_steps": 16, "learning_rate": 3e-4},
 }
 TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
 HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=40)
