@@ -25,6 +25,7 @@ import torch
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.origin import origin
 from burnish.policy_base import Policy
 
 CONFIDENCE = 0.95
@@ -299,12 +300,9 @@ class Difference:
 
 def about(policy_folder: str, task: TaskConfig, config: EvaluationConfig) -> dict[str, Any]:
     """What `evaluation.json` says about how its numbers came about."""
-    from burnish import __version__
-
     return {
         "policy": policy_folder,
         "task": dataclasses.asdict(task),
         "evaluation": dataclasses.asdict(config),
-        "burnish": __version__,
-        "torch": torch.__version__,
+        **origin(),
     }

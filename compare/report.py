@@ -33,7 +33,6 @@ from burnish.compare.figures import (
     look,
 )
 from burnish.compare.grouping import Method, TaskRuns, across_tasks, group_pretrained
-from burnish.compare.origin import commit, machine, versions, without_names
 from burnish.compare.results import RunResult, read_run
 from burnish.compare.statistics import FEW, RESAMPLES, improvement, profile, summarise
 from burnish.compare.tables import (
@@ -49,6 +48,7 @@ from burnish.compare.tables import (
     runs_table,
 )
 from burnish.errors import BurnishError
+from burnish.origin import commit, machine, versions, without_names
 
 INTRODUCTION = (
     "Value of a run: the success rate for robosuite tasks, the return for Gymnasium tasks, mean over the episodes of "
@@ -173,7 +173,7 @@ def _task_blocks(task: TaskRuns, folder: Path) -> list[Block]:
     steps, minutes = least(task, "env_steps"), least(task, "minutes")
     blocks += [
         Heading(f"{task.name}: at equal environment steps ({steps:,.0f})", 3),
-        Paragraph("The last evaluation at or before the fewest steps that any run of the task took."),
+        Paragraph("The last evaluation within the fewest steps that any run of the task took (2 % more are the same)."),
         budget_table(task, "env_steps"),
         Heading(f"{task.name}: at equal wall-clock ({minutes:.1f} minutes of training)", 3),
         Paragraph("The last evaluation at or before the least minutes that any run of the task took."),
@@ -269,14 +269,19 @@ def _configuration_blocks(cells: Sequence[Cell], found: dict[int, RunResult]) ->
 
 
 def _origin_blocks(found: dict[int, RunResult]) -> list[Block]:
-    said = {", ".join(f"{name} {number}" for name, number in run.versions.items()) for run in found.values()}
+    commits = sorted({run.commit for run in found.values()} - {""})
+    said = sorted({listed(run.versions) for run in found.values()} - {""})
     lines = [
-        f"Burnish at commit {commit()} (of the code that wrote this report).",
-        f"Versions where this report was written: {', '.join(versions())}.",
-        *([f"The runs were written with: {'; '.join(sorted(said))}."] if any(said) else []),
-        f"Machine that wrote this report: {machine()}.",
+        *([f"The runs were made at commit: {'; '.join(commits)}."] if commits else []),
+        *([f"They were made with: {'; '.join(said)}."] if said else []),
+        f"This report was written at commit {commit()}, with {listed(versions())}, on {machine()}.",
     ]
     return [Heading("Where this comes from"), Bullets(tuple(without_names(line) for line in lines))]
+
+
+def listed(numbers: Mapping[str, str]) -> str:
+    """Versions as text."""
+    return ", ".join(f"{name} {number}" for name, number in numbers.items())
 
 
 def _file_name(name: str) -> str:

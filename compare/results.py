@@ -20,6 +20,7 @@ from burnish.evaluation import Difference
 from burnish.policy_base import DESCRIPTION
 from burnish.run import load_config, read_metrics
 
+OLD_VERSIONS = ("burnish", "torch")  # what evaluation.json told before it had `versions`
 SAME_STEP = 0.02  # evaluations of two seeds are of the same time where their steps differ by less of the whole run
 
 
@@ -102,6 +103,7 @@ class RunResult:
     curve_training: tuple[Point, ...]
     cost: Cost
     config: str
+    commit: str
     versions: dict[str, str]
 
     def evaluated(self, checkpoint: str, selected: bool) -> Evaluated | None:
@@ -153,7 +155,8 @@ def _result(folder: Path, config: dict[str, Any], summary: dict[str, Any], lines
         curve_training=curve(lines, f"train/{measure.key}"),
         cost=_cost(folder, summary, lines),
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
-        versions={name: str(written[name]) for name in ("burnish", "torch") if name in written},
+        commit=str(written.get("commit", "")),
+        versions=written.get("versions") or {name: str(written[name]) for name in OLD_VERSIONS if name in written},
     )
 
 
@@ -206,8 +209,9 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
 
 
 def at_budget(points: Sequence[Point], *, env_steps: float = np.inf, minutes: float = np.inf) -> Point | None:
-    """The last evaluation at or before a budget; None where there is none."""
-    within = [point for point in points if point.env_steps <= env_steps and point.minutes <= minutes]
+    """The last evaluation at or before a budget; None where there is none. A rollout's overshoot is no excess."""
+    allowed = (1 + SAME_STEP) * env_steps
+    within = [point for point in points if point.env_steps <= allowed and point.minutes <= minutes]
     return within[-1] if within else None
 
 

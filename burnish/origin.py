@@ -1,13 +1,15 @@
-"""Where a report comes from - commit, versions, machine - without telling paths or names of this computer."""
+"""Where numbers come from - commit, versions, machine - without telling paths or names of this computer."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import burnish
 
@@ -38,15 +40,18 @@ def commit(root: Path | None = None) -> str:
     return found + (f", with {len(changed.splitlines())} changed or new files" if changed else ", nothing changed")
 
 
-def versions() -> list[str]:
+def versions() -> dict[str, str]:
     """Of Python, Burnish and what it stands on, as far as it is installed."""
-    found = [f"Python {platform.python_version()}", f"burnish {burnish.__version__}"]
+    found = {"python": platform.python_version(), "burnish": burnish.__version__}
     for name in PACKAGES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found
+
+
+def origin() -> dict[str, Any]:
+    """What belongs beside every number: commit, versions, machine."""
+    return {"commit": commit(), "versions": versions(), "machine": machine()}
 
 
 def machine() -> str:
