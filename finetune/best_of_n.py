@@ -1,7 +1,8 @@
 """Best of N: the pretrained policy stays as it is; a critic is learned online and chooses among its chunks.
 
 The baseline for everything that trains a policy with the same critic: what selection alone gives, at N times the
-sampling. N is `n_candidates`; the policy's single samples are those of the pretrained one.
+sampling. N is `n_candidates`; the policy's single samples are those of the pretrained one. It is DPMD whose actor is
+frozen, so what concerns the actor's training has no effect.
 """
 
 from __future__ import annotations
@@ -9,18 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
 from burnish.errors import BurnishError
-from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
-from burnish.finetune.replay import Transitions
+from burnish.finetune.dpmd import DPMD, DPMDConfig
 
 
 @dataclass(frozen=True)
-class BestOfNConfig(OffPolicyConfig):
-    """Settings of best of N: those of `OffPolicyConfig` that do not concern an actor's training."""
+class BestOfNConfig(DPMDConfig):
+    """Settings of best of N, see `OffPolicyConfig`."""
 
-    name: Literal["best_of_n"] = "best_of_n"
+    name: Literal["best_of_n"] = "best_of_n"  # type: ignore[assignment]
     freeze_actor: bool = True
 
     def __post_init__(self) -> None:
@@ -31,15 +29,7 @@ class BestOfNConfig(OffPolicyConfig):
             raise BurnishError(f"stage.n_candidates={self.n_candidates}: expected at least 2 to choose from")
 
 
-class BestOfN(OffPolicyStage):
+class BestOfN(DPMD):
     """See the module's docstring."""
 
-    Config = BestOfNConfig
-    config: BestOfNConfig
-
-    @property
-    def draws_for_actor(self) -> int:
-        return 0
-
-    def actor_loss(self, batch: Transitions, draws: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        raise AssertionError("the actor is frozen")
+    Config = BestOfNConfig  # type: ignore[assignment]

@@ -12,6 +12,7 @@ from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.finetune import off_policy
+from burnish.finetune.best_of_n import BestOfN, BestOfNConfig
 from burnish.finetune.dpmd import DPMD, DPMDConfig
 from burnish.finetune.replay import Transitions
 from burnish.finetune.rsm import RSMConfig
@@ -21,7 +22,7 @@ from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.policy import DiffusionPolicy, PolicyConfig
 
 E, TA, DA = 16, 2, 2
-STAGES = {"dpmd": (DPMD, DPMDConfig), "sdac": (SDAC, SDACConfig)}
+STAGES = {"best_of_n": (BestOfN, BestOfNConfig), "dpmd": (DPMD, DPMDConfig), "sdac": (SDAC, SDACConfig)}
 TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
 
 
@@ -124,13 +125,22 @@ def test_controls_learn_by_selection_alone(pretrained_weights, control, selected
     assert score(stage.policy, candidates=8) > selected
 
 
-def test_a_frozen_actor_stays(pretrained_weights):
-    stage = make_stage("dpmd", pretrained_weights, freeze_actor=True, critic_warmup_updates=0)
+@pytest.mark.parametrize("name", ["dpmd", "best_of_n"])
+def test_a_frozen_actor_stays(pretrained_weights, name):
+    stage = make_stage(name, pretrained_weights, freeze_actor=True, critic_warmup_updates=0)
     before = copy.deepcopy(stage.policy.state_dict())
     play(stage, np.random.default_rng(0), 5)
     assert stage.gradient_steps > 10
     for name, tensor in stage.policy.state_dict().items():
         assert torch.equal(tensor, before[name]) != (name.startswith("critic")), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"freeze_actor": False}, "learns the critic alone"), ({"n_candidates": 1}, "at least 2")]
+)
+def test_best_of_n_refuses_what_it_is_not(settings, message):
+    with pytest.raises(BurnishError, match=message):
+        BestOfNConfig(**settings)
 
 
 def test_the_actor_waits_for_the_critic(pretrained_weights):

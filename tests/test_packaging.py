@@ -20,7 +20,7 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"burnish": "burnish", "datasets": "burnish/datasets", "pretrain": "burnish/pretrain"}
-FOLDERS |= {"finetune": "burnish/finetune", "configs": "burnish/configs"}
+FOLDERS |= {"finetune": "burnish/finetune", "compare": "burnish/compare", "configs": "burnish/configs"}
 
 
 def tracked() -> list[Path]:
