@@ -131,8 +131,8 @@ def test_a_frozen_actor_stays(pretrained_weights, name):
     before = copy.deepcopy(stage.policy.state_dict())
     play(stage, np.random.default_rng(0), 5)
     assert stage.gradient_steps > 10
-    for name, tensor in stage.policy.state_dict().items():
-        assert torch.equal(tensor, before[name]) != (name.startswith("critic")), name
+    for key, tensor in stage.policy.state_dict().items():
+        assert torch.equal(tensor, before[key]) != (key.startswith("critic")), key
 
 
 @pytest.mark.parametrize(
