@@ -14,11 +14,11 @@ from pathlib import Path
 from burnish.compare.display import Display
 from burnish.compare.grid import Grid, Runner
 from burnish.compare.local_runner import LocalRunner
-from burnish.compare.plan import CompareConfig, plan, read_config
+from burnish.compare.plan import CompareConfig, check_policies, plan, read_config
 from burnish.errors import BurnishError, Stopped
-from burnish.output import require_writable
 
-LOCK_SECONDS = 180.0  # that the runs of a comparison that was killed may take to save and end
+LOCK = ".lock"
+LOCK_SECONDS = 1800.0  # that the runs of a comparison that was killed may take to save and end
 
 DESCRIPTION = """\
 Compares fine-tuning methods: tasks x methods x seeds, each from the same pretrained checkpoint, then one report
@@ -56,10 +56,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of what the file says")
     parser.add_argument("--plan", action="store_true", help="check everything, print the cells' commands, and stop")
     parser.add_argument("--report", action="store_true", help="only write the report anew, of what is finished")
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_intermixed_args(list(arguments))
     config = read_config(Path(options.file), options.overrides)
     if options.plan:
-        for cell in plan(config):
+        cells = plan(config)
+        check_policies(cells)
+        for cell in cells:
             print("burnish", cell.command, *cell.words)
         return 0
     return compare(config, only_report=options.report)
@@ -73,12 +75,19 @@ def compare(config: CompareConfig, only_report: bool = False) -> int:
         Stopped: asked to stop; started again, the comparison goes on.
     """
     cells = plan(config)
-    folder = Path(config.run_dir)
-    require_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    grid = Grid(folder, cells)
     if not only_report:
+        check_policies(cells)
+    folder = Path(config.run_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+    except OSError as error:
+        raise BurnishError(f"run_dir={folder} cannot be written: {error.strerror or error}") from error
+    if only_report:
+        grid = Grid(folder, cells)
+    else:
         with locked(folder) as lock, ExitStack() as stack:
+            grid = Grid(folder, cells)  # now that nothing runs any more
             runner = make_runner(config, lock, stack)
             display = stack.enter_context(Display(folder))
             if not grid.run(runner, display.show):
@@ -110,7 +119,7 @@ def locked(folder: Path) -> Iterator[int]:
 
     Raises BurnishError where another comparison keeps it.
     """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         deadline, told = time.monotonic() + LOCK_SECONDS, False
         while True:
@@ -119,7 +128,10 @@ def locked(folder: Path) -> Iterator[int]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise BurnishError(f"run_dir={folder}: another comparison runs in it; choose another") from None
+                    raise BurnishError(
+                        f"run_dir={folder}: another comparison runs in it, or runs of a killed one still save: "
+                        "wait, or choose another"
+                    ) from None
             if not told:
                 print(f"compare: waiting for what still runs in {folder}", file=sys.stderr, flush=True)
                 told = True

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from burnish.compare.plan import Cell, command_of, resolve
 from burnish.errors import BurnishError
 from burnish.run import StopRequest, load_config
 
-NOT_DECISIVE = ("device", "torch_threads", "wandb", "resume", "overwrite")
+NOT_DECISIVE = ("device", "torch_threads", "backend", "n_workers", "wandb", "resume", "overwrite")
 """Keys of a run's configuration that do not decide its result."""
 STOPPED_STATUS = 130  # of a run that was asked to stop and can be resumed
 POLL_SECONDS = 0.2
@@ -110,11 +110,13 @@ class Grid:
         return [cell.command, *cell.words, "overwrite=true"]
 
     def _forget_what_started_from(self, cell: Cell) -> None:
-        """The policy of `cell` will be another one: make the results of the earlier one stale, also on disk."""
+        """The policy of `cell` will be another one: make the results of the earlier one stale, on disk and also those
+        of methods that are left out this time."""
+        for path in self.folder.glob(f"{cell.task}/*/seed*/config.yaml"):
+            if load_config(path.parent).get("policy") == str(cell.folder):
+                path.unlink()
         for progress in self.cells:
-            source = self._source(progress.cell)
-            if source is not None and source.cell == cell:
-                (progress.cell.folder / "config.yaml").unlink(missing_ok=True)
+            if f"policy={cell.folder}" in progress.cell.words:
                 progress.state = State.WAITING
 
     def _collect(self, runner: Runner) -> None:
@@ -155,6 +157,12 @@ def is_current(cell: Cell) -> bool:
         found = command_of(cell).parse(load_config(cell.folder))
     except BurnishError:  # no run, or one that this version would refuse
         return False
-    wanted = resolve(cell)
-    names = {field.name for field in fields(wanted)} - set(NOT_DECISIVE)
-    return all(getattr(found, name) == getattr(wanted, name) for name in names)
+    return decisive(found) == decisive(resolve(cell))
+
+
+def decisive(config: Any) -> dict[str, Any]:
+    """A run's configuration without what does not decide its result: the same on other machines."""
+    values = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in NOT_DECISIVE}
+    values["evaluation"] = replace(config.evaluation, backend="", n_workers=None, n_envs=1, video=0)
+    values["envpool"] = "envpool" in (getattr(config, "backend", ""), config.evaluation.backend)  # other random numbers
+    return values

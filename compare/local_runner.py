@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -42,7 +43,6 @@ class LocalRunner:
                 f"and {memory:.1f} GB: lower cell_cores or cell_memory_gb"
             )
         self.lock = lock
-        self.c_library = ctypes.CDLL(None)
         self.environment = cell_environment(config.cell_cores)
         self.running: dict[Cell, subprocess.Popen[bytes]] = {}
         self.asked_to_stop: set[Cell] = set()
@@ -60,7 +60,7 @@ class LocalRunner:
                 env=self.environment,
                 pass_fds=(self.lock,),
                 start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
-                preexec_fn=self.die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - no threads here
+                preexec_fn=dying_with_parent(),  # noqa: PLW1509 - no threads here
             )
 
     def ended(self) -> list[tuple[Cell, int]]:
@@ -68,10 +68,6 @@ class LocalRunner:
         for cell, _ in done:
             del self.running[cell]
         return [(cell, STOPPED_STATUS if cell in self.asked_to_stop and status else status) for cell, status in done]
-
-    def die_with_parent(self) -> None:
-        """In a child before it starts: be asked to save and end when the comparison is killed."""
-        self.c_library.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
     def stop(self) -> None:
         for cell, process in self.running.items():
@@ -82,6 +78,13 @@ class LocalRunner:
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def dying_with_parent() -> Callable[[], object] | None:
+    """What a child does before it starts, to be asked to save and end when this process is killed (on Linux)."""
+    if sys.platform != "linux":
+        return None
+    return partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def burnish_program() -> list[str]:

@@ -103,7 +103,7 @@ class CompareConfig:
     def _check_names(self) -> None:
         for key in ("tasks", "methods"):
             for name in getattr(self, key):
-                if not name or set(name) - FOLDER_CHARACTERS:
+                if not name.strip(".") or set(name) - FOLDER_CHARACTERS:
                     raise BurnishError(f"{key}.{name}: it names a folder, expected letters, digits, '-', '_' and '.'")
         for task, grid in self.tasks.items():
             for name in grid.pretrainings.keys() & self.methods.keys():
@@ -181,6 +181,15 @@ def plan(config: CompareConfig) -> list[Cell]:
     for cell in cells:
         resolve(cell)
     return cells
+
+
+def check_policies(cells: Sequence[Cell]) -> None:
+    """Raise BurnishError for a policy to start from that is not there and that no cell makes."""
+    made = {str(cell.folder) for cell in cells if not cell.is_compared}
+    for cell in cells:
+        policy = getattr(resolve(cell), "policy", None) if cell.is_compared else None
+        if policy is not None and policy not in made and not Path(policy).is_dir():
+            raise BurnishError(f"{cell}: policy={policy}: there is no such folder, and no pretraining here makes it")
 
 
 @cache

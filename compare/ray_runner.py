@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.compare.grid import STOPPED_STATUS
-from burnish.compare.local_runner import GIGABYTE, burnish_program, cell_environment
+from burnish.compare.local_runner import GIGABYTE, burnish_program, cell_environment, dying_with_parent
 from burnish.compare.plan import Cell, CompareConfig
 from burnish.errors import BurnishError
 
@@ -33,12 +33,14 @@ class RayRunner:
         except ImportError as error:
             raise BurnishError("runner=ray needs Ray: pip install 'burnish[ray]', or runner=local") from error
         self.ray = ray
-        address = os.environ.get("RAY_ADDRESS")
+        address = os.environ.get("RAY_ADDRESS", "local")
         own: dict[str, Any] = {"num_cpus": config.cores, "include_dashboard": False}
         if config.memory_gb:
             own["_memory"] = int(config.memory_gb * GIGABYTE)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
+            ray.init(
+                address=address, log_to_driver=False, logging_level=logging.ERROR, **(own if address == "local" else {})
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise BurnishError(f"runner=ray: no cluster at RAY_ADDRESS={address}: {error}") from error
         needed = {"CPU": config.cell_cores, "memory": config.cell_memory_gb * GIGABYTE}
@@ -94,6 +96,7 @@ def run_words(words: list[str], log: str, folder: str, cores: int) -> int:
             stderr=subprocess.STDOUT,
             env=cell_environment(cores),
             start_new_session=True,
+            preexec_fn=dying_with_parent(),  # noqa: PLW1509 - nothing is locked in this worker
         )
         while True:
             try:

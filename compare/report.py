@@ -75,6 +75,10 @@ IMPROVEMENT = (
     "Probability that a run of the method has a higher value than a run of the other (ties count half), last "
     "checkpoints; 0.5 is no difference."
 )
+MINUTES = (
+    "Each run's curve at the fewest minutes that a method took (mean over its seeds), linear between the evaluations "
+    "before and after. Minutes depend on the machine and on what ran beside."
+)
 COST = (
     "Means over the finished runs. K: denoising steps of the noise process; the sampler's transitions are those that "
     "an evaluation runs. Parameters: of the policy, with its critic where it has one. Latency: median time of one "
@@ -173,10 +177,10 @@ def _task_blocks(task: TaskRuns, folder: Path) -> list[Block]:
     steps, minutes = least(task, "env_steps"), least(task, "minutes")
     blocks += [
         Heading(f"{task.name}: at equal environment steps ({steps:,.0f})", 3),
-        Paragraph("The last evaluation within the fewest steps that any run of the task took (2 % more are the same)."),
+        Paragraph("The last evaluation within the fewest steps that a method took (2 % more are the same)."),
         budget_table(task, "env_steps"),
         Heading(f"{task.name}: at equal wall-clock ({minutes:.1f} minutes of training)", 3),
-        Paragraph("The last evaluation at or before the least minutes that any run of the task took."),
+        Paragraph(MINUTES),
         budget_table(task, "minutes"),
         Heading(f"{task.name}: difference to the policy at the start", 3),
         Paragraph(DIFFERENCES),
@@ -191,7 +195,10 @@ def _task_blocks(task: TaskRuns, folder: Path) -> list[Block]:
 def _warning(task: TaskRuns) -> list[Block]:
     if task.few >= FEW:
         return []
-    said = "their intervals over runs are not meaningful, and for a single run none is given."
+    said = (
+        "their intervals over runs say little (one of no width means that no pair of runs overlaps), "
+        "for a single run none is given, and with fewer than four runs the IQM is the mean."
+    )
     return [Paragraph(f"Some methods have fewer than {FEW} finished seeds: {said}")]
 
 

@@ -51,13 +51,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("recipe", metavar="RECIPE", help="its folder, or its name in results/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as cores=8 or run_dir=runs/again")
     parser.add_argument("--commit", action="store_true", help="write figures.json from what is finished, and stop")
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_intermixed_args(list(arguments))
     folder = find(options.recipe)
     config = read_config(folder / COMPARISON, options.overrides)
     if not any(override.startswith("run_dir=") for override in options.overrides) and not options.commit:
-        config = replace(config, run_dir=f"runs/reproduce-{config.name}")
+        config = replace(config, run_dir=f"runs/reproduce-{folder.resolve().name}")
     if options.commit:
-        figures = list(measured(plan(config)))
+        cells = plan(config)
+        if missing := [str(cell) for cell in cells if not is_finished(cell)]:
+            raise BurnishError(
+                f"run_dir={config.run_dir} has no result yet of {', '.join(missing)}: nothing is written"
+            )
+        figures = list(measured(cells))
         content = json.dumps([figure._asdict() for figure in figures], indent=1)
         (folder / FIGURES).write_text(content + "\n", encoding="utf-8")
         print(f"wrote {folder / FIGURES}: {len(figures)} figures")
@@ -79,9 +84,12 @@ def find(recipe: str) -> Path:
 def read_figures(path: Path) -> list[Figure]:
     """The committed figures. Raises BurnishError where they cannot be read."""
     try:
-        return [Figure(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        figures = [Figure(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise BurnishError(f"{path} cannot be read: expected the figures of a finished comparison ({error})") from error
+    if not figures:
+        raise BurnishError(f"{path} has no figures: expected those of a finished comparison")
+    return figures
 
 
 def measured(cells: Iterable[Cell]) -> Iterator[Figure]:
@@ -113,7 +121,12 @@ def judge(committed: Iterable[Figure], found: Iterable[Figure]) -> int:
         good = other is not None and figure.agrees(other)
         agree &= good
         here = f"{other.mean:12.4g}" if other else f"{'missing':>12}"
-        said = "agrees" if good else f"differs by more than {figure.tolerance:.0%}" if other else "no result"
+        if other is None:
+            said = "no result"
+        elif good:
+            said = "agrees"
+        else:
+            said = f"differs by more than {figure.tolerance:.0%}" if other.seeds == figure.seeds else "of other seeds"
         name = f"{figure.task} {figure.method} {figure.evaluation}"
         print(f"{name:<34}{figure.mean:12.4g}{here}  {said}")
     print("\nall figures agree" if agree else "\nnot all figures agree")

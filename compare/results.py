@@ -37,7 +37,7 @@ class Measure(NamedTuple):
 
 
 SUCCESS = Measure("success_rate", "success", "{:.1%}")
-RETURN = Measure("return", "return", "{:,.0f}")
+RETURN = Measure("return", "return", "{:,.4g}")
 
 
 class Point(NamedTuple):
@@ -208,11 +208,23 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
     return tuple(means)
 
 
-def at_budget(points: Sequence[Point], *, env_steps: float = np.inf, minutes: float = np.inf) -> Point | None:
-    """The last evaluation at or before a budget; None where there is none. A rollout's overshoot is no excess."""
-    allowed = (1 + SAME_STEP) * env_steps
-    within = [point for point in points if point.env_steps <= allowed and point.minutes <= minutes]
+def at_env_steps(points: Sequence[Point], env_steps: float) -> Point | None:
+    """The last evaluation within a budget; None where there is none. A rollout's overshoot is no excess."""
+    within = [point for point in points if point.env_steps <= (1 + SAME_STEP) * env_steps]
     return within[-1] if within else None
+
+
+def at_minutes(points: Sequence[Point], minutes: float) -> Point | None:
+    """Linear between the evaluations before and after; the last one afterwards, None before the first.
+
+    Evaluations are at environment steps, so the last one before a time would be half a run back for one seed and not
+    for the next, by chance.
+    """
+    if not points or minutes < points[0].minutes:
+        return None
+    steps, at, values = np.array(points, dtype=float).T
+    reached = min(minutes, points[-1].minutes)
+    return Point(round(float(np.interp(reached, at, steps))), reached, float(np.interp(reached, at, values)))
 
 
 class PairedDifference(NamedTuple):

@@ -15,7 +15,7 @@ from burnish.evaluation import CONFIDENCE, Interval
 
 RESAMPLES = 2000
 FEWEST = 2  # runs for any interval
-FEW = 3  # runs below which an interval says little
+FEW = 5  # runs below which an interval says little
 
 
 class Estimate(NamedTuple):

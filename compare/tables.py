@@ -9,7 +9,16 @@ import numpy as np
 
 from burnish.compare.document import Cell, Column, Table
 from burnish.compare.grouping import Method, Pretrained, TaskRuns, column
-from burnish.compare.results import SUCCESS, Evaluated, Measure, Point, RunResult, at_budget, paired_difference
+from burnish.compare.results import (
+    SUCCESS,
+    Evaluated,
+    Measure,
+    Point,
+    RunResult,
+    at_env_steps,
+    at_minutes,
+    paired_difference,
+)
 from burnish.compare.statistics import Estimate, improvement, summarise
 from burnish.evaluation import wilson_interval
 
@@ -78,8 +87,8 @@ def budget_table(task: TaskRuns, budget: Budget) -> Table:
 
 
 def least(task: TaskRuns, budget: Budget) -> float:
-    """The smallest final environment steps, or minutes, of any run of the task."""
-    return min(getattr(run, budget) for run in task.runs)
+    """Of the task's methods the fewest environment steps, or minutes, that their runs took on average."""
+    return min(float(np.mean([getattr(run, budget) for run in m.runs])) for m in task.methods if m.runs)
 
 
 def improvement_table(task: TaskRuns) -> Table:
@@ -203,7 +212,7 @@ def _budget_row(method: Method, selected: bool, budget: Budget, limit: float) ->
 
 def _within(run: RunResult, selected: bool, budget: Budget, limit: float) -> Point | None:
     points = run.curve_selected if selected else run.curve
-    return at_budget(points, env_steps=limit) if budget == "env_steps" else at_budget(points, minutes=limit)
+    return at_env_steps(points, limit) if budget == "env_steps" else at_minutes(points, limit)
 
 
 def _remark(used: dict[int, Point | None]) -> str:

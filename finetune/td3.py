@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from burnish.errors import BurnishError
 from burnish.finetune.sb3 import ReplayConfig, ReplayStage, sb3_model
 from burnish.finetune.stage import Setting
+from burnish.gaussian_policy import GaussianPolicy
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class TD3(ReplayStage):
 
     Config = TD3Config
     config: TD3Config
+
+    def __init__(self, policy: GaussianPolicy, config: TD3Config, setting: Setting):
+        super().__init__(policy, config, setting)
+        self.model.actor_target.load_state_dict(self.model.actor.state_dict())  # of a cloned policy, not a random one
 
     def make_model(self, setting: Setting) -> Any:
         names = ("policy_delay", "target_policy_noise", "target_noise_clip")

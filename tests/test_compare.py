@@ -146,6 +146,14 @@ def test_a_mistake_is_told_before_anything_runs(tmp_path, capsys, content, messa
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_policy_that_is_not_there_is_told_before_anything_runs(tmp_path, capsys):
+    path = write(tmp_path / "a.yaml", tasks={"lift": {"policy": "runs/none-seed{seed}"}}, settings=[])
+    assert main(["compare", "--plan", str(path), "seeds=[3]"]) == 2
+    assert "lift dpmd seed 3: policy=runs/none-seed3: there is no such folder" in capsys.readouterr().err
+    assert main(["compare", str(path)]) == 2
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_file_that_is_no_comparison(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "missing.yaml")]) == 2
     assert "missing.yaml cannot be read: No such file" in capsys.readouterr().err
@@ -236,7 +244,7 @@ def test_finished_cells_stay_and_changed_ones_do_not(with_pretraining):
     assert again.started == []
     content = yaml.safe_load(with_pretraining.read_text())
     content["methods"]["b"].append("stage.gamma=0.9")
-    content["cell_cores"] = 1
+    content["cell_cores"] = 2  # another machine, the same results
     with_pretraining.write_text(yaml.safe_dump(content, sort_keys=False))
     run_instantly(with_pretraining, again)
     assert [name for name, _ in again.started] == ["lift b seed 0", "lift b seed 1"]
@@ -251,6 +259,20 @@ def test_what_started_from_another_policy_is_run_again(with_pretraining):
     grid = run_instantly(with_pretraining, runner)
     assert [name for name, _ in runner.started[2:]] == ["lift a seed 1", "lift b seed 1"]
     assert not is_finished(next(p.cell for p in grid.cells if str(p.cell) == "lift a seed 0"))
+
+
+def test_a_method_left_out_meanwhile_does_not_keep_its_old_result(with_pretraining):
+    run_instantly(with_pretraining, InstantRunner())
+    content = yaml.safe_load(with_pretraining.read_text())
+    both = content["methods"]
+    content["methods"], content["tasks"]["lift"]["pretrain"] = {"b": both["b"]}, ["train.epochs=7"]
+    with_pretraining.write_text(yaml.safe_dump(content, sort_keys=False))
+    run_instantly(with_pretraining, InstantRunner())
+    content["methods"] = both
+    with_pretraining.write_text(yaml.safe_dump(content, sort_keys=False))
+    runner = InstantRunner()
+    run_instantly(with_pretraining, runner)
+    assert [name for name, _ in runner.started] == ["lift a seed 0", "lift a seed 1"]
 
 
 def test_a_real_grid_its_failure_and_its_repair(tmp_path, capsys):
@@ -335,6 +357,7 @@ def test_reproduce_says_what_agrees(tmp_path, capsys):
     write(recipe / "compare.yaml", seeds=[0, 1], methods={"dpmd": METHODS["dpmd"]}, run_dir=str(tmp_path / "runs"))
     assert main(["compare", str(recipe / "compare.yaml")]) == 0
     assert main(["reproduce", str(recipe), "--commit"]) == 0
+    assert main(["reproduce", str(recipe), "--commit", "seeds=[7]"]) == 2
     figures = json.loads((recipe / "figures.json").read_text())
     assert [figure["evaluation"] for figure in figures] == ["before", "after", "after_selected"]
     summaries = [json.loads((cell.folder / "summary.json").read_text()) for cell in cells_of(recipe / "compare.yaml")]
@@ -346,6 +369,9 @@ def test_reproduce_says_what_agrees(tmp_path, capsys):
     (recipe / "figures.json").write_text(json.dumps(figures))
     assert main(["reproduce", str(recipe), f"run_dir={tmp_path / 'runs'}"]) == 1
     assert "differs by more than 15%" in capsys.readouterr().out
+    (recipe / "figures.json").write_text("[]")
+    assert main(["reproduce", str(recipe)]) == 2
+    assert "figures.json has no figures" in capsys.readouterr().err
     assert main(["reproduce", "nonsense"]) == 2
 
 
