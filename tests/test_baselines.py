@@ -318,6 +318,14 @@ def test_the_global_generators_are_left_alone_and_do_not_matter(name):
     assert runs[0] == runs[1]
 
 
+def test_td3_goes_on_from_a_pretrained_policy_in_its_target_too():
+    policy = make_policy("td3")
+    stage = make_stage("td3", copy.deepcopy(policy), pretrained=True)
+    obs = torch.randn(5, policy.config.n_obs_steps * policy.obs_dim)
+    for actor in (stage.model.actor, stage.model.actor_target):
+        assert torch.equal(actor(obs), policy.mean(obs))
+
+
 def test_ppo_goes_on_from_a_pretrained_policy():
     policy = make_policy()
     with torch.no_grad():
