@@ -36,6 +36,7 @@ from burnish.compose import compose
 from burnish.config import parse
 from burnish.datasets.load import load
 from burnish.datasets.windows import Windows
+from burnish.device import resolve_device
 from burnish.envs import make_vector_env
 from burnish.envs.base import ChunkStep
 from burnish.envs.robosuite_suite import RobosuiteSimulator
@@ -324,7 +325,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows there")
     options = parser.parse_args()
 
-    torch.set_num_threads(options.threads)
+    resolve_device("cpu", options.threads)
     load_before = os.getloadavg()[0]
     rate = ProductRate()
     costs = [*rsm_costs(rate, options.quick), *dppo_costs(rate, options.quick)]

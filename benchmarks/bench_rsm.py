@@ -28,6 +28,7 @@ import torch
 
 from burnish.compose import compose
 from burnish.config import parse
+from burnish.device import resolve_device
 from burnish.envs.task import TaskConfig
 from burnish.finetune.off_policy import OffPolicyStage
 from burnish.finetune.replay import Transitions
@@ -248,7 +249,7 @@ def main() -> None:
     parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
 
-    torch.set_num_threads(options.threads)
+    resolve_device("cpu", options.threads)
     if options.memory_of:
         algorithm, task, variant, batch_size = options.memory_of
         print_memory(Case(algorithm, task, variant, int(batch_size)))

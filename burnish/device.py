@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from burnish.errors import BurnishError
+from burnish.memory import keep_freed_memory
 
 
 def resolve_device(name: str, torch_threads: int = 1) -> torch.device:
@@ -21,6 +22,7 @@ def resolve_device(name: str, torch_threads: int = 1) -> torch.device:
     if torch_threads < 1:
         raise BurnishError(f"torch_threads={torch_threads}: expected at least 1")
     torch.set_num_threads(torch_threads)
+    keep_freed_memory()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

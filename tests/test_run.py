@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -225,3 +226,24 @@ def test_stop_requests_nest() -> None:
         assert sweep.requested
         with StopRequest() as next_job:
             assert next_job.requested
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc's allocator")
+def test_the_memory_of_large_arrays_is_used_again():
+    """In a process of its own: page faults of the tenth allocation of 64 MiB."""
+    code = """
+import resource, sys, torch
+from burnish.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([faults() for _ in range(10)][-1])
+"""
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("give", "keep")
+    )
+    assert kept < 100 < given_back
