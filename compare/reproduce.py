@@ -77,7 +77,7 @@ def find(recipe: str) -> Path:
     for folder in (Path(recipe), Path("results") / recipe):
         if (folder / COMPARISON).is_file():
             return folder
-    known = sorted(path.parent.name for path in Path("results").glob(f"*/{COMPARISON}"))
+    known = sorted(path.parent.name for path in Path("results").glob(f"*/{FIGURES}"))
     raise BurnishError(f"{recipe}: expected a folder with {COMPARISON}, or one of {', '.join(known) or 'none here'}")
 
 
