@@ -176,8 +176,8 @@ def plan(config: CompareConfig) -> list[Cell]:
     """
     cells = [cell for task, grid in config.tasks.items() for cell in _pretraining(config, task, grid)]
     for task, grid in config.tasks.items():
-        for method in config.methods:
-            cells += [_cell(config, task, grid, method, seed) for seed in config.seeds]
+        for seed in config.seeds:  # first, so that an unfinished grid compares all methods
+            cells += [_cell(config, task, grid, method, seed) for method in config.methods]
     for cell in cells:
         resolve(cell)
     return cells
