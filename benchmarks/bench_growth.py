@@ -52,7 +52,6 @@ from burnish.tasks import load_task
 IMPORTED = ["torch", "gymnasium.envs.mujoco", "matplotlib.pyplot", "burnish.compose", "burnish.finetune.loop"]
 IMPORTED += ["burnish.finetune.dpmd", "burnish.finetune.dppo", "burnish.datasets.windows"]
 IMPORTED += ["burnish.envs.gymnasium_mujoco", "burnish.envs.vector", "scipy.stats"]
-IMPORTED += ["diffusers.schedulers.scheduling_ddpm"]  # for the schedule of betas
 MIB = 2**20
 SHORTEST_TURN = 5.0  # ms; faster calls are repeated
 DIMS = {"hopper": (11, 3), "lift": (19, 7)}  # Do, Da

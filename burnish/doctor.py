@@ -16,7 +16,7 @@ from burnish.errors import BurnishError
 
 OK, MISSING, BROKEN = "ok", "missing", "BROKEN"
 
-CORE = ("torch", "torchvision", "mujoco", "robosuite", "robomimic", "gymnasium", "numpy", "diffusers")
+CORE = ("torch", "torchvision", "mujoco", "robosuite", "robomimic", "gymnasium", "numpy")
 EXTRAS = {"minari": "minari", "envpool": "envpool", "stable-baselines3": "baselines"}
 
 RENDER = """

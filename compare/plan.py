@@ -170,7 +170,7 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def plan(config: CompareConfig) -> list[Cell]:
-    """All cells: those that pretrain first, then task by task and method by method, seeds innermost.
+    """All cells: those that pretrain first, then task by task and seed by seed.
 
     Raises BurnishError for the first one whose words do not make a valid configuration.
     """

@@ -1,9 +1,12 @@
 """Noise schedules: the variances beta_k of the forward process, k = 0 (least noise) .. K-1.
 
-`cosine`, `linear` and `sigmoid` come from diffusers; DPPO's and RSM's cosine schedules are the same numbers.
+`cosine`, `linear` and `sigmoid` are diffusers' to the last bit, in float32 as there (importing it takes as long as importing torch, and
+160 MiB in every process); DPPO's and RSM's cosine schedules are the same numbers.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -11,7 +14,6 @@ from torch import Tensor
 from burnish.errors import BurnishError
 
 SCHEDULES = ("cosine", "linear", "sigmoid", "vp")
-_DIFFUSERS_NAMES = {"cosine": "squaredcos_cap_v2", "linear": "linear", "sigmoid": "sigmoid"}
 
 
 def betas(
@@ -34,26 +36,35 @@ def betas(
     """
     if schedule not in SCHEDULES:
         raise BurnishError(f"schedule={schedule}: expected one of {', '.join(SCHEDULES)}")
-    if schedule == "vp":
-        beta_min, beta_max = 0.1, 10.0
-        t = torch.arange(1, denoising_steps + 1, dtype=torch.float64)
-        # beta_t = 1 - exp(-beta_min / K - (beta_max - beta_min) (2 t - 1) / (2 K^2))
-        growth = (beta_max - beta_min) * (2 * t - 1) / (2 * denoising_steps**2)
-        result = 1 - torch.exp(-(beta_min / denoising_steps + growth))
+    if schedule == "cosine":
+        result = _cosine(denoising_steps)
+    elif schedule == "linear":
+        result = torch.linspace(beta_start, beta_end, denoising_steps)
+    elif schedule == "sigmoid":
+        result = torch.sigmoid(torch.linspace(-6, 6, denoising_steps)) * (beta_end - beta_start) + beta_start
     else:
-        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-        scheduler = DDPMScheduler(
-            num_train_timesteps=denoising_steps,
-            beta_schedule=_DIFFUSERS_NAMES[schedule],
-            beta_start=beta_start,
-            beta_end=beta_end,
-        )
-        result = scheduler.betas.double()
-    result = result * scale
+        result = _variance_preserving(denoising_steps)
+    result = result.double() * scale
     if not bool(((result > 0) & (result < 1)).all()):
         raise BurnishError(
             f"schedule={schedule} with beta_start={beta_start}, beta_end={beta_end}, scale={scale}: "
             f"betas must lie in (0, 1), got {result.min():.4g} to {result.max():.4g}"
         )
     return result
+
+
+def _cosine(denoising_steps: int) -> Tensor:
+    """beta_k = 1 - abar((k + 1) / K) / abar(k / K), at most 0.999 (Nichol & Dhariwal 2021)."""
+
+    def alpha_bar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    ratios = [alpha_bar((k + 1) / denoising_steps) / alpha_bar(k / denoising_steps) for k in range(denoising_steps)]
+    return torch.tensor([min(1 - ratio, 0.999) for ratio in ratios])
+
+
+def _variance_preserving(denoising_steps: int, beta_min: float = 0.1, beta_max: float = 10.0) -> Tensor:
+    """beta_t = 1 - exp(-beta_min / K - (beta_max - beta_min) (2 t - 1) / (2 K^2)), t = 1 .. K, float64."""
+    t = torch.arange(1, denoising_steps + 1, dtype=torch.float64)
+    growth = (beta_max - beta_min) * (2 * t - 1) / (2 * denoising_steps**2)
+    return 1 - torch.exp(-(beta_min / denoising_steps + growth))
