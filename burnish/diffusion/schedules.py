@@ -1,7 +1,7 @@
 """Noise schedules: the variances beta_k of the forward process, k = 0 (least noise) .. K-1.
 
-`cosine`, `linear` and `sigmoid` are diffusers' to the last bit, in float32 as there (importing it takes as long as importing torch, and
-160 MiB in every process); DPPO's and RSM's cosine schedules are the same numbers.
+`cosine`, `linear` and `sigmoid` are diffusers' to the last bit, in float32 as there (importing it takes half as long as
+importing torch, and 160 MiB); DPPO's and RSM's cosine schedules are the same numbers.
 """
 
 from __future__ import annotations
