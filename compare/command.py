@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from burnish.compare.display import Display
-from burnish.compare.grid import Grid, Runner
+from burnish.compare.grid import Grid, Runner, standing
 from burnish.compare.local_runner import LocalRunner
 from burnish.compare.plan import CompareConfig, check_policies, plan, read_config
 from burnish.errors import BurnishError, Stopped
@@ -54,7 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("file", metavar="FILE", help="the comparison, in YAML")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of what the file says")
-    parser.add_argument("--plan", action="store_true", help="check everything, print the cells' commands, and stop")
+    parser.add_argument(
+        "--plan", action="store_true", help="check everything, print the cells' commands and what is finished, and stop"
+    )
     parser.add_argument("--report", action="store_true", help="only write the report anew, of what is finished")
     options = parser.parse_intermixed_args(list(arguments))
     config = read_config(Path(options.file), options.overrides)
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         cells = plan(config)
         check_policies(cells)
         for cell in cells:
-            print("burnish", cell.command, *cell.words)
+            print("burnish", cell.command, *cell.words, *(["#", found] if (found := standing(cell)) else []))
         return 0
     return compare(config, only_report=options.report)
 

@@ -151,6 +151,15 @@ def is_finished(cell: Cell) -> bool:
     return (cell.folder / "summary.json").is_file() and is_current(cell)
 
 
+def standing(cell: Cell) -> str:
+    """What is there of it, in words: nothing for a cell that was not begun."""
+    if is_finished(cell):
+        return "finished"
+    if is_current(cell):
+        return "begun, goes on"
+    return "made by another configuration, runs again" if cell.folder.exists() else ""
+
+
 def is_current(cell: Cell) -> bool:
     """Whether its run folder was made by its configuration, as far as that decides the result."""
     try:

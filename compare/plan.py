@@ -184,12 +184,29 @@ def plan(config: CompareConfig) -> list[Cell]:
 
 
 def check_policies(cells: Sequence[Cell]) -> None:
-    """Raise BurnishError for a policy to start from that is not there and that no cell makes."""
-    made = {str(cell.folder) for cell in cells if not cell.is_compared}
+    """Raise BurnishError for a policy to start from that is not there and that no cell makes, or that is of a kind which
+    the method does not train."""
+    from burnish.finetune.loop import check_kind  # torch and the algorithms: not needed before
+    from burnish.policy_base import load_policy
+
+    made = {str(cell.folder): resolve(cell).policy.kind for cell in cells if not cell.is_compared}
     for cell in cells:
-        policy = getattr(resolve(cell), "policy", None) if cell.is_compared else None
-        if policy is not None and policy not in made and not Path(policy).is_dir():
-            raise BurnishError(f"{cell}: policy={policy}: there is no such folder, and no pretraining here makes it")
+        if cell.is_compared:
+            config = resolve(cell)
+            try:
+                if config.policy is None:
+                    kind = config.network.kind
+                elif config.policy in made:
+                    kind = made[config.policy]
+                elif Path(config.policy).is_dir():
+                    kind = load_policy(config.policy).config.kind
+                else:
+                    raise BurnishError(
+                        f"policy={config.policy}: there is no such folder, and no pretraining here makes it"
+                    )
+                check_kind(config, kind)
+            except BurnishError as error:
+                raise BurnishError(f"{cell}: {error}") from error
 
 
 @cache

@@ -132,7 +132,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     latest = Checkpoints(Path(config.resume) / "checkpoints").latest() if config.resume else None
     source = latest or config.policy
     policy = load_policy(source, device) if source else fresh_policy(config, device)
-    check_kind(config, policy)
+    check_kind(config, policy.config.kind)
     with ExitStack() as stack:
         eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
         make_stage: Any = stage_class(config.stage.name)
@@ -164,17 +164,15 @@ def fresh_policy(config: FinetuneConfig, device: torch.device) -> Policy:
     return make_policy(config.network, *sizes, config.task.obs_keys, config.task.name).to(device).eval()
 
 
-def check_kind(config: FinetuneConfig, policy: Policy) -> None:
-    """Raise BurnishError where the stage does not train policies of this kind."""
+def check_kind(config: FinetuneConfig, kind: str) -> None:
+    """Raise BurnishError where the stage does not train policies of `kind`, the kind that it would be given."""
     name, expected = config.stage.name, stage_class(config.stage.name).kind
-    if policy.config.kind != expected:
+    if kind != expected:
         option = {"diffusion": "mlp", "gaussian": "gaussian"}[expected]
         given, instead = f"policy={config.policy}", f"pretrain one: burnish pretrain policy={option}"
         if config.policy is None:
             given, instead = "the network", f"give network={option}"
-        raise BurnishError(
-            f"stage={name} trains a {expected} policy, but {given} is a {policy.config.kind} one: {instead}"
-        )
+        raise BurnishError(f"stage={name} trains a {expected} policy, but {given} is a {kind} one: {instead}")
 
 
 def check_budget(config: FinetuneConfig, stage: Stage) -> None:

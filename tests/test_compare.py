@@ -85,19 +85,19 @@ def test_cells_are_commands_anyone_could_type(tmp_path):
         ("lift", "pretrain", 0, "pretrain"),
         ("lift", "pretrain", 1, "pretrain"),
         ("lift", "dppo", 0, "finetune"),
-        ("lift", "dppo", 1, "finetune"),
+        ("lift", "dpmd", 0, "finetune"),
     ]
     assert len(cells) == 2 + 2 * 2 * 2
     assert set(cells[0].words) == {
         "task=lift", "torch_threads=1", "evaluation.backend=sync", "train.epochs=3", "seed=0",
         "run_dir=runs/a/lift/pretrain/seed0",
     }  # fmt: skip
-    assert set(cells[3].words) == {
+    assert "seed=0" in cells[3].words and "seed=7" not in cells[3].words
+    assert set(cells[4].words) == {
         "task=lift", "torch_threads=1", "backend=sync", "evaluation.backend=sync", "n_envs=4", "evaluation.episodes=5",
         "stage=dppo", "total_env_steps=9000", "policy=runs/a/lift/pretrain/seed1", "seed=1",
         "run_dir=runs/a/lift/dppo/seed1",
     }  # fmt: skip
-    assert "seed=0" in cells[4].words and "seed=7" not in cells[4].words
     assert "policy=runs/p1" in cells[-1].words and "total_env_steps=5000" in cells[-1].words
 
 
@@ -152,6 +152,19 @@ def test_a_policy_that_is_not_there_is_told_before_anything_runs(tmp_path, capsy
     assert "lift dpmd seed 3: policy=runs/none-seed3: there is no such folder" in capsys.readouterr().err
     assert main(["compare", str(path)]) == 2
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words", "message"),
+    [
+        ({"lift": {"pretrain": ["policy=gaussian"]}}, [], "but policy=runs/a/lift/pretrain/seed0 is a gaussian one"),
+        ({"hopper": {}}, ["network=gaussian"], "but the network is a gaussian one: give network=mlp"),
+    ],
+)
+def test_a_method_that_cannot_train_such_a_policy_is_told_before_anything_runs(tmp_path, capsys, tasks, words, message):
+    path = write(tmp_path / "a.yaml", tasks=tasks, settings=[], methods={"a": ["stage=dppo", *words]}, run_dir="runs/a")
+    assert main(["compare", "--plan", str(path)]) == 2
+    assert f"a seed 0: stage=dppo trains a diffusion policy, {message}" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_comparison(tmp_path, capsys):
@@ -237,7 +250,7 @@ def test_pretraining_comes_first_and_its_failure_is_that_of_its_cells(with_pretr
     assert len(runner.started) == 4
 
 
-def test_finished_cells_stay_and_changed_ones_do_not(with_pretraining):
+def test_finished_cells_stay_and_changed_ones_do_not(with_pretraining, capsys):
     run_instantly(with_pretraining, InstantRunner())
     again = InstantRunner()
     run_instantly(with_pretraining, again)
@@ -246,6 +259,9 @@ def test_finished_cells_stay_and_changed_ones_do_not(with_pretraining):
     content["methods"]["b"].append("stage.gamma=0.9")
     content["cell_cores"] = 2  # another machine, the same results
     with_pretraining.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert main(["compare", "--plan", str(with_pretraining)]) == 0
+    told = [line.partition(" # ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["finished"] * 3 + ["made by another configuration, runs again", "finished", told[3]]
     run_instantly(with_pretraining, again)
     assert [name for name, _ in again.started] == ["lift b seed 0", "lift b seed 1"]
 
