@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("file", metavar="FILE", help="the comparison, in YAML")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of what the file says")
     parser.add_argument(
-        "--plan", action="store_true", help="check everything, print the cells' commands and what is finished, and stop"
+        "--plan", action="store_true", help="check everything, print the commands and what is finished, and stop"
     )
     parser.add_argument("--report", action="store_true", help="only write the report anew, of what is finished")
     options = parser.parse_intermixed_args(list(arguments))

@@ -170,13 +170,13 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def plan(config: CompareConfig) -> list[Cell]:
-    """All cells: those that pretrain first, then task by task and seed by seed.
+    """All cells: those that pretrain first, then seed by seed, so that an unfinished grid compares all methods.
 
     Raises BurnishError for the first one whose words do not make a valid configuration.
     """
     cells = [cell for task, grid in config.tasks.items() for cell in _pretraining(config, task, grid)]
-    for task, grid in config.tasks.items():
-        for seed in config.seeds:  # first, so that an unfinished grid compares all methods
+    for seed in config.seeds:
+        for task, grid in config.tasks.items():
             cells += [_cell(config, task, grid, method, seed) for method in config.methods]
     for cell in cells:
         resolve(cell)
@@ -184,7 +184,7 @@ def plan(config: CompareConfig) -> list[Cell]:
 
 
 def check_policies(cells: Sequence[Cell]) -> None:
-    """Raise BurnishError for a policy to start from that is not there and that no cell makes, or that is of a kind which
+    """Raise BurnishError for a policy to start from that is not there and that no cell makes, or that is of a kind that
     the method does not train."""
     from burnish.finetune.loop import check_kind  # torch and the algorithms: not needed before
     from burnish.policy_base import load_policy

@@ -278,9 +278,11 @@ def _configuration_blocks(cells: Sequence[Cell], found: dict[int, RunResult]) ->
 def _origin_blocks(found: dict[int, RunResult]) -> list[Block]:
     commits = sorted({run.commit for run in found.values()} - {""})
     said = sorted({listed(run.versions) for run in found.values()} - {""})
+    machines = sorted({run.machine for run in found.values()} - {""})
     lines = [
         *([f"The runs were made at commit: {'; '.join(commits)}."] if commits else []),
         *([f"They were made with: {'; '.join(said)}."] if said else []),
+        *([f"On: {'; '.join(machines)}."] if machines else []),
         f"This report was written at commit {commit()}, with {listed(versions())}, on {machine()}.",
     ]
     return [Heading("Where this comes from"), Bullets(tuple(without_names(line) for line in lines))]

@@ -105,6 +105,7 @@ class RunResult:
     config: str
     commit: str
     versions: dict[str, str]
+    machine: str
 
     def evaluated(self, checkpoint: str, selected: bool) -> Evaluated | None:
         """Of `checkpoint` "last" or "best"."""
@@ -157,6 +158,7 @@ def _result(folder: Path, config: dict[str, Any], summary: dict[str, Any], lines
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
         commit=str(written.get("commit", "")),
         versions=written.get("versions") or {name: str(written[name]) for name in OLD_VERSIONS if name in written},
+        machine=str(written.get("machine", "")),
     )
 
 

@@ -93,7 +93,7 @@ def test_cells_are_commands_anyone_could_type(tmp_path):
         "run_dir=runs/a/lift/pretrain/seed0",
     }  # fmt: skip
     assert "seed=0" in cells[3].words and "seed=7" not in cells[3].words
-    assert set(cells[4].words) == {
+    assert set(cells[6].words) == {
         "task=lift", "torch_threads=1", "backend=sync", "evaluation.backend=sync", "n_envs=4", "evaluation.episodes=5",
         "stage=dppo", "total_env_steps=9000", "policy=runs/a/lift/pretrain/seed1", "seed=1",
         "run_dir=runs/a/lift/dppo/seed1",
