@@ -26,7 +26,7 @@ from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.origin import origin
-from burnish.policy_base import Policy
+from burnish.policy_base import Policy, fingerprint
 
 CONFIDENCE = 0.95
 LATENCY_CALLS = 20
@@ -298,10 +298,11 @@ class Difference:
         return cls(float(difference.mean()), bootstrap_interval(difference))
 
 
-def about(policy_folder: str, task: TaskConfig, config: EvaluationConfig) -> dict[str, Any]:
-    """What `evaluation.json` says about how its numbers came about."""
+def about(policy: str | None, task: TaskConfig, config: EvaluationConfig) -> dict[str, Any]:
+    """What `evaluation.json` says about how its numbers came about; `policy`: its folder, None for an untrained one."""
     return {
-        "policy": policy_folder,
+        "policy": policy or "untrained",
+        "weights": fingerprint(policy) if policy else None,
         "task": dataclasses.asdict(task),
         "evaluation": dataclasses.asdict(config),
         **origin(),

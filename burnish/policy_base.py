@@ -6,6 +6,7 @@ steps, Do and Da dimensions.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -234,14 +235,7 @@ def load_policy(folder: str | os.PathLike[str], device: str | torch.device = "cp
     Raises:
         BurnishError: a file is missing or damaged, or the two do not belong together.
     """
-    folder = Path(folder)
-    if (folder / "checkpoints").is_dir():
-        folder = Checkpoints(folder / "checkpoints").latest() or folder
-    for name in (DESCRIPTION, WEIGHTS):
-        if not (folder / name).is_file():
-            raise BurnishError(
-                f"{folder} is not a policy folder: {name} is missing (expected {DESCRIPTION} and {WEIGHTS})"
-            )
+    folder = policy_folder(folder)
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         if description["format"] != FORMAT:
@@ -253,3 +247,25 @@ def load_policy(folder: str | os.PathLike[str], device: str | torch.device = "cp
         raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
     policy.load_weights(folder / WEIGHTS)
     return policy.to(device).eval()
+
+
+def policy_folder(folder: str | os.PathLike[str]) -> Path:
+    """What `load_policy` reads: the folder itself, or the latest checkpoint of a run folder.
+
+    Raises:
+        BurnishError: a file is missing.
+    """
+    folder = Path(folder)
+    if (folder / "checkpoints").is_dir():
+        folder = Checkpoints(folder / "checkpoints").latest() or folder
+    for name in (DESCRIPTION, WEIGHTS):
+        if not (folder / name).is_file():
+            raise BurnishError(
+                f"{folder} is not a policy folder: {name} is missing (expected {DESCRIPTION} and {WEIGHTS})"
+            )
+    return folder
+
+
+def fingerprint(folder: str | os.PathLike[str]) -> str:
+    """SHA-256 of the weights that `load_policy` reads, 64 hexadecimal digits. Raises BurnishError as it does."""
+    return hashlib.sha256((policy_folder(folder) / WEIGHTS).read_bytes()).hexdigest()

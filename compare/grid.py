@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from burnish.compare.plan import Cell, command_of, resolve
 from burnish.errors import BurnishError
+from burnish.policy_base import fingerprint
 from burnish.run import StopRequest, load_config
 
 NOT_DECISIVE = ("device", "torch_threads", "backend", "n_workers", "wandb", "resume", "overwrite")
@@ -166,7 +168,16 @@ def is_current(cell: Cell) -> bool:
         found = command_of(cell).parse(load_config(cell.folder))
     except BurnishError:  # no run, or one that this version would refuse
         return False
-    return decisive(found) == decisive(resolve(cell))
+    return decisive(found) == decisive(resolve(cell)) and not started_from_another(cell)
+
+
+def started_from_another(cell: Cell) -> bool:
+    """Whether the policy to start from has other weights now than when the run evaluated it (older runs do not say)."""
+    try:
+        told = json.loads((cell.folder / "evaluation_before.json").read_text(encoding="utf-8")).get("weights")
+        return told is not None and fingerprint(resolve(cell).policy) != told
+    except (OSError, ValueError, BurnishError):  # no such evaluation yet, or no longer a policy to compare with
+        return False
 
 
 def decisive(config: Any) -> dict[str, Any]:

@@ -291,7 +291,7 @@ class Loop:
         self.before = evaluation.summary()
         evaluation.save(
             self.run.folder / "evaluation_before.json",
-            **about(self.config.policy or "untrained", self.config.task, self.config.evaluation),
+            **about(self.config.policy, self.config.task, self.config.evaluation),
         )
         self.run.log(evaluation.metrics(), 0)
         if self.config.policy and self.config.task.suite == "robosuite" and not evaluation.success.any():

@@ -1,6 +1,7 @@
 """The grid of `burnish compare`: what its cells are, finished ones stay, failed ones are told, killed ones go on."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from burnish.cli import main
@@ -17,8 +19,12 @@ from burnish.compare import reproduce
 from burnish.compare.display import last_metrics
 from burnish.compare.grid import Grid, is_finished, last_line
 from burnish.compare.local_runner import LocalRunner
-from burnish.compare.plan import Cell, plan, read_config
+from burnish.compare.plan import Cell, plan, read_config, resolve
+from burnish.config import to_dict
 from burnish.errors import BurnishError
+from burnish.evaluation import about
+from burnish.networks import DenoiserConfig
+from burnish.policy import DiffusionPolicy, PolicyConfig
 from burnish.run import read_metrics
 
 TINY = [
@@ -206,9 +212,6 @@ class InstantRunner:
         if status == 0:
             cell.folder.mkdir(parents=True, exist_ok=True)
             settings = [word for word in words[1:] if word != "overwrite=true"]
-            from burnish.compare.plan import resolve
-            from burnish.config import to_dict
-
             assert settings == list(cell.words) or words[1].startswith("resume=")
             (cell.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(resolve(cell))))
             (cell.folder / "summary.json").write_text("{}")
@@ -275,6 +278,29 @@ def test_what_started_from_another_policy_is_run_again(with_pretraining):
     grid = run_instantly(with_pretraining, runner)
     assert [name for name, _ in runner.started[2:]] == ["lift a seed 1", "lift b seed 1"]
     assert not is_finished(next(p.cell for p in grid.cells if str(p.cell) == "lift a seed 0"))
+
+
+def test_what_started_from_a_policy_that_was_trained_again_elsewhere_is_run_again(tmp_path):
+    def train(seed: int) -> None:
+        torch.manual_seed(seed)
+        DiffusionPolicy(PolicyConfig(denoiser=DenoiserConfig(hidden_dim=8)), 11, 3, ["flat"]).save(tmp_path / "p")
+
+    train(0)
+    tasks = {"hopper": {"policy": str(tmp_path / "p")}}
+    path = write(tmp_path / "a.yaml", tasks=tasks, methods={"a": ["stage=dppo"]}, settings=[], seeds=[0])
+    run_instantly(path, InstantRunner())
+    (cell,) = cells_of(path)
+    config = resolve(cell)
+    (cell.folder / "evaluation_before.json").write_text(
+        json.dumps(about(config.policy, config.task, config.evaluation))
+    )
+    assert is_finished(cell)
+    train(1)
+    assert not is_finished(cell)
+    train(0)
+    assert is_finished(cell)  # the same weights
+    shutil.rmtree(tmp_path / "p")
+    assert is_finished(cell)  # and the policy may be thrown away
 
 
 def test_a_method_left_out_meanwhile_does_not_keep_its_old_result(with_pretraining):
