@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         cells = plan(config)
         check_policies(cells)
         for cell in cells:
-            print("burnish", cell.command, *cell.words, *(["#", found] if (found := standing(cell)) else []))
+            print("burnish", cell.command, shlex.join(cell.words), *(["#", found] if (found := standing(cell)) else []))
         return 0
     return compare(config, only_report=options.report)
 

@@ -81,6 +81,7 @@ class Display:
         print(f"compare: {text}", file=sys.stderr, flush=True)
 
     def _table(self, cells: Sequence[Progress]) -> Any:
+        from rich.markup import escape
         from rich.table import Table
 
         done = sum(p.state is State.FINISHED for p in cells)
@@ -93,7 +94,7 @@ class Display:
             minutes = f"{(time.monotonic() - p.started) / 60:.1f}" if running else ""
             said = p.message or reached.evaluation
             words = (p.cell.task, p.cell.method, str(p.cell.seed), p.state.value, f"{reached.share:.0%}", minutes, said)
-            table.add_row(*words, style=STYLES[p.state])
+            table.add_row(*(escape(word) for word in words), style=STYLES[p.state])
         return table
 
     def reached(self, cell: Cell) -> Reached:

@@ -15,7 +15,7 @@ from burnish.errors import BurnishError
 from burnish.policy_base import fingerprint
 from burnish.run import StopRequest, load_config
 
-NOT_DECISIVE = ("device", "torch_threads", "backend", "n_workers", "wandb", "resume", "overwrite")
+NOT_DECISIVE = ("device", "torch_threads", "backend", "n_workers", "wandb", "resume", "overwrite", "run_dir")
 """Keys of a run's configuration that do not decide its result."""
 STOPPED_STATUS = 130  # of a run that was asked to stop and can be resumed
 POLL_SECONDS = 0.2
@@ -107,7 +107,8 @@ class Grid:
     def _words(self, cell: Cell) -> list[str]:
         """What to run: the rest of an interrupted cell, or all of it."""
         if is_current(cell):
-            return [RESUMED_BY.get(cell.command, cell.command), f"resume={cell.folder}"]
+            threads = f"torch_threads={resolve(cell).torch_threads}"  # as the machine has them now
+            return [RESUMED_BY.get(cell.command, cell.command), f"resume={cell.folder}", threads]
         self._forget_what_started_from(cell)
         return [cell.command, *cell.words, "overwrite=true"]
 
@@ -115,7 +116,8 @@ class Grid:
         """The policy of `cell` will be another one: make the results of the earlier one stale, on disk and also those
         of methods that are left out this time."""
         for path in self.folder.glob(f"{cell.task}/*/seed*/config.yaml"):
-            if load_config(path.parent).get("policy") == str(cell.folder):
+            policy = load_config(path.parent).get("policy")
+            if isinstance(policy, str) and Path(policy).resolve() == cell.folder.resolve():
                 path.unlink()
         for progress in self.cells:
             if f"policy={cell.folder}" in progress.cell.words:
@@ -183,6 +185,8 @@ def started_from_another(cell: Cell) -> bool:
 def decisive(config: Any) -> dict[str, Any]:
     """A run's configuration without what does not decide its result: the same on other machines."""
     values = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in NOT_DECISIVE}
+    if isinstance(policy := values.get("policy"), str):
+        values["policy"] = Path(policy).resolve()  # however it is spelled
     values["evaluation"] = replace(config.evaluation, backend="", n_workers=None, n_envs=1, video=0)
     values["envpool"] = "envpool" in (getattr(config, "backend", ""), config.evaluation.backend)  # other random numbers
     return values

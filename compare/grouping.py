@@ -77,7 +77,11 @@ def group_pretrained(methods: Sequence[Method]) -> tuple[Pretrained, ...]:
         if not mine:
             continue
         policies = {seed: policy for seed, (policy, _) in mine.items() if policy is not None}
-        fitting = (i for i, theirs in enumerate(by_seed) if all(theirs.get(s, p) == p for s, p in policies.items()))
+        fitting = (
+            i
+            for i, theirs in enumerate(by_seed)
+            if theirs.keys() & policies.keys() and all(theirs.get(s, p) == p for s, p in policies.items())
+        )
         index = next(fitting, len(groups))
         if index == len(groups):
             groups.append(Pretrained(f"pretrained ({method.name})" if groups else "pretrained", {}))

@@ -19,6 +19,7 @@ from burnish.commands import COMMANDS, Command
 from burnish.compose import compose, split
 from burnish.config import parse
 from burnish.errors import BurnishError
+from burnish.evaluation import EvaluationConfig
 
 PRETRAIN = "pretrain"  # the command of the cells that others start from, and what their methods' names begin with
 FOLDER_CHARACTERS = set(string.ascii_letters + string.digits + "-_.")
@@ -180,13 +181,26 @@ def plan(config: CompareConfig) -> list[Cell]:
             cells += [_cell(config, task, grid, method, seed) for method in config.methods]
     for cell in cells:
         resolve(cell)
+    for task in config.tasks:
+        _check_evaluation(task, [resolve(cell).evaluation for cell in cells if cell.is_compared and cell.task == task])
     return cells
 
 
+def _check_evaluation(task: str, evaluations: Sequence[EvaluationConfig]) -> None:
+    """Raise BurnishError unless all methods are evaluated from the same initial states."""
+    for key in ("seed", "episodes"):
+        found = sorted({getattr(evaluation, key) for evaluation in evaluations})
+        if len(found) > 1:
+            raise BurnishError(
+                f"{task}: evaluation.{key} is {' and '.join(map(str, found))}: expected the same for all methods"
+            )
+
+
 def check_policies(cells: Sequence[Cell]) -> None:
-    """Raise BurnishError for a policy to start from that is not there and that no cell makes, or that is of a kind that
-    the method does not train."""
+    """Raise BurnishError for a policy to start from that is not there and that no cell makes, for one of a kind that
+    the method does not train, and for a method whose extra is not installed."""
     from burnish.finetune.loop import check_kind  # torch and the algorithms: not needed before
+    from burnish.finetune.stage import stage_class
     from burnish.policy_base import load_policy
 
     made = {str(cell.folder): resolve(cell).policy.kind for cell in cells if not cell.is_compared}
@@ -205,6 +219,7 @@ def check_policies(cells: Sequence[Cell]) -> None:
                         f"policy={config.policy}: there is no such folder, and no pretraining here makes it"
                     )
                 check_kind(config, kind)
+                stage_class(config.stage.name).check_installed(config.stage.name)
             except BurnishError as error:
                 raise BurnishError(f"{cell}: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -58,14 +59,15 @@ INTRODUCTION = (
     "says n of m."
 )
 RESULTS = (
-    "The last checkpoint is the headline. The best checkpoint was chosen by the very evaluations shown here (those of "
-    "one sample), so its number is optimistic. Wilson's interval pools all episodes of all runs as if they were "
+    "The last checkpoint is the headline. The best checkpoint was chosen by the very evaluations of one sample shown "
+    "here, so their number is optimistic. Wilson's interval pools all episodes of all runs as if they were "
     "independent, and says nothing about another seed."
 )
 NORMALISED = (
     "Across tasks scores are normalised, here alone: a success rate stays as it is; a return is 0 at the mean of the "
     "pretrained policies (from scratch: of the lowest method) and 1 at the mean of the best method. A method is shown "
-    "where it has finished runs, of the same seeds, in every task."
+    "where it has finished runs, of the same seeds, in every task. Where no method is better than the start, the "
+    "difference is told as a share of the start."
 )
 DIFFERENCES = (
     "After minus before over the same initial states, mean over the seeds, paired bootstrap over episodes: how another "
@@ -75,10 +77,11 @@ IMPROVEMENT = (
     "Probability that a run of the method has a higher value than a run of the other (ties count half), last "
     "checkpoints; 0.5 is no difference."
 )
-MINUTES = (
-    "Each run's curve at the fewest minutes that a method took (mean over its seeds), linear between the evaluations "
-    "before and after. Minutes depend on the machine and on what ran beside."
+STEPS = (
+    "Each run's curve at the fewest steps that a method took (mean over its seeds), linear between the evaluations "
+    "before and after: those of on-policy methods come with the end of a rollout."
 )
+MINUTES = "The same at the fewest minutes that a method took. Minutes depend on the machine and on what ran beside."
 COST = (
     "Means over the finished runs. K: denoising steps of the noise process; the sampler's transitions are those that "
     "an evaluation runs. Parameters: of the policy, with its critic where it has one. Latency: median time of one "
@@ -127,7 +130,7 @@ def write_report(title: str, cells: Sequence[CellT], failures: Mapping[CellT, st
         for task in tasks:
             blocks += _task_blocks(task, folder)
         if with_runs:
-            blocks += _across_blocks(with_runs, folder)
+            blocks += _across_blocks(with_runs, [task.name for task in tasks if task.measure is None], folder)
             blocks += [Heading("Cost"), Paragraph(COST), cost_table(with_runs)]
             for table in (runs_table(with_runs), curves_table(with_runs)):
                 write_csv(table, folder / f"{table.name}.csv")
@@ -177,7 +180,7 @@ def _task_blocks(task: TaskRuns, folder: Path) -> list[Block]:
     steps, minutes = least(task, "env_steps"), least(task, "minutes")
     blocks += [
         Heading(f"{task.name}: at equal environment steps ({steps:,.0f})", 3),
-        Paragraph("The last evaluation within the fewest steps that a method took (2 % more are the same)."),
+        Paragraph(STEPS),
         budget_table(task, "env_steps"),
         Heading(f"{task.name}: at equal wall-clock ({minutes:.1f} minutes of training)", 3),
         Paragraph(MINUTES),
@@ -213,7 +216,7 @@ def _curves(task: TaskRuns, folder: Path) -> Pictures:
     return Pictures(tuple(pictures))
 
 
-def _across_blocks(tasks: Sequence[TaskRuns], folder: Path) -> list[Block]:
+def _across_blocks(tasks: Sequence[TaskRuns], without: Sequence[str], folder: Path) -> list[Block]:
     """Performance profiles, and with several tasks the aggregates over them."""
     looks = {method.name: method.look for task in tasks for method in task.methods}
     pictures: list[Picture] = []
@@ -233,6 +236,8 @@ def _across_blocks(tasks: Sequence[TaskRuns], folder: Path) -> list[Block]:
     if not pictures:
         return []
     blocks: list[Block] = [Heading("All tasks" if len(tasks) > 1 else "Performance profiles"), Paragraph(NORMALISED)]
+    if without:
+        blocks.append(Paragraph(f"Without {', '.join(without)}, of which nothing has finished."))
     few = min(task.few for task in tasks)
     if few < FEW:
         blocks.append(Paragraph(f"With fewer than {FEW} seeds bands and intervals are not meaningful."))
@@ -269,7 +274,7 @@ def _aggregate_picture(scores: dict[str, np.ndarray], looks: dict, selected: boo
 def _configuration_blocks(cells: Sequence[Cell], found: dict[int, RunResult]) -> list[Block]:
     blocks: list[Block] = [Heading("Configurations")]
     for index, cell in enumerate(cells):
-        words = without_names(" ".join(("burnish", cell.command, *cell.words)))
+        words = without_names(shlex.join(("burnish", cell.command, *cell.words)))
         config = without_names(found[index].config) if index in found else "(no finished run)"
         blocks.append(Details(f"{cell.task}, {cell.method}, seed {cell.seed}: {words}", config))
     return blocks

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from burnish.policy_base import DESCRIPTION
 from burnish.run import load_config, read_metrics
 
 OLD_VERSIONS = ("burnish", "torch")  # what evaluation.json told before it had `versions`
+Axis = Literal["env_steps", "minutes"]
 SAME_STEP = 0.02  # evaluations of two seeds are of the same time where their steps differ by less of the whole run
 
 
@@ -210,23 +211,19 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
     return tuple(means)
 
 
-def at_env_steps(points: Sequence[Point], env_steps: float) -> Point | None:
-    """The last evaluation within a budget; None where there is none. A rollout's overshoot is no excess."""
-    within = [point for point in points if point.env_steps <= (1 + SAME_STEP) * env_steps]
-    return within[-1] if within else None
-
-
-def at_minutes(points: Sequence[Point], minutes: float) -> Point | None:
+def at(points: Sequence[Point], budget: float, axis: Axis) -> Point | None:
     """Linear between the evaluations before and after; the last one afterwards, None before the first.
 
-    Evaluations are at environment steps, so the last one before a time would be half a run back for one seed and not
-    for the next, by chance.
+    Evaluations come at the ends of updates, so the last one within a budget would be half a run back for one seed, or
+    one method, and not for the next, by chance.
     """
-    if not points or minutes < points[0].minutes:
+    if not points or budget < getattr(points[0], axis):
         return None
-    steps, at, values = np.array(points, dtype=float).T
-    reached = min(minutes, points[-1].minutes)
-    return Point(round(float(np.interp(reached, at, steps))), reached, float(np.interp(reached, at, values)))
+    reached = min(budget, getattr(points[-1], axis))
+    steps, minutes, values = np.array(points, dtype=float).T
+    along = {"env_steps": steps, "minutes": minutes}[axis]
+    env_steps, minute, value = (float(np.interp(reached, along, numbers)) for numbers in (steps, minutes, values))
+    return Point(round(env_steps), minute, value)
 
 
 class PairedDifference(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -11,19 +10,19 @@ from burnish.compare.document import Cell, Column, Table
 from burnish.compare.grouping import Method, Pretrained, TaskRuns, column
 from burnish.compare.results import (
     SUCCESS,
+    Axis,
     Evaluated,
     Measure,
     Point,
     RunResult,
-    at_env_steps,
-    at_minutes,
+    at,
     paired_difference,
 )
 from burnish.compare.statistics import Estimate, improvement, summarise
 from burnish.evaluation import wilson_interval
 
 CHECKPOINTS = {"last": "last (headline)", "best": "best (optimistic)"}
-Budget = Literal["env_steps", "minutes"]
+BEST_SELECTED = "best by one sample"  # of an evaluation by Q, which did not choose the checkpoint
 SIGNED = {"success_rate": "{:+.1%}", "return": "{:+,.0f}"}
 
 
@@ -49,7 +48,8 @@ def results_table(task: TaskRuns) -> Table:
             for selected in (False, True):
                 if evaluated := method.evaluated(checkpoint, selected):
                     how = actions(selected, method.runs[0].candidates)
-                    rows.append([method.name, said, how, finished(method), *_aggregates(evaluated)])
+                    chosen = BEST_SELECTED if selected and checkpoint == "best" else said
+                    rows.append([method.name, chosen, how, finished(method), *_aggregates(evaluated)])
     columns = [
         Column("method"),
         Column("checkpoint"),
@@ -63,7 +63,7 @@ def results_table(task: TaskRuns) -> Table:
     return Table(f"{task.name}-results", tuple(columns[:width]), [row[:width] for row in rows])
 
 
-def budget_table(task: TaskRuns, budget: Budget) -> Table:
+def budget_table(task: TaskRuns, budget: Axis) -> Table:
     """Each run at the least budget that any run of the task used."""
     measure = measure_of(task)
     limit = least(task, budget)
@@ -86,7 +86,7 @@ def budget_table(task: TaskRuns, budget: Budget) -> Table:
     return Table(f"{task.name}-equal-{budget.replace('_', '-')}", columns, rows)
 
 
-def least(task: TaskRuns, budget: Budget) -> float:
+def least(task: TaskRuns, budget: Axis) -> float:
     """Of the task's methods the fewest environment steps, or minutes, that their runs took on average."""
     return min(float(np.mean([getattr(run, budget) for run in m.runs])) for m in task.methods if m.runs)
 
@@ -199,27 +199,22 @@ def _aggregates(evaluated: Sequence[Evaluated]) -> list[Cell]:
     return [iqm, mean, Estimate(successes / episodes, wilson_interval(successes, episodes))]
 
 
-def _budget_row(method: Method, selected: bool, budget: Budget, limit: float) -> list[Cell]:
-    used = {run.seed: _within(run, selected, budget, limit) for run in method.runs}
+def _budget_row(method: Method, selected: bool, budget: Axis, limit: float) -> list[Cell]:
+    used = {run.seed: at(run.curve_selected if selected else run.curve, limit, budget) for run in method.runs}
     points = {seed: point for seed, point in used.items() if point}
     how, form = actions(selected, method.runs[0].candidates), method.runs[0].measure.form
     if not points:
         return [method.name, how, finished(method), None, None, "–", "no such evaluation by then"]
     iqm, mean = summarise(np.array([[point.value] for point in points.values()]))
     each = [f"{seed}: {form.format(p.value)} ({p.env_steps:,}, {p.minutes:.1f})" for seed, p in points.items()]
-    return [method.name, how, finished(method), iqm, mean, "; ".join(each), _remark(used)]
+    between = [run.seed for run in method.runs if not selected and len(run.curve) == 2]  # eval_every=0
+    return [method.name, how, finished(method), iqm, mean, "; ".join(each), _remark(used, between)]
 
 
-def _within(run: RunResult, selected: bool, budget: Budget, limit: float) -> Point | None:
-    points = run.curve_selected if selected else run.curve
-    return at_env_steps(points, limit) if budget == "env_steps" else at_minutes(points, limit)
-
-
-def _remark(used: dict[int, Point | None]) -> str:
+def _remark(used: dict[int, Point | None], between: Sequence[int]) -> str:
     missing = [str(seed) for seed, point in used.items() if point is None]
-    initial = [str(seed) for seed, point in used.items() if point and point.env_steps == 0]
     said = [f"none by then: seeds {', '.join(missing)}"] if missing else []
-    said += [f"only the initial evaluation by then: seeds {', '.join(initial)}"] if initial else []
+    said += [f"known at the start and the end alone: seeds {', '.join(map(str, between))}"] if between else []
     return "; ".join(said)
 
 

@@ -207,6 +207,7 @@ class Loop:
         self.env_steps = 0
         self.updates = 0
         self.training_seconds = 0.0  # acting and updating, as logged
+        self.unlogged = (0.0, 0)  # seconds and environment steps since
         self.looked_at = 0  # environment steps when evaluations and checkpoints were last thought of
         self.noise_compared = False  # see _compare_noisy_with_clean
         self.best = (-math.inf, -math.inf)  # see Evaluation.score
@@ -229,7 +230,8 @@ class Loop:
     def _learn(self, stop: StopRequest) -> None:
         total, name = self.config.total_env_steps, self.config.stage.name
         with self.run.progress(total, name, initial=self.env_steps) as progress:
-            last_time, last_steps = time.perf_counter(), self.env_steps
+            seconds, steps = self.unlogged  # of before a stop
+            last_time, last_steps = time.perf_counter() - seconds, self.env_steps - steps
             while not self._used_up() or self.stage.ready():
                 if not self.stage.ready():
                     step = self.envs.step(self.stage.act(self.obs))
@@ -238,6 +240,7 @@ class Loop:
                     self.obs = step.obs
                     self.env_steps += int(step.steps.sum())
                     progress.update(int(step.steps.sum()))
+                    self.unlogged = time.perf_counter() - last_time, self.env_steps - last_steps
                 else:
                     acted = time.perf_counter()
                     metrics = self.stage.update()
@@ -247,6 +250,7 @@ class Loop:
                     metrics["time/training"] = now - last_time  # acting and updating since the last evaluation or log
                     self.training_seconds += now - last_time
                     metrics["time/env_steps_per_second"] = (self.env_steps - last_steps) / (now - last_time)
+                    self.unlogged = (0.0, 0)
                     self._after_update(metrics)
                     shown = {"success": "train/success_rate", "ret": "train/return", "gradient_steps": "gradient_steps"}
                     progress.update(0, **{name: metrics[key] for name, key in shown.items() if key in metrics})
@@ -278,7 +282,7 @@ class Loop:
         metrics = evaluation.metrics()
         if selecting := self._selecting():
             metrics |= self._evaluate(selecting).metrics("eval_selected")
-        if evaluation.score > self.best:
+        if evaluation.score >= self.best:  # of equals the later
             self.best, self.best_step = evaluation.score, self.env_steps
         return metrics
 
@@ -348,6 +352,7 @@ class Loop:
             "env_steps": self.env_steps,
             "updates": self.updates,
             "training_seconds": self.training_seconds,
+            "unlogged": self.unlogged,
             "looked_at": self.looked_at,
             "noise_compared": self.noise_compared,
             "best": self.best,
@@ -360,6 +365,7 @@ class Loop:
         self.statistics.load_state_dict(state["statistics"])
         self.env_steps, self.updates = state["env_steps"], state["updates"]
         self.training_seconds = state["training_seconds"]
+        self.unlogged = state.get("unlogged", (0.0, 0))  # older checkpoints do not say
         self.looked_at, self.noise_compared = state["looked_at"], state["noise_compared"]
         self.best, self.best_step, self.before = tuple(state["best"]), state["best_step"], state["before"]
         if state["envs"] is not None:
@@ -375,11 +381,14 @@ class Loop:
         """Last evaluation, checkpoint, videos, curve and summary.json."""
         evaluation = self._evaluate()
         metrics = evaluation.metrics()
+        metrics["time/training"] = self.unlogged[0]  # of a rollout that was not learned from
+        self.training_seconds += self.unlogged[0]
+        self.unlogged = (0.0, 0)
         selecting = self._selecting()
         selected = self._evaluate(selecting) if selecting else None
         if selected:
             metrics |= selected.metrics("eval_selected")
-        if evaluation.score > self.best:
+        if evaluation.score >= self.best:  # of equals the later
             self.best, self.best_step = evaluation.score, self.env_steps
         self.run.log(metrics, self.env_steps)
         self._save()

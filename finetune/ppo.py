@@ -137,7 +137,7 @@ class PPO(SB3Stage):
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
         normalized = self.normalized(obs)
-        with self.random:
+        with self.running():
             chunk, value, log_prob = self.model.policy(normalized)
         self.pending = Pending(normalized, chunk, value, log_prob)
         return self.executed(chunk)  # clipped; the likelihood is that of the unclipped, as in Stable-Baselines3
@@ -168,7 +168,7 @@ class PPO(SB3Stage):
         actor = [*self.policy.network.parameters(), self.policy.log_std]
         for parameter in actor:
             parameter.requires_grad_(self.iteration >= self.critic_alone)
-        with self.random:
+        with self.running():
             self.model.train()
         for parameter in actor:
             parameter.requires_grad_(True)

@@ -19,20 +19,16 @@ class SACConfig(ReplayConfig):
     Attributes:
         ent_coef: temperature, "auto" to learn it so that the entropy is `target_entropy`.
         target_entropy: "auto" for - Ta Da.
-        target_update_interval: gradient steps between updates of the target network.
     """
 
     name: Literal["sac"] = "sac"
     ent_coef: float | Literal["auto"] = "auto"
     target_entropy: float | Literal["auto"] = "auto"
-    target_update_interval: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ent_coef != "auto" and self.ent_coef < 0:
             raise BurnishError(f"stage.ent_coef={self.ent_coef}: expected at least 0, or auto")
-        if self.target_update_interval < 1:
-            raise BurnishError(f"stage.target_update_interval={self.target_update_interval}: expected at least 1")
 
 
 class SAC(ReplayStage):
@@ -42,8 +38,7 @@ class SAC(ReplayStage):
     config: SACConfig
 
     def make_model(self, setting: Setting) -> Any:
-        names = ("ent_coef", "target_entropy", "target_update_interval")
-        own = {name: getattr(self.config, name) for name in names}
+        own = {name: getattr(self.config, name) for name in ("ent_coef", "target_entropy")}
         return sb3_model("SAC", self.policy, setting, **self.shared_settings(), **own)
 
     def actor_layers(self) -> list[nn.Module]:

@@ -10,6 +10,8 @@ of a chunk.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple
@@ -66,11 +68,15 @@ class SB3Stage(Stage):
     """
 
     kind: ClassVar[str] = "gaussian"
+    package: ClassVar[str] = "stable-baselines3"
+    extra: ClassVar[str] = "baselines"
     SQUASH: ClassVar[bool]  # whether the actor ends in a tanh
+    config: StageConfig
     policy: GaussianPolicy
     COUNTERS: ClassVar[tuple[str, ...]]
 
     def __init__(self, policy: GaussianPolicy, config: StageConfig, setting: Setting):
+        self.check_installed(config.name)
         if policy.config.squash != self.SQUASH:
             expected = str(self.SQUASH).lower()
             raise BurnishError(
@@ -85,6 +91,19 @@ class SB3Stage(Stage):
         if setting.pretrained:
             layers.load_state_dict(policy.network.state_dict())
         policy.network = layers
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside, Stable-Baselines3's code draws from the stage's generators, and a network of NaN is told as such."""
+        try:
+            with self.random:
+                yield
+        except ValueError as error:
+            if "invalid values" not in str(error):  # a distribution's refusal of its parameters
+                raise
+            raise BurnishError(
+                f"stage={self.config.name} diverged, its actor's output is no number: lower stage.learning_rate"
+            ) from error
 
     @abstractmethod
     def make_model(self, setting: Setting) -> Any:
@@ -132,18 +151,11 @@ def sb3_model(
         algorithm: the class's name in `stable_baselines3`.
         critic: sizes of the critic's hidden layers, by Stable-Baselines3's name for it ("qf" or "vf").
         settings: arguments of the class.
-
-    Raises:
-        BurnishError: Stable-Baselines3 is not installed.
     """
-    try:
-        import stable_baselines3
-        from stable_baselines3.common.logger import Logger
-        from stable_baselines3.common.vec_env import DummyVecEnv
-    except ImportError as error:
-        raise BurnishError(
-            f"stage={algorithm.lower()} needs stable-baselines3: pip install 'burnish[baselines]'"
-        ) from error
+    import stable_baselines3
+    from stable_baselines3.common.logger import Logger
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
     config = policy.config
     sizes = config.n_obs_steps * policy.obs_dim, config.n_action_steps * policy.action_dim
     model = getattr(stable_baselines3, algorithm)(
@@ -275,7 +287,7 @@ class ReplayStage(SB3Stage):
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
         normalized = self.normalized(obs)
-        with self.random:
+        with self.running():
             if self.env_steps < self.config.learning_starts:
                 shape = (len(obs), self.buffer.action_dim)
                 chunk = 2 * torch.rand(shape, device=normalized.device) - 1
@@ -307,7 +319,7 @@ class ReplayStage(SB3Stage):
     def update(self) -> dict[str, float]:
         due = min(int(self.owed), MOST_GRADIENT_STEPS)
         if due:
-            with self.random:
+            with self.running():
                 self.model.train(due, self.config.batch_size)
         self.owed -= due
         self.gradient_steps += due

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -50,9 +51,17 @@ class Stage(ABC):
 
     Config: ClassVar[type[StageConfig]]
     kind: ClassVar[str] = "diffusion"  # of the policies it trains
+    package: ClassVar[str] = ""  # that it needs, of the `extra`
+    extra: ClassVar[str] = ""
     policy: Policy  # what is evaluated and saved
     chunks_per_update: int  # chunks in each environment before the first update
     n_candidates: int = 1  # chunks sampled for each that is executed, if the policy has a critic to choose by
+
+    @classmethod
+    def check_installed(cls, name: str) -> None:
+        """Raise BurnishError where the package that the stage, called `name`, needs is missing."""
+        if cls.package and find_spec(cls.package.replace("-", "_")) is None:
+            raise BurnishError(f"stage={name} needs {cls.package}: pip install 'burnish[{cls.extra}]'")
 
     @abstractmethod
     def act(self, obs: np.ndarray) -> np.ndarray:

@@ -570,3 +570,13 @@ def test_stage_and_policy_must_be_of_one_kind(pretrained, tmp_path):
     with pytest.raises(BurnishError, match=message):
         finetune(finetune_config(tmp_path / "run", DPPOConfig(), policy=str(pretrained)))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["sac", "ppo"])
+def test_a_network_of_nan_is_told(name):
+    stage = make_stage(name)
+    stage.env_steps = 10**6  # no random actions any more
+    with torch.no_grad():
+        stage.policy.network[0].weight.fill_(float("nan"))
+    with pytest.raises(BurnishError, match=f"stage={name} diverged, .*: lower stage.learning_rate"):
+        stage.act(np.zeros((E, 1, 2), np.float32))

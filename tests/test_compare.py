@@ -1,5 +1,6 @@
 """The grid of `burnish compare`: what its cells are, finished ones stay, failed ones are told, killed ones go on."""
 
+import io
 import json
 import shutil
 import signal
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from burnish.cli import main
 from burnish.compare import command as compare_command
 from burnish.compare import reproduce
-from burnish.compare.display import last_metrics
-from burnish.compare.grid import Grid, is_finished, last_line
+from burnish.compare.display import Display, last_metrics
+from burnish.compare.grid import Grid, Progress, State, is_finished, last_line
 from burnish.compare.local_runner import LocalRunner
 from burnish.compare.plan import Cell, plan, read_config, resolve
 from burnish.config import to_dict
@@ -141,6 +143,10 @@ def test_a_method_can_start_from_another_of_the_pretrained_policies(tmp_path):
         ({"tasks": {"lfit": {}}}, "task=lfit: did you mean lift"),
         ({"methods": {"a": ["stage=dpmd", "stage.utd_ration=1"]}}, "inverted_pendulum a seed 0: unknown key stage.utd"),
         ({"methods": {"a": ["stage=dpmd", "stage.utd_ratio=-1"]}}, "stage.utd_ratio=-1.0: expected more than 0"),
+        (
+            {"methods": {**METHODS, "a": ["stage=dpmd_scratch", *OFF_POLICY, "evaluation.seed=5"]}},
+            "inverted_pendulum: evaluation.seed is 5 and 100000: expected the same for all methods",
+        ),
         ({"cores": 0}, "cores=0: expected more than 0"),
         ({"runner": "slurm"}, "runner=slurm: expected one of local, ray"),
     ],
@@ -171,6 +177,13 @@ def test_a_method_that_cannot_train_such_a_policy_is_told_before_anything_runs(t
     path = write(tmp_path / "a.yaml", tasks=tasks, settings=[], methods={"a": ["stage=dppo", *words]}, run_dir="runs/a")
     assert main(["compare", "--plan", str(path)]) == 2
     assert f"a seed 0: stage=dppo trains a diffusion policy, {message}" in capsys.readouterr().err
+
+
+def test_a_method_whose_extra_is_missing_is_told_before_anything_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    path = write(tmp_path / "a.yaml", settings=[], methods={"a": ["stage=sac", "network=gaussian"]})
+    assert main(["compare", str(path)]) == 2
+    assert "a seed 0: stage=sac needs stable-baselines3: pip install" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_comparison(tmp_path, capsys):
@@ -267,6 +280,45 @@ def test_finished_cells_stay_and_changed_ones_do_not(with_pretraining, capsys):
     assert told == ["finished"] * 3 + ["made by another configuration, runs again", "finished", told[3]]
     run_instantly(with_pretraining, again)
     assert [name for name, _ in again.started] == ["lift b seed 0", "lift b seed 1"]
+
+
+def test_another_spelling_of_the_same_folders_keeps_what_is_finished(with_pretraining, monkeypatch):
+    monkeypatch.chdir(with_pretraining.parent)
+    run_instantly(with_pretraining, InstantRunner())
+    cells = plan(read_config(with_pretraining, ["run_dir=runs"]))
+    assert str(cells[0].folder) == "runs/lift/pretrain/seed0" and all(map(is_finished, cells))
+
+
+def test_asked_to_stop_nothing_more_is_started(with_pretraining):
+    """Two of six cells are running, one of which had just ended; the other saves and stops."""
+
+    class Stopping(InstantRunner):
+        def start(self, cell, words, log):
+            super().start(cell, words, log)
+            if len(self.done) == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+        def ended(self):
+            return []
+
+        def stop(self):
+            (first, status), (second, _) = self.done
+            self.ended = lambda: [(first, status), (second, 130)]
+
+    runner = Stopping()
+    grid = Grid(with_pretraining.parent / "runs", cells_of(with_pretraining))
+    assert not grid.run(runner, lambda cells: None)
+    assert [p.state.value for p in grid.cells] == ["finished", "stopped", *["waiting"] * 4]
+    assert len(runner.started) == 2
+
+
+def test_the_table_shows_what_is_in_brackets(tmp_path):
+    cells = cells_of(write(tmp_path / "a.yaml"))
+    shown = [Progress(cells[0], State.FAILED, "stage.demos=[/tmp/a]: pip install 'burnish[ray]'"), Progress(cells[1])]
+    console = Console(width=200, file=io.StringIO())
+    console.print(Display(tmp_path)._table(shown))
+    text = console.file.getvalue()
+    assert "stage.demos=[/tmp/a]: pip install 'burnish[ray]'" in text and "0 of 2 finished" in text
 
 
 def test_what_started_from_another_policy_is_run_again(with_pretraining):

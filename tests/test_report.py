@@ -22,8 +22,7 @@ from burnish.compare.results import (
     RETURN,
     Evaluated,
     Point,
-    at_env_steps,
-    at_minutes,
+    at,
     mean_curve,
     paired_difference,
     read_run,
@@ -263,15 +262,16 @@ def test_other_episodes_before_and_after_are_refused(tmp_path):
         read_run(run)
 
 
-def test_the_last_evaluation_within_a_budget():
+def test_what_a_run_had_reached_within_a_budget():
     points = [Point(0, 0.0, 0.1), Point(500, 1.0, 0.2), Point(1000, 3.0, 0.3)]
-    assert at_env_steps(points, 1000) == points[2]
-    assert at_env_steps(points, 981) == points[2]  # it ended a rollout later: 2 % are the same time
-    assert at_env_steps(points, 980) == points[1]
-    assert at_minutes(points, 0.5) == (250, 0.5, pytest.approx(0.15))
-    assert at_minutes(points, 2.5) == (875, 2.5, pytest.approx(0.275))
-    assert at_minutes(points, 9.0) == points[2]
-    assert at_minutes(points[1:], 0.9) is None
+    assert at(points, 1000, "env_steps") == points[2]
+    assert at(points, 750, "env_steps") == (750, 2.0, pytest.approx(0.25))
+    assert at(points, 2000, "env_steps") == points[2]
+    assert at(points[1:], 499, "env_steps") is None
+    assert at(points, 0.5, "minutes") == (250, 0.5, pytest.approx(0.15))
+    assert at(points, 2.5, "minutes") == (875, 2.5, pytest.approx(0.275))
+    assert at(points, 9.0, "minutes") == points[2]
+    assert at(points[1:], 0.9, "minutes") is None
 
 
 def test_mean_curve_joins_what_was_evaluated_at_about_the_same_step():
@@ -311,6 +311,18 @@ def test_methods_that_start_from_other_policies_have_another_pretrained(tmp_path
     assert [(group.name, sorted(group.evaluations)) for group in groups] == [
         ("pretrained", ["x0", "x1"]),
         ("pretrained (c)", ["gaussian0", "gaussian1"]),
+    ]
+
+
+def test_pretrained_policies_are_not_mixed_where_other_seeds_have_finished(tmp_path):
+    """Of one family only seed 0 has finished, of the other only seed 1."""
+    first = read_run(make_run(tmp_path / "a", 0, 14, policy="pretrained-{}"))
+    other = read_run(make_run(tmp_path / "b", 1, 14, policy="gaussian-{}"))
+    methods = [Method("dppo", look(0), (first,), 2), Method("ppo", look(1), (other,), 2)]
+    groups = group_pretrained(methods)
+    assert [(group.name, list(group.evaluations)) for group in groups] == [
+        ("pretrained", ["pretrained-0"]),
+        ("pretrained (ppo)", ["gaussian-1"]),
     ]
 
 

@@ -29,6 +29,7 @@ from burnish.finetune.sdac import SDACConfig
 from burnish.finetune.stage import StageConfig
 from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.policy_base import fingerprint
 from burnish.pretrain import behaviour_cloning
 from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pretrain
 from burnish.run import read_metrics
@@ -254,8 +255,14 @@ def test_a_run_folder_is_complete(finetuned):
     policy = DiffusionPolicy.load(finetuned)
     assert policy.ft_denoising_steps == 3
     assert summary["env_steps"] >= 1500 and summary["before"].keys() == summary["after"].keys()
-    updates = [line for line in read_metrics(finetuned / "metrics.jsonl") if "policy_loss" in line]
+    lines = read_metrics(finetuned / "metrics.jsonl")
+    updates = [line for line in lines if "policy_loss" in line]
     assert updates and all(line["first_ratio_error"] <= 1e-5 for line in updates)
+    assert lines[-1]["step"] > updates[-1]["step"] and lines[-1]["time/training"] > 0  # a rollout cut by the budget
+    seconds = sum(line.get("time/training", 0.0) for line in lines)
+    assert seconds == pytest.approx(60 * summary["time/training_minutes"])
+    before = json.loads((finetuned / "evaluation_before.json").read_text())
+    assert before["weights"] == fingerprint(before["policy"])
 
 
 @pytest.mark.parametrize(
