@@ -15,7 +15,7 @@ from pathlib import Path
 from burnish.compare.display import Display
 from burnish.compare.grid import Grid, Runner, standing
 from burnish.compare.local_runner import LocalRunner
-from burnish.compare.plan import CompareConfig, check_policies, plan, read_config
+from burnish.compare.plan import CompareConfig, check_needs, plan, read_config
 from burnish.errors import BurnishError, Stopped
 
 LOCK = ".lock"
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     config = read_config(Path(options.file), options.overrides)
     if options.plan:
         cells = plan(config)
-        check_policies(cells)
+        check_needs(cells)
         for cell in cells:
             print("burnish", cell.command, shlex.join(cell.words), *(["#", found] if (found := standing(cell)) else []))
         return 0
@@ -79,7 +79,7 @@ def compare(config: CompareConfig, only_report: bool = False) -> int:
     """
     cells = plan(config)
     if not only_report:
-        check_policies(cells)
+        check_needs(cells)
     folder = Path(config.run_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

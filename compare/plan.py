@@ -7,7 +7,7 @@ would have made by typing its words.
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import yaml
 from burnish.commands import COMMANDS, Command
 from burnish.compose import compose, split
 from burnish.config import parse
+from burnish.datasets.load import resolve as demonstrations_path
 from burnish.errors import BurnishError
 from burnish.evaluation import EvaluationConfig
 
@@ -196,32 +197,46 @@ def _check_evaluation(task: str, evaluations: Sequence[EvaluationConfig]) -> Non
             )
 
 
-def check_policies(cells: Sequence[Cell]) -> None:
-    """Raise BurnishError for a policy to start from that is not there and that no cell makes, for one of a kind that
-    the method does not train, and for a method whose extra is not installed."""
+def check_needs(cells: Sequence[Cell]) -> None:
+    """Raise BurnishError where a cell needs what is not there: demonstrations, an extra, or a policy to start from, of
+    the kind that its method trains, which no pretraining here makes."""
+    made = {str(cell.folder): resolve(cell).policy.kind for cell in cells if not cell.is_compared}
+    for cell in cells:
+        config = resolve(cell)
+        try:
+            if cell.is_compared:
+                _check_policy(config, made)
+                demos = getattr(config.stage, "demos", None) if getattr(config.stage, "demo_ratio", 1.0) else None
+            else:
+                demos = config.dataset or "task"
+            _check_demonstrations(config.task.dataset if demos == "task" else demos)
+        except BurnishError as error:
+            raise BurnishError(f"{cell}: {error}") from error
+
+
+def _check_policy(config: Any, made: Mapping[str, str]) -> None:
     from burnish.finetune.loop import check_kind  # torch and the algorithms: not needed before
     from burnish.finetune.stage import stage_class
     from burnish.policy_base import load_policy
 
-    made = {str(cell.folder): resolve(cell).policy.kind for cell in cells if not cell.is_compared}
-    for cell in cells:
-        if cell.is_compared:
-            config = resolve(cell)
-            try:
-                if config.policy is None:
-                    kind = config.network.kind
-                elif config.policy in made:
-                    kind = made[config.policy]
-                elif Path(config.policy).is_dir():
-                    kind = load_policy(config.policy).config.kind
-                else:
-                    raise BurnishError(
-                        f"policy={config.policy}: there is no such folder, and no pretraining here makes it"
-                    )
-                check_kind(config, kind)
-                stage_class(config.stage.name).check_installed(config.stage.name)
-            except BurnishError as error:
-                raise BurnishError(f"{cell}: {error}") from error
+    if config.policy is None:
+        kind = config.network.kind
+    elif config.policy in made:
+        kind = made[config.policy]
+    elif Path(config.policy).is_dir():
+        kind = load_policy(config.policy).config.kind
+    else:
+        raise BurnishError(f"policy={config.policy}: there is no such folder, and no pretraining here makes it")
+    check_kind(config, kind)
+    stage_class(config.stage.name).check_installed(config.stage.name)
+
+
+def _check_demonstrations(source: str | None) -> None:
+    if source is not None and not demonstrations_path(source).exists():
+        raise BurnishError(
+            f"{source}: no such demonstrations: burnish data collect makes them, burnish data download "
+            "fetches robomimic's"
+        )
 
 
 @cache

@@ -179,6 +179,20 @@ def test_a_method_that_cannot_train_such_a_policy_is_told_before_anything_runs(t
     assert f"a seed 0: stage=dppo trains a diffusion policy, {message}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("tasks", "words", "cell"),
+    [
+        ({"lift": {"pretrain": ["dataset=none.hdf5"]}}, ["stage=dpmd"], "lift pretrain"),
+        ({"lift": {"pretrain": []}}, ["stage=dpmd", "stage.demos=none.hdf5"], "lift a"),
+    ],
+)
+def test_demonstrations_that_are_not_there_are_told_before_anything_runs(tmp_path, capsys, tasks, words, cell):
+    path = write(tmp_path / "a.yaml", tasks=tasks, settings=[], methods={"a": words})
+    assert main(["compare", str(path)]) == 2
+    assert f"{cell} seed 0: none.hdf5: no such demonstrations" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_method_whose_extra_is_missing_is_told_before_anything_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     path = write(tmp_path / "a.yaml", settings=[], methods={"a": ["stage=sac", "network=gaussian"]})
@@ -373,13 +387,13 @@ def test_a_real_grid_its_failure_and_its_repair(tmp_path, capsys):
     """Three cells, one of which cannot succeed; then the same file, mended."""
     path = write(tmp_path / "a.yaml", seeds=[0], methods={**METHODS, "broken": ["stage=dpmd_scratch", *OFF_POLICY]})
     content = yaml.safe_load(path.read_text())
-    content["methods"]["broken"] += ["stage.demo_ratio=0.5", "stage.demos=missing.hdf5"]
+    content["methods"]["broken"] += ["stage.learning_starts=5000"]  # which no plan can know
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     assert main(["compare", str(path)]) == 1
     told = capsys.readouterr()
-    assert "no result of inverted_pendulum broken seed 0: exit status 2" in told.err and "missing.hdf5" in told.err
+    assert "no result of inverted_pendulum broken seed 0: exit status 2" in told.err and "too few for one" in told.err
     assert "2 of 3 cells finished" in told.out
-    assert "missing.hdf5" in (tmp_path / "runs" / "report.md").read_text()
+    assert "too few for one update" in (tmp_path / "runs" / "report.md").read_text()
     before = results(cells_of(path)[:2])
     content["methods"]["broken"] = METHODS["dpmd"]
     path.write_text(yaml.safe_dump(content, sort_keys=False))
