@@ -326,6 +326,13 @@ def test_td3_goes_on_from_a_pretrained_policy_in_its_target_too():
         assert torch.equal(actor(obs), policy.mean(obs))
 
 
+def test_sac_goes_on_from_a_pretrained_policys_mean():
+    policy = make_policy("sac")
+    stage = make_stage("sac", copy.deepcopy(policy), pretrained=True)
+    obs = torch.randn(5, policy.config.n_obs_steps * policy.obs_dim)
+    assert torch.equal(stage.model.actor(obs, deterministic=True), policy.mean(obs))
+
+
 def test_ppo_goes_on_from_a_pretrained_policy():
     policy = make_policy()
     with torch.no_grad():
