@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.set_defaults(run=_tasks)
     commands.add_parser("doctor", help="check this installation").set_defaults(run=_doctor)
     commands.add_parser("compare", help="run a grid of trainings from the same checkpoints, and report")
-    commands.add_parser("reproduce", help="run a shipped comparison again and say whether its figures agree")
+    commands.add_parser("reproduce", help="run a committed comparison again and say whether its figures agree")
     commands.add_parser("demo", help="the whole way in a few minutes")
     commands.add_parser("toy", help="RSM's toy experiment: densities sampled from their energies alone")
     return parser

@@ -19,6 +19,7 @@ from burnish.commands import COMMANDS, Command
 from burnish.compose import compose, split
 from burnish.config import parse
 from burnish.datasets.load import resolve as demonstrations_path
+from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.evaluation import EvaluationConfig
 
@@ -209,7 +210,8 @@ def check_needs(cells: Sequence[Cell]) -> None:
                 demos = getattr(config.stage, "demos", None) if getattr(config.stage, "demo_ratio", 1.0) else None
             else:
                 demos = config.dataset or "task"
-            _check_demonstrations(config.task.dataset if demos == "task" else demos)
+            if demos is not None:
+                _check_demonstrations(demos, config.task)
         except BurnishError as error:
             raise BurnishError(f"{cell}: {error}") from error
 
@@ -231,8 +233,11 @@ def _check_policy(config: Any, made: Mapping[str, str]) -> None:
     stage_class(config.stage.name).check_installed(config.stage.name)
 
 
-def _check_demonstrations(source: str | None) -> None:
-    if source is not None and not demonstrations_path(source).exists():
+def _check_demonstrations(demos: str, task: TaskConfig) -> None:
+    source = task.dataset if demos == "task" else demos
+    if source is None:
+        raise BurnishError(f"task={task.name} names no demonstrations: give dataset=FILE, or stage.demos=FILE")
+    if not demonstrations_path(source).exists():
         raise BurnishError(
             f"{source}: no such demonstrations: burnish data collect makes them, burnish data download "
             "fetches robomimic's"
