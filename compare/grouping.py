@@ -97,7 +97,7 @@ def normaliser(task: TaskRuns) -> Callable[[np.ndarray], np.ndarray]:
         return lambda scores: scores
     columns = [method.scores("last", selected) for method in task.methods for selected in (False, True)]
     means = [float(scores.mean()) for scores in columns if scores is not None]
-    started = [one.value for group in task.pretrained for one in group.evaluations.values()]
+    started = [one.value for group in task.pretrained[:1] for one in group.evaluations.values()]
     low = float(np.mean(started)) if started else min(means)
     span = max(means) - low
     return lambda scores: (scores - low) / (span if span > 0 else max(abs(low), 1.0))

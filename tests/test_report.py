@@ -327,11 +327,12 @@ def test_pretrained_policies_are_not_mixed_where_other_seeds_have_finished(tmp_p
 
 
 def test_returns_are_normalised_between_pretrained_and_best(tmp_path):
-    def method(name: str, after: int) -> Method:
-        runs = [read_run(make_run(tmp_path / f"{name}{s}", s, after + s, suite="gymnasium")) for s in (0, 1)]
+    def method(name: str, after: int, policy: str = "pretrained-{}") -> Method:
+        settings = {"suite": "gymnasium", "policy": policy, "before": 10 if policy == "pretrained-{}" else 4}
+        runs = [read_run(make_run(tmp_path / f"{name}{s}", s, after + s, **settings)) for s in (0, 1)]
         return Method(name, look(0), tuple(runs), 2)
 
-    methods = (method("a", 12), method("b", 15))
+    methods = (method("a", 12), method("b", 15), method("other", 8, policy="gaussian-{}"))  # not its start
     task = TaskRuns("hopper", RETURN, methods, group_pretrained(methods))
     # returns: pretrained 5; a: 6, 6.5; b: 7.5, 8 (mean 7.75, the best)
     assert across_tasks([task], "a", False) == pytest.approx(np.array([[1 / 2.75], [1.5 / 2.75]]))
