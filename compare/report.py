@@ -66,8 +66,8 @@ RESULTS = (
 NORMALISED = (
     "Across tasks scores are normalised, here alone: a success rate stays as it is; a return is 0 at the mean of the "
     "pretrained policies (the first kind of them; from scratch: of the lowest method) and 1 at the mean of the best "
-    "method. A method is shown where it has finished runs, of the same seeds, in every task. Where no method is better than the start, the "
-    "difference is told as a share of the start."
+    "method. A method is shown where it has finished runs, of the same seeds, in every task. Where no method is better "
+    "than the start, the difference is told as a share of the start."
 )
 DIFFERENCES = (
     "After minus before over the same initial states, mean over the seeds, paired bootstrap over episodes: how another "
