@@ -161,7 +161,7 @@ def standing(cell: Cell) -> str:
         return "finished"
     if is_current(cell):
         return "begun, goes on"
-    return "made by another configuration, runs again" if cell.folder.exists() else ""
+    return "made by another configuration or policy, runs again" if cell.folder.exists() else ""
 
 
 def is_current(cell: Cell) -> bool:

@@ -293,7 +293,7 @@ def test_finished_cells_stay_and_changed_ones_do_not(with_pretraining, capsys):
     with_pretraining.write_text(yaml.safe_dump(content, sort_keys=False))
     assert main(["compare", "--plan", str(with_pretraining)]) == 0
     told = [line.partition(" # ")[2] for line in capsys.readouterr().out.splitlines()]
-    assert told == ["finished"] * 3 + ["made by another configuration, runs again", "finished", told[3]]
+    assert told == ["finished"] * 3 + ["made by another configuration or policy, runs again", "finished", told[3]]
     run_instantly(with_pretraining, again)
     assert [name for name, _ in again.started] == ["lift b seed 0", "lift b seed 1"]
 
