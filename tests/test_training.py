@@ -232,6 +232,16 @@ def test_from_scratch(tmp_path, name):
         finetune_config(tmp_path / "run", None, stage)
 
 
+def test_of_equally_good_checkpoints_the_last_is_best(dataset, pretrained, tmp_path):
+    """With a frozen policy all are, and the last has the most trained critic."""
+    stage = small_off_policy("dpmd", dataset, freeze_actor=True)
+    finetune(finetune_config(tmp_path / "run", pretrained, stage))
+    evaluated = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval/return" in line]
+    assert len(evaluated) > 2 and len({line["eval/return"] for line in evaluated}) == 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["best"]["env_steps"] == summary["env_steps"]
+
+
 def test_same_seed_same_run_and_another_seed_another(pretrained, finetuned, tmp_path):
     finetune(finetune_config(tmp_path / "same", pretrained))
     assert_same_run(tmp_path / "same", finetuned)
