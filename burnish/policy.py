@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from burnish.config import parse
 from burnish.diffusion import Chain, NoiseProcess, Sampler, StdBounds, betas
 from burnish.errors import BurnishError
-from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, QEnsemble, build_denoiser
+from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, Encoded, QEnsemble, build_denoiser
 from burnish.policy_base import ChunkConfig, Policy
 
 
@@ -223,7 +223,7 @@ class DiffusionPolicy(Policy):
         """
         sampler = sampler or self.sampler
         finetuned = finetuned or self.finetuned
-        encoded: dict[Denoiser, Tensor] = {}  # the observation's part is computed once for each network that runs
+        encoded: dict[Denoiser, Encoded] = {}  # once for each network that runs
 
         def denoise(x: Tensor, i: int) -> Tensor:
             use_finetuned = not pretrained and sampler.timestep(i) < self.finetuned_timesteps
@@ -288,10 +288,10 @@ class DiffusionPolicy(Policy):
         return policy
 
 
-def encode_for(network: Denoiser, obs: Tensor, x: Tensor) -> Tensor:
+def encode_for(network: Denoiser, obs: Tensor, x: Tensor) -> Encoded:
     """`network.encode(obs)` for chunks `x` (B, Tp, Da), or (B, N, Tp, Da) of N for each observation."""
     encoded = network.encode(obs)
-    return encoded[:, None] if x.dim() == 4 else encoded
+    return encoded._replace(obs=encoded.obs[:, None]) if x.dim() == 4 else encoded
 
 
 def choose(x: Tensor, index: Tensor) -> Tensor:

@@ -109,6 +109,8 @@ def test_mish_is_mish(x):
     ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
     y, expected = Mish()(ours), F.mish(theirs)
     torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=2e-6)
+    with torch.no_grad():
+        assert torch.equal(Mish()(x), y)  # without a gradient: the likelihood ratio must be exactly 1
     weight = torch.linspace(-1, 2, len(x))
     (weight * y).sum().backward()
     (weight.double() * expected).sum().backward()

@@ -9,16 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class _Mish(torch.autograd.Function):
+def _mish(x: Tensor) -> Tensor:
     """x tanh(log(1 + e^x)) = x - x / (1 + e^x + e^2x / 2): one exponential, where torch's CPU kernel takes three
     transcendental functions and five times as long. An infinite e^x gives x, as it shall."""
+    y = x.exp()
+    torch.addcmul(y, y, y, value=0.5, out=y).add_(1)
+    return torch.addcdiv(x, x, y, value=-1, out=y)
+
+
+class _Mish(torch.autograd.Function):
+    """`_mish` and its gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        y = x.exp()
-        torch.addcmul(y, y, y, value=0.5, out=y).add_(1)
-        return torch.addcdiv(x, x, y, value=-1, out=y)
+        return _mish(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -35,7 +40,7 @@ class Mish(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.dtype == torch.float32:
-            return _Mish.apply(x)
+            return _Mish.apply(x) if torch.is_grad_enabled() else _mish(x)
         return F.mish(x)
 
 

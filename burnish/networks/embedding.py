@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from burnish.networks.activation import Mish
 
@@ -19,8 +19,15 @@ def sinusoidal_table(denoising_steps: int, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
+class Encoded(NamedTuple):
+    """What a denoiser computes once for all denoising steps and all candidates."""
+
+    obs: Tensor  # (B, ...), the observations' part
+    times: Tensor  # (K, time_dim), features of every timestep
+
+
 class TimeEmbedding(nn.Module):
-    """Timestep indices (any shape) -> features (..., dim): sinusoids, then a two-layer MLP."""
+    """Features of every timestep k = 0 .. K-1 -> (K, dim): sinusoids, then a two-layer MLP."""
 
     table: Tensor
 
@@ -29,6 +36,5 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("table", sinusoidal_table(denoising_steps, dim), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), Mish(), nn.Linear(2 * dim, dim))
 
-    def forward(self, k: Tensor) -> Tensor:
-        # K rows are fewer than B; `embedding`, because indexing with a scalar tensor would wait for the device
-        return F.embedding(k, self.mlp(self.table))
+    def forward(self) -> Tensor:
+        return self.mlp(self.table)

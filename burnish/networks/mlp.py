@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from burnish.networks.activation import ACTIVATIONS
-from burnish.networks.embedding import TimeEmbedding
+from burnish.networks.embedding import Encoded, TimeEmbedding
 from burnish.networks.in_parts import in_parts
 
 
@@ -35,7 +36,7 @@ class MLPDenoiser(nn.Module):
     """Network output for noisy chunks (B, Tp, Da) at timesteps k, given observations (B, To * Do).
 
     The first layer is written as a sum, W_x x + W_s s + W_t emb(k): the observation's part is the same for
-    every denoising step (and every candidate), so `encode` computes it once.
+    every denoising step (and every candidate), so `encode` computes it once, and the embedding of all timesteps.
     """
 
     def __init__(
@@ -59,13 +60,14 @@ class MLPDenoiser(nn.Module):
         self.trunk = trunk(hidden_dim, n_layers, residual, ACTIVATIONS[activation])
         self.out = nn.Linear(hidden_dim, horizon * action_dim)
 
-    def encode(self, obs: Tensor) -> Tensor:
+    def encode(self, obs: Tensor) -> Encoded:
         """Observations (B, To * Do) -> their part of the first layer (B, hidden)."""
-        return self.from_obs(obs)
+        return Encoded(self.from_obs(obs), self.time())
 
-    def forward(self, x: Tensor, k: Tensor, encoded: Tensor) -> Tensor:
-        """Args: x (..., Tp, Da), k and encoded (..., hidden) broadcast against its leading dimensions -> like x."""
-        given = encoded + self.from_time(self.time(k))
+    def forward(self, x: Tensor, k: Tensor, encoded: Encoded) -> Tensor:
+        """Args: x (..., Tp, Da), k and encoded.obs (..., hidden) broadcast against its leading dimensions."""
+        # `embedding`, because indexing with a scalar tensor would wait for the device
+        given = encoded.obs + self.from_time(F.embedding(k, encoded.times))
         given = given.broadcast_to(*x.shape[:-2], given.shape[-1])  # (..., hidden)
         return in_parts(self._denoise, x, given, width=x.shape[1:-2].numel() * given.shape[-1])
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from burnish.networks.embedding import TimeEmbedding
+from burnish.networks.embedding import Encoded, TimeEmbedding
 
 
 class ConvBlock(nn.Module):
@@ -74,14 +74,15 @@ class UNetDenoiser(nn.Module):
         self.up = nn.ModuleList(block(2 * c, c) for c in channels)
         self.out = nn.Conv1d(channels[0], action_dim, 1)
 
-    def encode(self, obs: Tensor) -> Tensor:
+    def encode(self, obs: Tensor) -> Encoded:
         """Observations (B, To * Do), unchanged: FiLM mixes them with the timestep in every block."""
-        return obs
+        return Encoded(obs, self.time())
 
-    def forward(self, x: Tensor, k: Tensor, encoded: Tensor) -> Tensor:
-        """Args: x (..., Tp, Da), k and encoded (..., To * Do) broadcast against its leading dimensions -> like x."""
+    def forward(self, x: Tensor, k: Tensor, encoded: Encoded) -> Tensor:
+        """Args: x (..., Tp, Da), k and encoded.obs (..., To * Do) broadcast against its leading dimensions."""
         leading, length = x.shape[:-2], x.shape[-2]
-        cond = torch.cat([self.time(k).expand(*leading, -1), encoded.expand(*leading, -1)], dim=-1).flatten(0, -2)
+        time = F.embedding(k, encoded.times)
+        cond = torch.cat([time.expand(*leading, -1), encoded.obs.expand(*leading, -1)], dim=-1).flatten(0, -2)
         h = x.flatten(0, -3).transpose(1, 2)
         h = F.pad(h, (0, -length % self.stride), mode="replicate")  # (B, Da, Tp padded)
         skips = []
