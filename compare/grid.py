@@ -170,23 +170,27 @@ def is_current(cell: Cell) -> bool:
         found = command_of(cell).parse(load_config(cell.folder))
     except BurnishError:  # no run, or one that this version would refuse
         return False
-    return decisive(found) == decisive(resolve(cell)) and not started_from_another(cell)
+    expected = resolve(cell)
+    return decisive(found) == decisive(expected) and (
+        cell.command != "finetune" or started_from(cell.folder, found.policy, expected.policy)
+    )
 
 
-def started_from_another(cell: Cell) -> bool:
-    """Whether the policy to start from has other weights now than when the run evaluated it (older runs do not say)."""
+def started_from(run: Path, policy: str, expected: str) -> bool:
+    """Whether the fine-tuning `run`, begun from the folder `policy`, had the weights that are in `expected` now; where
+    that cannot be told, whether they are the same folder, however it is spelled."""
     try:
-        told = json.loads((cell.folder / "evaluation_before.json").read_text(encoding="utf-8")).get("weights")
-        return told is not None and fingerprint(resolve(cell).policy) != told
-    except (OSError, ValueError, BurnishError):  # no such evaluation yet, or no longer a policy to compare with
-        return False
+        weights = json.loads((run / "evaluation_before.json").read_text(encoding="utf-8"))["weights"]
+        return bool(weights == fingerprint(expected))
+    except (OSError, ValueError, KeyError, BurnishError):  # not evaluated yet, an older run, or no policy there now
+        return Path(policy).resolve() == Path(expected).resolve()
 
 
 def decisive(config: Any) -> dict[str, Any]:
     """A run's configuration without what does not decide its result: the same on other machines."""
     values = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in NOT_DECISIVE}
-    if isinstance(policy := values.get("policy"), str):
-        values["policy"] = Path(policy).resolve()  # however it is spelled
+    if isinstance(values.get("policy"), str):
+        del values["policy"]  # see `started_from`
     values["evaluation"] = replace(config.evaluation, backend="", n_workers=None, n_envs=1, video=0)
     values["envpool"] = "envpool" in (getattr(config, "backend", ""), config.evaluation.backend)  # other random numbers
     return values

@@ -367,8 +367,19 @@ def test_what_started_from_a_policy_that_was_trained_again_elsewhere_is_run_agai
     assert not is_finished(cell)
     train(0)
     assert is_finished(cell)  # the same weights
-    shutil.rmtree(tmp_path / "p")
-    assert is_finished(cell)  # and the policy may be thrown away
+    (tmp_path / "p").rename(tmp_path / "moved")
+    assert is_finished(cell)  # the policy may be thrown away
+    write(
+        path,
+        tasks={"hopper": {"policy": str(tmp_path / "moved")}},
+        methods={"a": ["stage=dppo"]},
+        settings=[],
+        seeds=[0],
+    )
+    (cell,) = cells_of(path)
+    assert is_finished(cell)  # or be moved
+    shutil.rmtree(tmp_path / "moved")
+    assert not is_finished(cell)  # nothing tells that this one had those weights
 
 
 def test_a_method_left_out_meanwhile_does_not_keep_its_old_result(with_pretraining):
