@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from burnish.compare.grid import STOPPED_STATUS
+from burnish.compare.grid import POLL_SECONDS, STOPPED_STATUS
 from burnish.compare.local_runner import GIGABYTE, burnish_program, cell_environment, dying_with_parent
 from burnish.compare.plan import Cell, CompareConfig
 from burnish.errors import BurnishError
@@ -100,6 +101,8 @@ def run_words(words: list[str], log: str, folder: str, cores: int) -> int:
         )
         while True:
             try:
-                return process.wait()
+                while process.poll() is None:
+                    time.sleep(POLL_SECONDS)  # `process.wait` would not be interrupted
+                return process.returncode
             except KeyboardInterrupt:  # how Ray cancels
                 process.terminate()

@@ -416,9 +416,15 @@ def test_a_real_grid_its_failure_and_its_repair(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_in_the_middle_and_started_again(tmp_path, kill):
-    path = write(tmp_path / "a.yaml", seeds=[0], settings=[*TINY, "total_env_steps=400"])
+@pytest.mark.parametrize(
+    ("runner", "kill"), [("local", signal.SIGTERM), ("local", signal.SIGKILL), ("ray", signal.SIGTERM)]
+)
+def test_killed_in_the_middle_and_started_again(tmp_path, runner, kill):
+    if runner == "ray":
+        pytest.importorskip("ray", reason="needs ray")
+    path = write(
+        tmp_path / "a.yaml", seeds=[0], settings=[*TINY, "total_env_steps=400"], runner=runner, cell_memory_gb=0.5
+    )
     whole = write(
         tmp_path / "whole.yaml", seeds=[0], settings=[*TINY, "total_env_steps=400"], run_dir=str(tmp_path / "w")
     )
