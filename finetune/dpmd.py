@@ -27,14 +27,22 @@ class DPMDConfig(OffPolicyConfig):
 
     Attributes:
         resample: R: so many draws of each state, drawn again by weight, are trained on; the same gradient on average
-            as that of all N, for R / N of its cost. 0, or no less than N: all, weighted. The paper's weights have one.
+            as that of all N, for R / N of its cost. 0, or no less than N: all, weighted.
+        train_on: "all" draws of a state, weighed against each other, or the "best" alone by Q, as the released code
+            does, weighed against those of other states (rsm.weights=paper) or not at all (constant).
     """
 
     name: Literal["dpmd"] = "dpmd"
     resample: int = 2
+    train_on: Literal["all", "best"] = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.train_on == "best" and self.rsm.weights not in ("paper", "constant"):
+            raise BurnishError(
+                f"stage.train_on=best leaves one draw, which stage.rsm.weights={self.rsm.weights} has nothing to weigh "
+                "against: expected weights paper or constant, or train_on=all"
+            )
         if self.resample < 0:
             raise BurnishError(f"stage.resample={self.resample}: expected at least 0")
 
@@ -51,7 +59,7 @@ class DPMD(OffPolicyStage):
 
     def actor_loss(self, batch: Transitions, draws: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         draws, q = draws[:, : self.config.draws], q[:, : self.config.draws]
-        if self.config.rsm.weights == "paper":  # one draw: the best
+        if self.config.train_on == "best":
             best = q.argmax(1, keepdim=True)
             draws, q = choose(draws, best), q.gather(1, best)
         weighted = self.weighting(q, self.gradient_steps)

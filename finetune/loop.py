@@ -179,10 +179,21 @@ def check_budget(config: FinetuneConfig, stage: Stage) -> None:
     """Raise BurnishError where the steps do not suffice for one update."""
     Ta = stage.policy.config.n_action_steps
     per_update = config.n_envs * stage.chunks_per_update * Ta
+    keys = " and ".join(
+        f"stage.{key}"
+        for key in ("n_steps", "learning_starts", "update_every", "train_freq")
+        if hasattr(config.stage, key)
+    )
     if config.total_env_steps < per_update:
         raise BurnishError(
             f"total_env_steps={config.total_env_steps} is too few for one update, which takes {per_update} = n_envs * "
-            f"chunks * n_action_steps = {config.n_envs} * {stage.chunks_per_update} * {Ta}"
+            f"chunks * n_action_steps = {config.n_envs} * {stage.chunks_per_update} * {Ta}; the chunks are of {keys}"
+        )
+    random_steps = getattr(config.stage, "random_steps", 0)
+    if config.total_env_steps <= random_steps:
+        raise BurnishError(
+            f"total_env_steps={config.total_env_steps}, but the first stage.random_steps={random_steps} are random "
+            "actions: expected more steps, or fewer random ones"
         )
 
 
@@ -333,7 +344,7 @@ class Loop:
             warn(
                 f"the training policy, with its exploration noise, succeeds in {noisy:.0%} of its episodes, the same "
                 f"policy without in {clean:.0%}: too much noise "
-                "(dppo: stage.min_sampling_denoising_std; ppo: stage.log_std_init)"
+                "(dppo: stage.min_sampling_denoising_std; ppo: stage.log_std_init; dpmd, sdac: stage.exploration_noise)"
             )
 
     def _save(self) -> None:

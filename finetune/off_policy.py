@@ -35,6 +35,10 @@ from burnish.networks import CriticConfig, Denoiser
 from burnish.policy import DiffusionPolicy, choose
 
 MOST_GRADIENT_STEPS = 500  # in one `update`: a long warm-up can be watched, stopped and resumed
+DIVERGED = {
+    "critic": "lower stage.critic_lr or stage.reward_scale, or keep stage.critic.layer_norm=true",
+    "actor": "lower stage.actor_lr",
+}
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,13 @@ class OffPolicyConfig(StageConfig):
         target_candidates: N'.
         n_candidates, selection, selection_temperature: chunks sampled for each that is executed, and how Q chooses.
         exploration_noise, draw_noise: standard deviation of Gaussian noise on the executed chunk and on the draws,
-            which are clipped again; times lambda where rsm.weights is "paper".
+            which are clipped again.
+        noise_annealing: multiply both by the paper's lambda, which falls from 5 to 1.
         gamma: per environment step.
         tau, actor_tau: Polyak averages of the critic (in the target) and of the actor (which acts and is saved).
         reward_scale: factor on rewards.
         actor_lr, critic_lr, max_grad_norm: Adam.
-        actor_lr_final, lr_decay_start, lr_decay_updates: the actor's rate falls linearly.
+        actor_lr_final, lr_decay_start, lr_decay_updates: the actor's rate falls linearly, counted in its own updates.
         batch_size, buffer_size: transitions.
         utd_ratio: gradient steps per stored chunk.
         update_every: chunks in each environment between two rounds of gradient steps.
@@ -87,6 +92,7 @@ class OffPolicyConfig(StageConfig):
     selection_temperature: float = 1.0
     exploration_noise: float = 0.0
     draw_noise: float = 0.0
+    noise_annealing: bool = False
     gamma: float = 0.99
     tau: float = 0.005
     actor_tau: float = 0.005
@@ -202,16 +208,20 @@ class OffPolicyStage(Stage):
 
     def __init__(self, policy: DiffusionPolicy, config: OffPolicyConfig, setting: Setting):
         self.policy, self.config = policy, config
-        K = len(policy.sampler) if config.ft_denoising_steps is None else config.ft_denoising_steps
+        K = config.ft_denoising_steps
         if policy.finetuned is None:
-            policy.start_finetuning(K)
-        elif policy.ft_denoising_steps != K:
+            policy.start_finetuning(len(policy.sampler) if K is None else K)
+        elif K not in (None, policy.ft_denoising_steps):
             raise BurnishError(
                 f"stage.ft_denoising_steps={K}, but the policy was fine-tuned with {policy.ft_denoising_steps} before"
             )
         self.sampler = policy.sampler
         if config.sampler != "inherit":
-            self.sampler = Sampler(policy.process, config.sampler, config.ddim_steps, config.eta).to(policy.device)
+            try:
+                sampler = Sampler(policy.process, config.sampler, config.ddim_steps, config.eta)
+            except BurnishError as error:
+                raise BurnishError(f"stage.{error}") from error
+            self.sampler = sampler.to(policy.device)
         demonstrations = self._demonstrations(setting)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
@@ -251,7 +261,7 @@ class OffPolicyStage(Stage):
         if source is None:
             raise BurnishError(
                 f"stage.demo_ratio={self.config.demo_ratio}, but task={setting.task.name} names no demonstrations: "
-                "give stage.demos=FILE, or stage.demo_ratio=0 to learn from the environment alone"
+                "give stage.demos=FILE, or stage.demo_ratio=0 stage.bc_coef=0 to learn from the environment alone"
             )
         demos = load(source)
         try:
@@ -297,7 +307,7 @@ class OffPolicyStage(Stage):
     @property
     def noise_scale(self) -> float:
         """The paper's additive noise falls with its lambda."""
-        return paper_temperature(self.gradient_steps) if self.config.rsm.weights == "paper" else 1.0
+        return paper_temperature(self.gradient_steps) if self.config.noise_annealing else 1.0
 
     def observe(self, step: ChunkStep) -> None:
         assert self.pending is not None
@@ -320,11 +330,11 @@ class OffPolicyStage(Stage):
         if self.owed < 1:
             self.chunks_since_update = 0  # else the next update goes on
         metrics = {key: float(torch.stack(values).mean()) for key, values in results.items()}
-        if not math.isfinite(metrics.get("critic_loss", 0.0)):
-            raise BurnishError(
-                f"the critic diverged (critic_loss={metrics['critic_loss']} after {self.gradient_steps} steps): "
-                "lower stage.critic_lr or stage.reward_scale, or keep stage.critic.layer_norm=true"
-            )
+        for name, advice in DIVERGED.items():
+            if not math.isfinite(loss := metrics.get(f"{name}_loss", 0.0)):
+                raise BurnishError(
+                    f"the {name} diverged ({name}_loss={loss} after {self.gradient_steps} steps): {advice}"
+                )
         return metrics | {"gradient_steps": self.gradient_steps, "replay_size": self.replay.size}
 
     def _gradient_step(self) -> dict[str, Tensor]:
@@ -407,7 +417,9 @@ class OffPolicyStage(Stage):
 
     def _decay_actor_lr(self) -> None:
         config = self.config
-        done = min(max((self.gradient_steps - config.lr_decay_start) / config.lr_decay_updates, 0.0), 1.0)
+        steps = max(0, self.gradient_steps - config.critic_warmup_updates) // config.policy_delay
+        done = (steps * config.actor_steps - config.lr_decay_start) / config.lr_decay_updates
+        done = min(max(done, 0.0), 1.0)
         for group in self.actor_optimizer.param_groups:
             group["lr"] = config.actor_lr + done * (config.actor_lr_final - config.actor_lr)
 

@@ -38,8 +38,8 @@ class RSMConfig:
     Attributes:
         weights: "kl": self-normalised for each state, lambda such that their mean KL divergence from uniform is
             `kl_target`; "fixed": self-normalised, lambda = `temperature`; "paper": lambda annealed; one draw for
-            each state (DPMD) is weighed by exp of Q normalised by moving averages and clipped, several (SDAC) are
-            self-normalised; "constant": the control.
+            each state (DPMD, the best) is weighed by exp of Q normalised by moving averages and clipped, several
+            (SDAC) are self-normalised; "constant": the control.
         kl_target: in nats, less than log N.
         temperature: in units of Q.
     """

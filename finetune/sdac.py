@@ -61,6 +61,11 @@ class SDAC(OffPolicyStage):
     def __init__(self, policy: DiffusionPolicy, config: SDACConfig, setting: Setting):
         if policy.config.clip_sample is None:
             raise BurnishError("stage=sdac: the policy's actions have no bounds (policy.clip_sample=null)")
+        if config.reverse == "clipped" and policy.config.prediction_type != "epsilon":
+            raise BurnishError(
+                f"stage.reverse=clipped: its draws have no bounds, which a policy of prediction_type="
+                f"{policy.config.prediction_type} would have to predict: expected epsilon, or stage.reverse=truncated"
+            )
         super().__init__(policy, config, setting)
 
     @property

@@ -88,13 +88,13 @@ def chunk_step(obs: np.ndarray, reward=0.0, terminated=True, final_obs=None) -> 
     )
 
 
-def play(stage, rng: np.random.Generator, chunks: int, learn=True) -> None:
+def play(stage, rng: np.random.Generator, chunks: int, learn=True, shift=0.0) -> None:
     """One-step episodes: the first action dimension shall follow the sign of the first observation."""
     for _ in range(chunks):
         obs = rng.normal(size=(E, 1, 2)).astype(np.float32)
         reward = stage.act(obs)[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])
         after = rng.normal(size=(E, 1, 2)).astype(np.float32)
-        stage.observe(chunk_step(obs, reward, final_obs=after))
+        stage.observe(chunk_step(obs, reward + shift, final_obs=after))
         if learn and stage.ready():
             stage.update()
 
@@ -106,11 +106,13 @@ def score(policy: DiffusionPolicy, candidates=1) -> float:
     return float((actions[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])).mean())
 
 
+@pytest.mark.parametrize("shift", [0.0, -5.0])
 @pytest.mark.parametrize("name", ["dpmd", "sdac"])
-def test_a_bandit_is_learned(pretrained_weights, name):
+def test_a_bandit_is_learned(pretrained_weights, name, shift):
+    """Also from rewards that are all negative, QVPO's known failure."""
     stage = make_stage(name, pretrained_weights, batch_size=64)
     assert abs(score(stage.policy)) < 0.05
-    play(stage, np.random.default_rng(0), 60)
+    play(stage, np.random.default_rng(0), 60, shift=shift)
     assert score(stage.policy) > 0.15  # the controls: within 0.02 of 0
 
 
@@ -265,6 +267,8 @@ def test_target_networks_are_polyak_averages(pretrained_weights):
 @pytest.mark.parametrize("weights", ["kl", "paper"])
 def test_a_restored_stage_goes_on_bitwise(pretrained_weights, name, weights):
     settings = {"rsm": RSMConfig(weights=weights), "critic_warmup_updates": 5, "exploration_noise": 0.1}
+    if name == "dpmd" and weights == "paper":
+        settings["train_on"] = "best"  # which has moving averages
     stage = make_stage(name, pretrained_weights, **settings)
     play(stage, np.random.default_rng(0), 5)
     state = copy.deepcopy(stage.state_dict())
@@ -285,6 +289,53 @@ def flat(state) -> list[torch.Tensor]:
     if isinstance(state, dict):
         return [tensor for key in sorted(state, key=str) for tensor in flat(state[key])]
     return [tensor for value in state for tensor in flat(value)] if isinstance(state, (list, tuple)) else []
+
+
+def test_the_actor_s_rate_falls_with_its_own_updates(pretrained_weights):
+    """As in the released code, whose schedule does not move while the actor waits: here for 6 gradient steps, then
+    in every second one."""
+    lr = {"actor_lr": 3e-4, "actor_lr_final": 1e-4, "lr_decay_start": 2, "lr_decay_updates": 4}
+    stage = make_stage("dpmd", pretrained_weights, critic_warmup_updates=6, policy_delay=2, **lr)
+    play(stage, np.random.default_rng(0), 2, learn=False)
+    rates = []
+    for _ in range(22):
+        stage._gradient_step()
+        rates.append(stage.actor_optimizer.param_groups[0]["lr"])
+    fall = [3.0, 3.0, 3.0, 2.5, 2.0, 1.5, 1.0, 1.0]  # times 1e-4, of the first eight updates of the actor
+    np.testing.assert_allclose(rates[6::2], np.array(fall) * 1e-4, rtol=1e-6)
+
+
+def test_the_best_draw_alone_is_trained_on(pretrained_weights):
+    """With constant weights too, the control of the released code's selection; the other draws do not matter."""
+    losses = []
+    for scale in (1.0, 0.1):
+        stage = make_stage(
+            "dpmd", pretrained_weights, draws=4, train_on="best", rsm=RSMConfig(weights="constant"), resample=0
+        )
+        obs = torch.zeros(8, 2)
+        batch = Transitions(obs, torch.zeros(8, TA * DA), torch.zeros(8), torch.zeros(8), obs)
+        draws = torch.linspace(-1, 1, 8 * 4 * TA * DA).view(8, 4, TA, DA)
+        draws[:, :3] *= scale
+        q = torch.tensor([0.0, 1.0, 2.0, 3.0]).expand(8, 4)  # the last is the best
+        losses.append(stage.actor_loss(batch, draws, q)[0].item())
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("annealing", [False, True])
+def test_noise_falls_with_the_paper_s_lambda_where_asked_to(pretrained_weights, annealing):
+    stage = make_stage("dpmd", pretrained_weights, noise_annealing=annealing)
+    assert stage.noise_scale == pytest.approx(5.0 if annealing else 1.0)
+    stage.gradient_steps = 10**6
+    assert stage.noise_scale == pytest.approx(0.984 if annealing else 1.0, abs=1e-3)
+
+
+def test_a_diverged_actor_is_told(pretrained_weights):
+    stage = make_stage("dpmd", pretrained_weights, critic_warmup_updates=0, policy_delay=1)
+    play(stage, np.random.default_rng(0), 2, learn=False)
+    with torch.no_grad():
+        next(stage.actor.parameters()).fill_(float("nan"))
+    with pytest.raises(BurnishError, match=r"the actor diverged .*lower stage.actor_lr"):
+        stage.update()
 
 
 def test_what_is_stored_is_what_is_executed(pretrained_weights):
@@ -413,3 +464,25 @@ def test_going_on_with_a_finetuned_policy(pretrained_weights):
         make_stage(policy=stage.policy, ft_denoising_steps=4)
     with pytest.raises(BurnishError, match=r"but the policy has a critic of"):
         make_stage(policy=stage.policy, critic=CriticConfig(hidden_dim=32))
+
+
+def test_a_policy_that_was_partly_finetuned_goes_on_so():
+    policy = make_policy()
+    policy.start_finetuning(4)
+    stage = make_stage(policy=policy)
+    assert stage.policy.ft_denoising_steps == 4 and stage.config.ft_denoising_steps is None
+    play(stage, np.random.default_rng(0), 4)
+    assert stage.gradient_steps
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "settings", "message"),
+    [
+        ("sdac", {"prediction_type": "sample"}, {"reverse": "clipped"}, "stage.reverse=clipped: .*expected epsilon"),
+        ("dpmd", {}, {"ddim_steps": 4}, "stage.ddim_steps=4: expected a divisor of denoising_steps=10"),
+        ("dpmd", {}, {"train_on": "best"}, "stage.train_on=best leaves one draw, .*expected weights paper or constant"),
+    ],
+)
+def test_settings_that_do_not_go_together(name, policy, settings, message):
+    with pytest.raises(BurnishError, match=message):
+        make_stage(name, policy=make_policy(**policy), **settings)
