@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from burnish.compare.display import Display
-from burnish.compare.grid import Grid, Runner, standing
+from burnish.compare.grid import Grid, Runner, State, is_finished, standing
 from burnish.compare.local_runner import LocalRunner
 from burnish.compare.plan import CompareConfig, check_needs, plan, read_config
 from burnish.errors import BurnishError, Stopped
@@ -63,9 +63,14 @@ def main(arguments: Sequence[str]) -> int:
     config = read_config(Path(options.file), options.overrides)
     if options.plan:
         cells = plan(config)
-        check_needs(cells)
+        check_needs(cells, [cell for cell in cells if not is_finished(cell)])
+        grid = Grid(Path(config.run_dir), cells)
         for cell in cells:
-            print("burnish", cell.command, shlex.join(cell.words), *(["#", found] if (found := standing(cell)) else []))
+            found = standing(cell)
+            source = grid.source(cell)
+            if found and source is not None and source.state is not State.FINISHED:
+                found += ", if its policy comes out the same" if is_finished(cell) else ""
+            print("burnish", cell.command, shlex.join(cell.words), *(["#", found] if found else []))
         return 0
     return compare(config, only_report=options.report)
 
@@ -79,7 +84,7 @@ def compare(config: CompareConfig, only_report: bool = False) -> int:
     """
     cells = plan(config)
     if not only_report:
-        check_needs(cells)
+        check_needs(cells, [cell for cell in cells if not is_finished(cell)])
     folder = Path(config.run_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,7 +9,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from burnish.checkpoint import Checkpoints
 from burnish.compare.plan import Cell, command_of, resolve
+from burnish.compare.results import weights_at_start
 from burnish.errors import BurnishError
 from burnish.policy_base import fingerprint
 from burnish.run import StopRequest, load_config
@@ -90,23 +91,27 @@ class Grid:
 
     def _start(self, runner: Runner) -> None:
         for progress in self._in(State.WAITING):
-            source = self._source(progress.cell)
+            source = self.source(progress.cell)
             if source is not None and source.state in (State.FAILED, State.STOPPED):
                 progress.state, progress.message = State.FAILED, f"it has no policy to start from: see {source.cell}"
-            elif (source is None or source.state is State.FINISHED) and runner.has_room():
+            elif source is not None and source.state is not State.FINISHED:
+                continue
+            elif is_finished(progress.cell):  # its policy was trained again and has the same weights
+                progress.state = State.FINISHED
+            elif runner.has_room():
                 log = log_path(self.folder, progress.cell)
                 log.parent.mkdir(parents=True, exist_ok=True)
                 runner.start(progress.cell, self._words(progress.cell), log)
                 progress.state, progress.started = State.RUNNING, time.monotonic()
 
-    def _source(self, cell: Cell) -> Progress | None:
+    def source(self, cell: Cell) -> Progress | None:
         """The cell that pretrains this one's policy."""
         sources = (progress for progress in self.cells if not progress.cell.is_compared)
         return next((source for source in sources if f"policy={source.cell.folder}" in cell.words), None)
 
     def _words(self, cell: Cell) -> list[str]:
         """What to run: the rest of an interrupted cell, or all of it."""
-        if is_current(cell):
+        if is_current(cell) and Checkpoints(cell.folder / "checkpoints").latest():
             threads = f"torch_threads={resolve(cell).torch_threads}"  # as the machine has them now
             return [RESUMED_BY.get(cell.command, cell.command), f"resume={cell.folder}", threads]
         self._forget_what_started_from(cell)
@@ -114,10 +119,11 @@ class Grid:
 
     def _forget_what_started_from(self, cell: Cell) -> None:
         """The policy of `cell` will be another one: make the results of the earlier one stale, on disk and also those
-        of methods that are left out this time."""
+        of methods that are left out this time. Where the weights they started from are known, these decide."""
         for path in self.folder.glob(f"{cell.task}/*/seed*/config.yaml"):
             policy = load_config(path.parent).get("policy")
-            if isinstance(policy, str) and Path(policy).resolve() == cell.folder.resolve():
+            ours = isinstance(policy, str) and Path(policy).resolve() == cell.folder.resolve()
+            if ours and weights_at_start(path.parent) is None:
                 path.unlink()
         for progress in self.cells:
             if f"policy={cell.folder}" in progress.cell.words:
@@ -179,11 +185,14 @@ def is_current(cell: Cell) -> bool:
 def started_from(run: Path, policy: str, expected: str) -> bool:
     """Whether the fine-tuning `run`, begun from the folder `policy`, had the weights that are in `expected` now; where
     that cannot be told, whether they are the same folder, however it is spelled."""
+    same_folder = Path(policy).resolve() == Path(expected).resolve()
+    weights = weights_at_start(run)
+    if weights is None:
+        return same_folder
     try:
-        weights = json.loads((run / "evaluation_before.json").read_text(encoding="utf-8"))["weights"]
-        return bool(weights == fingerprint(expected))
-    except (OSError, ValueError, KeyError, BurnishError):  # not evaluated yet, an older run, or no policy there now
-        return Path(policy).resolve() == Path(expected).resolve()
+        return weights == fingerprint(expected)
+    except BurnishError:  # it was thrown away, or is being trained
+        return same_folder and not Path(expected).exists()
 
 
 def decisive(config: Any) -> dict[str, Any]:

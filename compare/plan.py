@@ -21,9 +21,15 @@ from burnish.config import parse
 from burnish.datasets.load import resolve as demonstrations_path
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.evaluation import EvaluationConfig
 
 PRETRAIN = "pretrain"  # the command of the cells that others start from, and what their methods' names begin with
+EVALUATED_ALIKE = (
+    ("evaluation", "seed"),
+    ("evaluation", "episodes"),
+    ("task", "env_id"),
+    ("task", "env_kwargs"),
+    ("task", "max_episode_steps"),
+)
 FOLDER_CHARACTERS = set(string.ascii_letters + string.digits + "-_.")
 
 
@@ -184,25 +190,23 @@ def plan(config: CompareConfig) -> list[Cell]:
     for cell in cells:
         resolve(cell)
     for task in config.tasks:
-        _check_evaluation(task, [resolve(cell).evaluation for cell in cells if cell.is_compared and cell.task == task])
+        _check_evaluation(task, [resolve(cell) for cell in cells if cell.is_compared and cell.task == task])
     return cells
 
 
-def _check_evaluation(task: str, evaluations: Sequence[EvaluationConfig]) -> None:
-    """Raise BurnishError unless all methods are evaluated from the same initial states."""
-    for key in ("seed", "episodes"):
-        found = sorted({getattr(evaluation, key) for evaluation in evaluations})
+def _check_evaluation(task: str, configs: Sequence[Any]) -> None:
+    """Raise BurnishError unless all methods are evaluated in the same task from the same initial states."""
+    for section, key in EVALUATED_ALIKE:
+        found = list(dict.fromkeys(str(getattr(getattr(config, section), key)) for config in configs))
         if len(found) > 1:
-            raise BurnishError(
-                f"{task}: evaluation.{key} is {' and '.join(map(str, found))}: expected the same for all methods"
-            )
+            raise BurnishError(f"{task}: {section}.{key} is {' and '.join(found)}: expected the same for all methods")
 
 
-def check_needs(cells: Sequence[Cell]) -> None:
-    """Raise BurnishError where a cell needs what is not there: demonstrations, an extra, or a policy to start from, of
-    the kind that its method trains, which no pretraining here makes."""
+def check_needs(cells: Sequence[Cell], unfinished: Sequence[Cell]) -> None:
+    """Raise BurnishError where one of `unfinished` needs what is not there: demonstrations, an extra, or a policy to
+    start from, of the kind that its method trains, which no pretraining of `cells` makes."""
     made = {str(cell.folder): resolve(cell).policy.kind for cell in cells if not cell.is_compared}
-    for cell in cells:
+    for cell in unfinished:
         config = resolve(cell)
         try:
             if cell.is_compared:

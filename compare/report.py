@@ -45,6 +45,7 @@ from burnish.compare.tables import (
     improvement_table,
     least,
     measure_of,
+    pairs_table,
     results_table,
     runs_table,
 )
@@ -61,13 +62,14 @@ INTRODUCTION = (
 RESULTS = (
     "The last checkpoint is the headline. The best checkpoint was chosen by the very evaluations of one sample shown "
     "here, so their number is optimistic. Wilson's interval pools all episodes of all runs as if they were "
-    "independent, and says nothing about another seed."
+    "independent, and says nothing about another seed. Methods may have had different budgets (the column env steps): "
+    "the tables at equal ones are below."
 )
 NORMALISED = (
     "Across tasks scores are normalised, here alone: a success rate stays as it is; a return is 0 at the mean of the "
     "pretrained policies (the first kind of them; from scratch: of the lowest method) and 1 at the mean of the best "
     "method. A method is shown where it has finished runs, of the same seeds, in every task. Where no method is better "
-    "than the start, the difference is told as a share of the start."
+    "than the start, the difference is told as a share of the start. Last checkpoints, whatever their budgets."
 )
 DIFFERENCES = (
     "After minus before over the same initial states, mean over the seeds, paired bootstrap over episodes: how another "
@@ -75,12 +77,13 @@ DIFFERENCES = (
 )
 IMPROVEMENT = (
     "Probability that a run of the method has a higher value than a run of the other (ties count half), last "
-    "checkpoints; 0.5 is no difference."
+    "checkpoints, whatever their budgets; 0.5 is no difference."
 )
 STEPS = (
     "Each run's curve at the fewest steps that a method took (mean over its seeds), linear between the evaluations "
     "before and after: those of on-policy methods come with the end of a rollout."
 )
+PAIRS = "Each method and the first one, both at the budget of the one that took less: curves as above."
 MINUTES = "The same at the fewest minutes that a method took. Minutes depend on the machine and on what ran beside."
 COST = (
     "Means over the finished runs. K: denoising steps of the noise process; the sampler's transitions are those that "
@@ -177,7 +180,7 @@ def _task_blocks(task: TaskRuns, folder: Path) -> list[Block]:
     if task.measure is None:
         return [*blocks, Paragraph("No run of this task has finished.")]
     blocks += [Paragraph(RESULTS), *_warning(task), results_table(task), _curves(task, folder)]
-    steps, minutes = least(task, "env_steps"), least(task, "minutes")
+    steps, minutes = least(task.methods, "env_steps"), least(task.methods, "minutes")
     blocks += [
         Heading(f"{task.name}: at equal environment steps ({steps:,.0f})", 3),
         Paragraph(STEPS),
@@ -185,6 +188,7 @@ def _task_blocks(task: TaskRuns, folder: Path) -> list[Block]:
         Heading(f"{task.name}: at equal wall-clock ({minutes:.1f} minutes of training)", 3),
         Paragraph(MINUTES),
         budget_table(task, "minutes"),
+        *_pairs(task),
         Heading(f"{task.name}: difference to the policy at the start", 3),
         Paragraph(DIFFERENCES),
         difference_table(task),
@@ -193,6 +197,12 @@ def _task_blocks(task: TaskRuns, folder: Path) -> list[Block]:
     if compared.rows:
         blocks += [Heading(f"{task.name}: probability of improvement", 3), Paragraph(IMPROVEMENT), compared]
     return blocks
+
+
+def _pairs(task: TaskRuns) -> list[Block]:
+    table = pairs_table(task)
+    first = next(method.name for method in task.methods if method.runs)
+    return [Heading(f"{task.name}: beside {first} at equal budgets", 3), Paragraph(PAIRS), table] if table.rows else []
 
 
 def _warning(task: TaskRuns) -> list[Block]:

@@ -24,7 +24,7 @@ from burnish.run import load_config
 
 COMPARISON, FIGURES = "compare.yaml", "figures.json"
 TOLERANCE = {"success_rate": 0.1, "return": 0.15}
-"""By how much a mean over seeds may differ: success absolutely, returns as a share of the committed one."""
+"""By how much a mean over seeds may differ: success absolutely, returns as a share of the largest of their task."""
 EVALUATIONS = ("before", "after", "after_selected")
 
 
@@ -39,9 +39,9 @@ class Figure(NamedTuple):
     seeds: list[int]
     tolerance: float
 
-    def agrees(self, other: Figure) -> bool:
-        """Whether `other` is as near to this one as its tolerance says."""
-        allowed = self.tolerance * (1 if self.measure == "success_rate" else abs(self.mean))
+    def agrees(self, other: Figure, largest: float) -> bool:
+        """Whether `other` is as near to this one as its tolerance says; `largest`: committed return of the task."""
+        allowed = self.tolerance * (1 if self.measure == "success_rate" else largest)
         return self.seeds == other.seeds and abs(other.mean - self.mean) <= allowed
 
 
@@ -113,12 +113,15 @@ def measured(cells: Iterable[Cell]) -> Iterator[Figure]:
 
 def judge(committed: Iterable[Figure], found: Iterable[Figure]) -> int:
     """Print both beside each other -> 0 where all agree, else 1."""
-    by_name = {figure[:4]: figure for figure in found}
+    committed, by_name = list(committed), {figure[:4]: figure for figure in found}
+    largest: dict[str, float] = {}
+    for figure in committed:
+        largest[figure.task] = max(largest.get(figure.task, 0.0), abs(figure.mean))
     agree = True
     print(f"\n{'':<34}{'committed':>12}{'here':>12}")
     for figure in committed:
         other = by_name.get(figure[:4])
-        good = other is not None and figure.agrees(other)
+        good = other is not None and figure.agrees(other, largest[figure.task])
         agree &= good
         here = f"{other.mean:12.4g}" if other else f"{'missing':>12}"
         if other is None:
@@ -129,5 +132,7 @@ def judge(committed: Iterable[Figure], found: Iterable[Figure]) -> int:
             said = f"differs by more than {figure.tolerance:.0%}" if other.seeds == figure.seeds else "of other seeds"
         name = f"{figure.task} {figure.method} {figure.evaluation}"
         print(f"{name:<34}{figure.mean:12.4g}{here}  {said}")
+    for new in by_name.keys() - {figure[:4] for figure in committed}:
+        print(f"{' '.join(new[:3]):<34}{'none':>12}{by_name[new].mean:12.4g}  not committed, not compared")
     print("\nall figures agree" if agree else "\nnot all figures agree")
     return 0 if agree else 1

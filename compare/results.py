@@ -145,7 +145,7 @@ def _result(folder: Path, config: dict[str, Any], summary: dict[str, Any], lines
         seed=config["seed"],
         env_steps=steps,
         minutes=lines[-1]["minutes"],
-        policy=config.get("policy"),
+        policy=weights_at_start(folder) or config.get("policy"),
         candidates=_candidates(folder, selected),
         before=before,
         last=last,
@@ -161,6 +161,15 @@ def _result(folder: Path, config: dict[str, Any], summary: dict[str, Any], lines
         versions=written.get("versions") or {name: str(written[name]) for name in OLD_VERSIONS if name in written},
         machine=str(written.get("machine", "")),
     )
+
+
+def weights_at_start(run: Path) -> str | None:
+    """The SHA-256 of what a fine-tuning began from; None before its first evaluation, and of older runs."""
+    try:
+        weights: str | None = json.loads((run / "evaluation_before.json").read_text(encoding="utf-8")).get("weights")
+    except (OSError, ValueError):
+        return None
+    return weights
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

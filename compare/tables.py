@@ -23,6 +23,7 @@ from burnish.evaluation import wilson_interval
 
 CHECKPOINTS = {"last": "last (headline)", "best": "best (optimistic)"}
 BEST_SELECTED = "best by one sample"  # of an evaluation by Q, which did not choose the checkpoint
+BUDGETS: dict[Axis, str] = {"env_steps": "{:,.0f} steps", "minutes": "{:.1f} minutes"}
 SIGNED = {"success_rate": "{:+.1%}", "return": "{:+,.0f}"}
 
 
@@ -43,18 +44,20 @@ def results_table(task: TaskRuns) -> Table:
     rows: list[list[Cell]] = [_pretrained_row(group, measure) for group in task.pretrained]
     for method in task.methods:
         if not method.runs:
-            rows.append([method.name, "–", "–", finished(method), None, None, None])
+            rows.append([method.name, "–", "–", finished(method), None, None, None, None])
         for checkpoint, said in CHECKPOINTS.items():
             for selected in (False, True):
                 if evaluated := method.evaluated(checkpoint, selected):
                     how = actions(selected, method.runs[0].candidates)
                     chosen = BEST_SELECTED if selected and checkpoint == "best" else said
-                    rows.append([method.name, chosen, how, finished(method), *_aggregates(evaluated)])
+                    steps = float(np.mean([one.env_steps for one in evaluated]))
+                    rows.append([method.name, chosen, how, finished(method), steps, *_aggregates(evaluated)])
     columns = [
         Column("method"),
         Column("checkpoint"),
         Column("actions"),
         Column("seeds"),
+        Column("env steps", "{:,.0f}"),
         Column(f"{measure.label}: IQM [95 %]", measure.form),
         Column("mean [95 %]", measure.form),
         Column("success, all episodes [Wilson]", SUCCESS.form),
@@ -66,7 +69,7 @@ def results_table(task: TaskRuns) -> Table:
 def budget_table(task: TaskRuns, budget: Axis) -> Table:
     """Each run at the least budget that any run of the task used."""
     measure = measure_of(task)
-    limit = least(task, budget)
+    limit = least(task.methods, budget)
     rows = [
         _budget_row(method, selected, budget, limit)
         for method in task.methods
@@ -86,9 +89,35 @@ def budget_table(task: TaskRuns, budget: Axis) -> Table:
     return Table(f"{task.name}-equal-{budget.replace('_', '-')}", columns, rows)
 
 
-def least(task: TaskRuns, budget: Axis) -> float:
-    """Of the task's methods the fewest environment steps, or minutes, that their runs took on average."""
-    return min(float(np.mean([getattr(run, budget) for run in m.runs])) for m in task.methods if m.runs)
+def least(methods: Iterable[Method], budget: Axis) -> float:
+    """Of the methods the fewest environment steps, or minutes, that their runs took on average."""
+    return min(float(np.mean([getattr(run, budget) for run in m.runs])) for m in methods if m.runs)
+
+
+def pairs_table(task: TaskRuns) -> Table:
+    """Each method beside the first one, at the lesser of the two's budgets."""
+    measure = measure_of(task)
+    methods = [method for method in task.methods if method.runs]
+    rows: list[list[Cell]] = []
+    for method in methods[1:]:
+        for selected in (False, True):
+            for budget, form in BUDGETS.items():
+                limit = least((method, methods[0]), budget)
+                ours, theirs = (
+                    [at(run.curve_selected if select else run.curve, limit, budget) for run in one.runs]
+                    for one, select in ((method, selected), (methods[0], False))
+                )
+                if all(ours) and all(theirs):  # of every seed
+                    values = [summarise(np.array([[p.value] for p in points if p])).mean for points in (ours, theirs)]
+                    rows.append([method.name, actions(selected), form.format(limit), *values])
+    columns = (
+        Column("method"),
+        Column("actions"),
+        Column("at"),
+        Column(f"{measure.label}: mean [95 %]", measure.form),
+        Column(f"{methods[0].name}, one sample: mean [95 %]", measure.form),
+    )
+    return Table(f"{task.name}-pairs", columns, rows)
 
 
 def improvement_table(task: TaskRuns) -> Table:
@@ -187,7 +216,7 @@ def measure_of(task: TaskRuns) -> Measure:
 
 def _pretrained_row(group: Pretrained, measure: Measure) -> list[Cell]:
     evaluated = list(group.evaluations.values())
-    return [group.name, "pretrained", "one sample", str(len(evaluated)), *_aggregates(evaluated)]
+    return [group.name, "pretrained", "one sample", str(len(evaluated)), None, *_aggregates(evaluated)]
 
 
 def _aggregates(evaluated: Sequence[Evaluated]) -> list[Cell]:

@@ -389,7 +389,8 @@ class Loop:
             self.statistics = EpisodeStatistics(self.config.n_envs)
 
     def _finish(self) -> dict[str, Any]:
-        """Last evaluation, checkpoint, videos, curve and summary.json."""
+        """Last checkpoint, evaluation, videos, curve and summary.json."""
+        self._save()  # first: killed from here on, a resumed run does all of this again
         evaluation = self._evaluate()
         metrics = evaluation.metrics()
         metrics["time/training"] = self.unlogged[0]  # of a rollout that was not learned from
@@ -402,7 +403,6 @@ class Loop:
         if evaluation.score >= self.best:  # of equals the later
             self.best, self.best_step = evaluation.score, self.env_steps
         self.run.log(metrics, self.env_steps)
-        self._save()
         if self.best_step == self.env_steps:
             self.run.checkpoints.mark_best(self.env_steps)
         latest = str(self.run.checkpoints.latest())

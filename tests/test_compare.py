@@ -124,7 +124,7 @@ def test_a_method_can_start_from_another_of_the_pretrained_policies(tmp_path):
     assert "policy=runs/a/lift/pretrain-diffusion/seed4" in cells[2].words
     assert "policy=runs/a/lift/pretrain-gaussian/seed4" in cells[3].words
     grid = Grid(tmp_path, cells)
-    assert [grid._source(cell) and grid._source(cell).cell.method for cell in cells] == [
+    assert [grid.source(cell) and grid.source(cell).cell.method for cell in cells] == [
         None, None, "pretrain-diffusion", "pretrain-gaussian",
     ]  # fmt: skip
 
@@ -145,7 +145,7 @@ def test_a_method_can_start_from_another_of_the_pretrained_policies(tmp_path):
         ({"methods": {"a": ["stage=dpmd", "stage.utd_ratio=-1"]}}, "stage.utd_ratio=-1.0: expected more than 0"),
         (
             {"methods": {**METHODS, "a": ["stage=dpmd_scratch", *OFF_POLICY, "evaluation.seed=5"]}},
-            "inverted_pendulum: evaluation.seed is 5 and 100000: expected the same for all methods",
+            "inverted_pendulum: evaluation.seed is 100000 and 5: expected the same for all methods",
         ),
         ({"cores": 0}, "cores=0: expected more than 0"),
         ({"runner": "slurm"}, "runner=slurm: expected one of local, ray"),
@@ -348,6 +348,46 @@ def test_what_started_from_another_policy_is_run_again(with_pretraining):
     assert not is_finished(next(p.cell for p in grid.cells if str(p.cell) == "lift a seed 0"))
 
 
+class TrainingRunner(InstantRunner):
+    """Writes policies of the weights that `seed` gives, and in trainings what they started from."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.seed = seed
+
+    def start(self, cell, words, log):
+        super().start(cell, words, log)
+        if cell.is_compared:
+            config = resolve(cell)
+            told = about(config.policy, config.task, config.evaluation)
+            (cell.folder / "evaluation_before.json").write_text(json.dumps(told))
+        else:
+            torch.manual_seed(self.seed)
+            policy = DiffusionPolicy(PolicyConfig(denoiser=DenoiserConfig(hidden_dim=8)), 19, 7, ["flat"])
+            policy.save(cell.folder / "checkpoints" / "step_00000001")
+
+
+def test_of_a_pretraining_the_weights_decide_what_is_run_again(with_pretraining, capsys):
+    def again(pretrain, seed: int) -> list[str]:
+        content = yaml.safe_load(with_pretraining.read_text())
+        content["tasks"]["lift"]["pretrain"] = pretrain
+        with_pretraining.write_text(yaml.safe_dump(content, sort_keys=False))
+        assert main(["compare", "--plan", str(with_pretraining)]) == 0
+        runner = TrainingRunner(seed)
+        grid = run_instantly(with_pretraining, runner)
+        assert not grid.unfinished
+        return [name for name, words in runner.started if words[0] == "finetune"]
+
+    everything = ["lift a seed 0", "lift b seed 0", "lift a seed 1", "lift b seed 1"]
+    assert again([], 0) == everything
+    capsys.readouterr()
+    assert again({"diffusion": []}, 0) == []  # trained once more, by another name
+    assert again({"diffusion": ["evaluation.episodes=7"]}, 0) == []  # and once more, which the plan cannot know
+    told = [line.partition(" # ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert told[8:] == ["finished, if its policy comes out the same"] * 4
+    assert again({"diffusion": ["train.epochs=7"]}, 1) == everything
+
+
 def test_what_started_from_a_policy_that_was_trained_again_elsewhere_is_run_again(tmp_path):
     def train(seed: int) -> None:
         torch.manual_seed(seed)
@@ -502,9 +542,16 @@ def test_reproduce_says_what_agrees(tmp_path, capsys):
     assert main(["reproduce", "nonsense"]) == 2
 
 
-def test_agreement_is_absolute_for_success_and_relative_for_returns():
+def test_agreement_is_absolute_for_success_and_relative_for_returns(capsys):
     success = reproduce.Figure("lift", "dpmd", "after", "success_rate", 0.9, [0], 0.1)
-    assert success.agrees(success._replace(mean=0.801)) and not success.agrees(success._replace(mean=0.799))
-    returns = reproduce.Figure("hopper", "dpmd", "after", "return", 1000.0, [0], 0.15)
-    assert returns.agrees(returns._replace(mean=1149.0)) and not returns.agrees(returns._replace(mean=1151.0))
-    assert not returns.agrees(returns._replace(seeds=[1]))
+    assert reproduce.judge([success], [success._replace(mean=0.801)]) == 0
+    assert reproduce.judge([success], [success._replace(mean=0.799)]) == 1
+    returns = reproduce.Figure("hopper", "dpmd", "after", "return", -1000.0, [0], 0.15)
+    before = returns._replace(evaluation="before", mean=2.0)  # 15 % of the task's largest as well
+    assert reproduce.judge([before, returns], [before._replace(mean=-147.0), returns._replace(mean=-1149.0)]) == 0
+    assert reproduce.judge([before, returns], [before._replace(mean=-149.0), returns]) == 1
+    assert reproduce.judge([before, returns], [before, returns._replace(mean=-1151.0)]) == 1
+    assert reproduce.judge([returns], [returns._replace(seeds=[1])]) == 1
+    capsys.readouterr()
+    assert reproduce.judge([returns], [returns, returns._replace(method="new")]) == 0
+    assert "hopper new after" in (told := capsys.readouterr().out) and "not committed, not compared" in told

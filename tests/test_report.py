@@ -390,6 +390,14 @@ def test_equal_budgets(grid, tmp_path):
     assert minutes[0]["seed: value (after env steps, minutes)"].startswith("0: 95.0% (500, 1.7); 1: ")
     assert (minutes[1][mean], minutes[1]["remark"]) == ("", "no such evaluation by then")
     assert float(minutes[2][mean]) == pytest.approx(0.6)
+    pairs = table(tmp_path / "report", "lift-pairs")
+    assert [(row["method"], row["actions"], row["at"]) for row in pairs] == [
+        ("dppo", "one sample", "1,000 steps"),
+        ("dppo", "one sample", "1.7 minutes"),
+    ]
+    theirs = [float(row["dpmd, one sample: mean [95 %]"]) for row in pairs]
+    assert theirs == pytest.approx([47 / 60, 0.95])
+    assert [float(row["success rate: mean [95 %]"]) for row in pairs] == pytest.approx([0.6, 0.6])
 
 
 def test_a_slow_method_is_shown_on_its_way(tmp_path, quick):

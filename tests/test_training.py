@@ -172,6 +172,21 @@ def finetuned(pretrained, tmp_path_factory) -> Path:
     return folder
 
 
+def test_killed_after_its_last_evaluation_a_run_ends_the_same(pretrained, finetuned, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("burnish.finetune.loop.record", killed)
+        finetune(finetune_config(tmp_path / "run", pretrained))
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(finetuned)  # all is logged
+    assert not (tmp_path / "run" / "summary.json").exists()
+    finetune(finetune_config(tmp_path / "run", pretrained, resume=str(tmp_path / "run")))
+    assert_same_run(tmp_path / "run", finetuned)
+    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (tmp_path / "run", finetuned))
+    assert (ours["after"]["return"], ours["best"]) == (theirs["after"]["return"], theirs["best"])
+
+
 @pytest.mark.parametrize("stop_after", [21, 34])  # in the middle of a rollout and right after an update
 @pytest.mark.parametrize("backend", ["sync", "workers"])
 def test_interrupted_dppo_is_bitwise_the_uninterrupted(
