@@ -12,7 +12,7 @@ help:
 	@echo "make demo      pretrain, fine-tune and evaluate a policy in a few minutes (DEMO=--quick: shorter)"
 	@echo "make test      the tests"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     speed measurements"
+	@echo "make bench     speed measurements, tables and runs/bench/*.json"
 
 install: $(STAMP)
 
@@ -41,4 +41,6 @@ demo: $(STAMP)
 	$(BIN)/burnish demo $(DEMO)
 
 bench: $(STAMP)
-	for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(BENCH) || exit 1; done
+	mkdir -p runs/bench
+	for name in costs envs rsm growth; do echo "== $$name"; \
+		$(BIN)/python benchmarks/bench_$$name.py --json runs/bench/$$name.json $(BENCH) || exit 1; done

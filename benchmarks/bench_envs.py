@@ -125,13 +125,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="hopper")
     parser.add_argument("--n-envs", type=int, default=40)
-    parser.add_argument("--n-workers", type=int, default=2, help="worker processes and EnvPool threads")
+    parser.add_argument(
+        "--n-workers",
+        "--threads",
+        type=int,
+        default=2,
+        help="worker processes and EnvPool threads (--threads: the same)",
+    )
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 4], help="Ta")
     parser.add_argument("--backends", nargs="+", default=["sync", "workers", "envpool"])
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="does it run: a moment of each, once")
     parser.add_argument("--json", type=Path, help="write the rows there")
     options = parser.parse_args()
+    if options.quick:
+        options.seconds, options.repeats = 0.1, 1
 
     task = TASKS[options.task]
     print(f"{task.env_id}, {options.n_envs} environments, {options.n_workers} workers or threads")

@@ -1,4 +1,4 @@
-"""The RSM and growth benchmarks run; one counts matrix products rightly, the other finds exponents and leaks."""
+"""The benchmarks run; one counts matrix products rightly, the other finds exponents and leaks."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def test_quick_run_writes_rows_with_the_floor_of_a_step(tmp_path):
     candidates = 20 * denoiser_flop(8 * 32, 256, 6)
     values = 2 * 2 * 8 * 32 * (6 * 256 + 2 * 256**2 + 256)
     assert row["step_gflop"] == pytest.approx((candidates + values) / 1e9, rel=0.05)
+
+
+@pytest.mark.slow
+def test_quick_run_of_costs_has_every_cost_beside_its_floor(tmp_path):
+    rows = run_quick("bench_costs.py", tmp_path / "costs.json")["rows"]
+    names = {"DPMD update", "SDAC update", "RSM action", "DPPO sampling with chain", "DPPO minibatch"}
+    names |= {"Pretraining step", "Policy latency", "Gymnasium stepping", "robosuite stepping"}
+    assert {row["cost"] for row in rows} == names
+    assert all(row["median"] > 0 and row["times_floor"] > 0 and row["target"] > 0 for row in rows)
+
+
+def test_quick_run_of_environments_measures_each_backend(tmp_path):
+    options = ("--n-envs", "4", "--chunks", "2", "--backends", "sync", "workers")
+    rows = run_quick("bench_envs.py", tmp_path / "envs.json", *options)["rows"]
+    assert [row["backend"] for row in rows] == ["mj_step, 1 process", "sync", "workers"]
+    assert all(row["steps_per_second"] > 0 and row["share_of_floor"] > 0 for row in rows)
 
 
 @pytest.mark.slow

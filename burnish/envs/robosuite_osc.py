@@ -21,7 +21,7 @@ from typing import Any
 import llvmlite.binding
 import mujoco
 import numpy as np
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.core.typing import signature
 from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 
@@ -55,28 +55,18 @@ _dgemv_type = signature(
 _ROWS, _COLUMNS, _NOT_TRANSPOSED = 101, 102, 111  # of CBLAS
 
 
-@cfunc(_dgemv_type, cache=True)
-def _plain_dgemv(order, trans, m, n, alpha, A, lead, x, step_x, beta, y, step_y):
-    """y = A x, for a numpy whose BLAS is not found: equal to rounding then, not bit by bit."""
-    for i in range(m):
-        y[i] = 0.0
-        for j in range(n):
-            y[i] += A[i * lead + j if order == _ROWS else i + j * lead] * x[j]
-
-
-def _numpys_dgemv() -> int | None:
-    """The address of the matrix-vector product in the BLAS that numpy's wheels bring."""
+def _numpys_dgemv() -> int:
+    """The address of the matrix-vector product in the BLAS that numpy's wheels bring. Raises ImportError without it:
+    equal to rounding is not enough, contacts amplify the difference."""
     for path in (Path(np.__file__).parents[1] / "numpy.libs").glob("*openblas*"):
         library = ctypes.CDLL(str(path))
         for name in ("cblas_dgemv64_", "scipy_cblas_dgemv64_"):
             if hasattr(library, name):
-                return ctypes.cast(library[name], ctypes.c_void_p).value
-    return None
+                return int(ctypes.cast(library[name], ctypes.c_void_p).value or 0)
+    raise ImportError("the BLAS of numpy's own wheels, whose sums the compiled step repeats, is not there")
 
 
-_NUMPYS = _numpys_dgemv()
-IS_EXACT = _NUMPYS is not None
-_dgemv = _function("dgemv", _NUMPYS or _plain_dgemv.address, _dgemv_type)
+_dgemv = _function("dgemv", _numpys_dgemv(), _dgemv_type)
 
 
 @njit(cache=True, nogil=True)
