@@ -112,8 +112,8 @@ class Grid:
     def _words(self, cell: Cell) -> list[str]:
         """What to run: the rest of an interrupted cell, or all of it."""
         if is_current(cell) and Checkpoints(cell.folder / "checkpoints").latest():
-            threads = f"torch_threads={resolve(cell).torch_threads}"  # as the machine has them now
-            return [RESUMED_BY.get(cell.command, cell.command), f"resume={cell.folder}", threads]
+            anew = [f"{key}={getattr(resolve(cell), key)}" for key in ("torch_threads", "device", "wandb")]
+            return [RESUMED_BY.get(cell.command, cell.command), f"resume={cell.folder}", *anew]
         self._forget_what_started_from(cell)
         return [cell.command, *cell.words, "overwrite=true"]
 
