@@ -95,27 +95,30 @@ def least(methods: Iterable[Method], budget: Axis) -> float:
 
 
 def pairs_table(task: TaskRuns) -> Table:
-    """Each method beside the first one, at the lesser of the two's budgets."""
+    """Each method beside the first one, acting alike where that can, at the lesser of the two's budgets."""
     measure = measure_of(task)
-    methods = [method for method in task.methods if method.runs]
+    first, *others = (method for method in task.methods if method.runs)
     rows: list[list[Cell]] = []
-    for method in methods[1:]:
+    for method in others:
         for selected in (False, True):
+            alike = selected and any(run.curve_selected for run in first.runs)
             for budget, form in BUDGETS.items():
-                limit = least((method, methods[0]), budget)
+                limit = least((method, first), budget)
                 ours, theirs = (
                     [at(run.curve_selected if select else run.curve, limit, budget) for run in one.runs]
-                    for one, select in ((method, selected), (methods[0], False))
+                    for one, select in ((method, selected), (first, alike))
                 )
                 if all(ours) and all(theirs):  # of every seed
                     values = [summarise(np.array([[p.value] for p in points if p])).mean for points in (ours, theirs)]
-                    rows.append([method.name, actions(selected), form.format(limit), *values])
+                    beside = f"{first.name}, {actions(alike)}"
+                    rows.append([method.name, actions(selected), form.format(limit), values[0], beside, values[1]])
     columns = (
         Column("method"),
         Column("actions"),
         Column("at"),
         Column(f"{measure.label}: mean [95 %]", measure.form),
-        Column(f"{methods[0].name}, one sample: mean [95 %]", measure.form),
+        Column("beside"),
+        Column("its mean [95 %]", measure.form),
     )
     return Table(f"{task.name}-pairs", columns, rows)
 

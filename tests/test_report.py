@@ -395,7 +395,8 @@ def test_equal_budgets(grid, tmp_path):
         ("dppo", "one sample", "1,000 steps"),
         ("dppo", "one sample", "1.7 minutes"),
     ]
-    theirs = [float(row["dpmd, one sample: mean [95 %]"]) for row in pairs]
+    assert {row["beside"] for row in pairs} == {"dpmd, one sample"}
+    theirs = [float(row["its mean [95 %]"]) for row in pairs]
     assert theirs == pytest.approx([47 / 60, 0.95])
     assert [float(row["success rate: mean [95 %]"]) for row in pairs] == pytest.approx([0.6, 0.6])
 
