@@ -25,8 +25,8 @@ h1 { font-size: 1.7rem; line-height: 1.25; }
 h2 { font-size: 1.35rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1.08rem; margin: 1.6rem 0 .4rem; } p { max-width: 46rem; margin: .5rem 0; overflow-wrap: anywhere; }
 .table { overflow-x: auto; margin: .6rem 0 1rem; border: 1px solid #ddd; border-radius: 4px; }
-table { border-collapse: collapse; font-size: .9rem; min-width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
+table { border-collapse: collapse; font-size: .86rem; min-width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
 th { background: #f3f4f6; vertical-align: bottom; white-space: normal; } tr:last-child td { border-bottom: 0; }
 .words { text-align: left; } td.long { white-space: normal; min-width: 20rem; max-width: 34rem; }
 td:first-child { font-weight: 600; position: sticky; left: 0; background: #fff; }
