@@ -460,14 +460,13 @@ def test_a_real_grid_its_failure_and_its_repair(tmp_path, capsys):
     ("runner", "kill"), [("local", signal.SIGTERM), ("local", signal.SIGKILL), ("ray", signal.SIGTERM)]
 )
 def test_killed_in_the_middle_and_started_again(tmp_path, runner, kill):
+    steps = 400
     if runner == "ray":
         pytest.importorskip("ray", reason="needs ray")
-    path = write(
-        tmp_path / "a.yaml", seeds=[0], settings=[*TINY, "total_env_steps=400"], runner=runner, cell_memory_gb=0.5
-    )
-    whole = write(
-        tmp_path / "whole.yaml", seeds=[0], settings=[*TINY, "total_env_steps=400"], run_dir=str(tmp_path / "w")
-    )
+        steps = 1500  # its cancellation takes a second to arrive
+    settings = [*TINY, f"total_env_steps={steps}"]
+    path = write(tmp_path / "a.yaml", seeds=[0], settings=settings, runner=runner, cell_memory_gb=0.5)
+    whole = write(tmp_path / "whole.yaml", seeds=[0], settings=settings, run_dir=str(tmp_path / "w"))
     assert main(["compare", str(whole)]) == 0
     process = subprocess.Popen([sys.executable, "-m", "burnish.cli", "compare", str(path)])
     cells = cells_of(path)
