@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -88,6 +89,7 @@ class RayRunner:
 
 def run_words(words: list[str], log: str, folder: str, cores: int) -> int:
     """Run `burnish WORDS` in `folder`, as the local runner would -> exit status. Cancelled, it lets the run save."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started all in the background
     with Path(folder, log).open("ab") as output:
         process = subprocess.Popen(
             [*burnish_program(), *words],
