@@ -29,8 +29,7 @@ import numpy as np
 import torch
 from bench_envs import mj_step_floor
 from bench_envs import random_actions as action_stream
-from bench_rsm import AUTHORS_ACTION, AUTHORS_STEP, Case, build, gradient_step, milliseconds
-from torch.utils.flop_counter import FlopCounterMode
+from bench_rsm import AUTHORS_ACTION, AUTHORS_STEP, Case, build, gradient_step, milliseconds, products_gflop
 
 from burnish.compose import compose
 from burnish.config import parse
@@ -110,9 +109,8 @@ class ProductRate:
 
     def floor_of(self, run: Callable[[], int]) -> Callable[[], float]:
         """ms of the matrix products alone of one unit of `run`, at this rate."""
-        with FlopCounterMode(display=False) as counter:
-            done = run()
-        gflop = counter.get_total_flops() / 1e9 / done
+        units: list[int] = []
+        gflop = products_gflop(lambda: units.append(run())) / sum(units)
         return lambda: gflop / self.gflop_per_ms()
 
 

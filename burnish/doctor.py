@@ -55,6 +55,7 @@ def findings() -> Iterator[Finding]:
     yield _python()
     yield from _packages()
     yield _torch()
+    yield _compiled()
     yield _rendering()  # before robosuite is imported: that sets MUJOCO_GL
     yield from _simulators()
     yield from _machine()
@@ -102,6 +103,15 @@ def _torch() -> Finding:
         return Finding(OK, "device", ", ".join(names))
     except Exception as error:  # a broken driver or a wrong build shows in many ways
         return Finding(BROKEN, "device", _one_line(error))
+
+
+def _compiled() -> Finding:
+    from burnish.networks import compiled_mlp
+
+    reason = compiled_mlp.why_not()
+    if reason is None:
+        return Finding(OK, "compiled networks", "built by this machine's C++ compiler")
+    return Finding(MISSING, "compiled networks", f"torch's operations run instead, more slowly: {reason}")
 
 
 def _simulators() -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import burnish
+from burnish.networks.compiled_mlp import why_not
 
 PACKAGES = ("torch", "numpy", "mujoco", "robosuite", "gymnasium", "stable-baselines3", "rliable")
 ABSOLUTE = re.compile(r"(?<![\w.…~/])/(?:[^\s'\",;:()\[\]/]+/)*([^\s'\",;:()\[\]/]+)/?")
@@ -50,8 +51,9 @@ def versions() -> dict[str, str]:
 
 
 def origin() -> dict[str, Any]:
-    """What belongs beside every number: commit, versions, machine."""
-    return {"commit": commit(), "versions": versions(), "machine": machine()}
+    """What belongs beside every number: commit, versions, machine, and whether networks ran compiled on it."""
+    networks = "torch's operations" if why_not() else "compiled"
+    return {"commit": commit(), "versions": versions(), "machine": machine(), "networks": networks}
 
 
 def machine() -> str:

@@ -43,7 +43,9 @@ class NoiseProcess(nn.Module):
 
     def levels(self, k: Tensor | int, x: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_k) and sqrt(1 - abar_k), shaped to multiply `x`, whose leading dimensions are k's."""
-        shape = k.shape + (1,) * (x.dim() - k.dim()) if isinstance(k, Tensor) else ()
+        if not isinstance(k, Tensor):
+            return self.signal[k], self.noise[k]
+        shape = k.shape + (1,) * (x.dim() - k.dim())
         return self.signal[k].reshape(shape), self.noise[k].reshape(shape)
 
     def add_noise(self, x0: Tensor, eps: Tensor, k: Tensor) -> Tensor:

@@ -134,12 +134,14 @@ class Sampler(nn.Module):
             noise_clip: draws of the transitions are truncated to +-noise_clip (DPPO: 3).
         """
         std = self.bounded_std(bounds or StdBounds())
+        draws = noise[1:] if noise_clip == math.inf else noise[1:].clamp(-noise_clip, noise_clip)
+        scaled = std.reshape(-1, *(1,) * (noise.dim() - 1)) * draws
         x = noise[0]
         first_kept = len(self) - keep
         xs, means = [x] if first_kept == 0 else [], []
         for i in range(len(self)):
             mean = self.mean(denoise(x, i), x, i)
-            x = mean + std[i] * noise[i + 1].clamp(-noise_clip, noise_clip)
+            x = mean + scaled[i]
             if i >= first_kept - 1 and keep:
                 xs.append(x)
             if i >= first_kept:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.networks.activation import Mish
+from burnish.networks.compiled_mlp import CompiledMLP
 
 
 def sinusoidal_table(denoising_steps: int, dim: int) -> Tensor:
@@ -23,7 +24,8 @@ class Encoded(NamedTuple):
     """What a denoiser computes once for all denoising steps and all candidates."""
 
     obs: Tensor  # (B, ...), the observations' part
-    times: Tensor  # (K, time_dim), features of every timestep
+    times: Tensor  # (K, ...), every timestep's part
+    compiled: CompiledMLP | None = None  # the rest of the network, where it can run compiled
 
 
 class TimeEmbedding(nn.Module):

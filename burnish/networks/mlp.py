@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from burnish.networks.activation import ACTIVATIONS
+from burnish.networks.compiled_mlp import CompiledMLP, can_compile, up_to_date
 from burnish.networks.embedding import Encoded, TimeEmbedding
 from burnish.networks.in_parts import in_parts
 
@@ -36,7 +37,8 @@ class MLPDenoiser(nn.Module):
     """Network output for noisy chunks (B, Tp, Da) at timesteps k, given observations (B, To * Do).
 
     The first layer is written as a sum, W_x x + W_s s + W_t emb(k): the observation's part is the same for
-    every denoising step (and every candidate), so `encode` computes it once, and the embedding of all timesteps.
+    every denoising step (and every candidate), so `encode` computes it once, and that of all timesteps. Where there
+    is no gradient, a chain's steps run compiled (`compiled_mlp`).
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class MLPDenoiser(nn.Module):
         time_dim: int,
     ):
         super().__init__()
+        self.activation, self.residual = activation, residual
         self.time = TimeEmbedding(denoising_steps, time_dim)
         self.from_time = nn.Linear(time_dim, hidden_dim)
         self.from_obs = nn.Linear(obs_dim, hidden_dim, bias=False)
@@ -61,15 +64,32 @@ class MLPDenoiser(nn.Module):
         self.out = nn.Linear(hidden_dim, horizon * action_dim)
 
     def encode(self, obs: Tensor) -> Encoded:
-        """Observations (B, To * Do) -> their part of the first layer (B, hidden)."""
-        return Encoded(self.from_obs(obs), self.time())
+        """Observations (B, To * Do) -> their part of the first layer (B, hidden), and the timesteps' (K, hidden)."""
+        if can_compile(self.from_obs.weight, self.out.in_features, self.activation):
+            return Encoded(self.from_obs(obs), *up_to_date(self, lambda: (self._times(), self._compiled())))
+        return Encoded(self.from_obs(obs), self._times())
 
     def forward(self, x: Tensor, k: Tensor, encoded: Encoded) -> Tensor:
         """Args: x (..., Tp, Da), k and encoded.obs (..., hidden) broadcast against its leading dimensions."""
         # `embedding`, because indexing with a scalar tensor would wait for the device
-        given = encoded.obs + self.from_time(F.embedding(k, encoded.times))
-        given = given.broadcast_to(*x.shape[:-2], given.shape[-1])  # (..., hidden)
+        time = F.embedding(k, encoded.times)
+        if encoded.compiled is not None and k.dim() == 0:
+            return encoded.compiled(x.flatten(0, -3).flatten(1), encoded.obs.flatten(0, -2), time).view_as(x)
+        given = (encoded.obs + time).broadcast_to(*x.shape[:-2], time.shape[-1])  # (..., hidden)
         return in_parts(self._denoise, x, given, width=x.shape[1:-2].numel() * given.shape[-1])
 
     def _denoise(self, x: Tensor, given: Tensor) -> Tensor:
         return self.out(self.trunk(self.from_action(x.flatten(-2)) + given)).view_as(x)
+
+    def _times(self) -> Tensor:
+        return self.from_time(self.time())
+
+    def _compiled(self) -> CompiledMLP:
+        hidden = [layer for layer in self.trunk.modules() if isinstance(layer, nn.Linear)]
+        return CompiledMLP(
+            self.from_action.weight.T,
+            [(layer.weight.T, layer.bias) for layer in hidden],
+            (self.out.weight.T, self.out.bias),
+            activation=self.activation,
+            residual=self.residual,
+        )

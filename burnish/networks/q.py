@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from burnish.errors import BurnishError
 from burnish.networks.activation import ACTIVATIONS
+from burnish.networks.compiled_mlp import CompiledMLP, can_compile, up_to_date
 from burnish.networks.in_parts import in_parts
 
 
@@ -53,7 +54,8 @@ class EnsembleLinear(nn.Module):
 class QEnsemble(nn.Module):
     """n Q-functions of observations and of one or more action chunks for each.
 
-    As in the denoiser, the first layer is a sum: the observation's part is computed once for all N actions.
+    As in the denoiser, the first layer is a sum: the observation's part is computed once for all N actions, and what
+    has no gradient runs compiled.
 
     Args:
         config: see `CriticConfig`.
@@ -62,6 +64,7 @@ class QEnsemble(nn.Module):
 
     def __init__(self, config: CriticConfig, obs_dim: int, action_dim: int):
         super().__init__()
+        self.activation, self.layer_norm = config.activation, config.layer_norm
         n, dim = config.n_critics, config.hidden_dim
         joint = EnsembleLinear(n, obs_dim + action_dim, dim)
         self.from_obs = nn.Parameter(joint.weight[:, :obs_dim].detach().clone())
@@ -77,12 +80,32 @@ class QEnsemble(nn.Module):
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Args: obs (B, To * Do), actions (B, N, Ta * Da) -> (n, B, N)."""
         n, _, dim = self.bias.shape
-        return in_parts(self._values, obs, actions, width=n * actions.shape[1] * dim, dim=1)
+        h_obs = torch.baddbmm(self.bias, obs.expand(n, -1, -1), self.from_obs)  # (n, B, hidden)
+        if can_compile(actions, dim, self.activation):
+            each = [
+                network(actions.flatten(0, 1), h) for network, h in zip(up_to_date(self, self._compiled), h_obs)
+            ]  # (B N, 1)
+            return torch.stack(each).view(n, *actions.shape[:2])
+        return in_parts(self._values, actions, h_obs.transpose(0, 1), width=n * actions.shape[1] * dim, dim=1)
 
-    def _values(self, obs: Tensor, actions: Tensor) -> Tensor:
+    def _values(self, actions: Tensor, h_obs: Tensor) -> Tensor:
+        """(B, N, Ta * Da), (B, n, hidden) -> (n, B, N)"""
         B, N, _ = actions.shape
         n, _, dim = self.bias.shape
-        h_obs = torch.baddbmm(self.bias, obs.expand(n, -1, -1), self.from_obs)  # (n, B, hidden)
         h_action = torch.bmm(actions.flatten(0, 1).expand(n, -1, -1), self.from_action)  # (n, B N, hidden)
-        h = h_action.view(n, B, N, dim) + h_obs[:, :, None]
+        h = h_action.view(n, B, N, dim) + h_obs.transpose(0, 1)[:, :, None]
         return self.layers(h.view(n, B * N, dim)).view(n, B, N)
+
+    def _compiled(self) -> list[CompiledMLP]:
+        """Each member, without the observation's part."""
+        *hidden, last = (layer for layer in self.layers if isinstance(layer, EnsembleLinear))
+        return [
+            CompiledMLP(
+                self.from_action[j],
+                [(layer.weight[j], layer.bias[j, 0]) for layer in hidden],
+                (last.weight[j], last.bias[j, 0]),
+                activation=self.activation,
+                layer_norm=self.layer_norm,
+            )
+            for j in range(len(self.bias))
+        ]

@@ -1,0 +1,213 @@
+// The pass of a small MLP without gradients, float32, in blocks of rows that stay in a core's cache from the first
+// layer to the last. Compiled and called by compiled_mlp.py; layouts are described there.
+//
+// A product holds TILE_ROWS x WIDTH sums in registers. Every number is summed in the same order whatever the number
+// of rows, blocks and threads, so the result of a row depends on that row alone.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, TILE_ROWS = 12;
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int LANES = 8, TILE_ROWS = 6;
+#else
+constexpr int LANES = 4, TILE_ROWS = 6;
+#endif
+constexpr int VECTORS = 2, WIDTH = VECTORS * LANES;
+constexpr long BLOCK_ROWS = 96;
+
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+
+enum Activation { RELU, MISH };
+
+static inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+static inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+static inline Vector at_least(Vector x, float bound) { return x > bound ? x : Vector{} + bound; }
+
+// e^x for x <= 88, 0 below -87: 2^n e^r with |r| <= log(2) / 2, Cephes' polynomial (relative error 2e-7)
+static inline Vector exponential(Vector x) {
+    const float round = 12582912.f;  // 1.5 * 2^23: the sum's last bits are the nearest integer
+    Vector shifted = at_least(x, -87.f) * 1.44269504088896341f + round;
+    Vector n = shifted - round;
+    Vector r = at_least(x, -87.f) - n * 0.693359375f + n * 2.12194440e-4f;
+    Vector p = Vector{} + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.f;
+    Integers power = ((Integers)shifted << 23) + 0x3f800000;
+    return p * (Vector)power;
+}
+
+// NaN stays NaN
+static inline Vector relu(Vector x) { return x < 0.f ? Vector{} : x; }
+
+// x tanh(log(1 + e^x)) = x - x / (1 + y + y^2 / 2), y = e^x; beyond 30 float32 cannot tell it from x
+static inline Vector mish(Vector x) {
+    Vector y = exponential(x > 30.f ? Vector{} + 30.f : x);
+    return x - x / (y * y * 0.5f + y + 1.f);
+}
+
+struct Network {
+    const float *first, *hidden, *bias, *last, *last_bias;
+    long n_in, dim, n_hidden, n_out;
+    int residual, layer_norm, activation;
+};
+
+struct Matrix {  // row-major; stride 0: one row for all
+    float* data;
+    long stride;
+    float* row(long i) const { return data + i * stride; }
+    Matrix below(long i) const { return {row(i), stride}; }
+};
+
+// out (ROWS x WIDTH) = from (ROWS x WIDTH) + a (ROWS x n_in) * panel (n_in x WIDTH)
+template <int ROWS>
+static inline void tile(Matrix a, long n_in, const float* panel, Matrix from, Matrix out) {
+    Vector sum[ROWS][VECTORS];
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < VECTORS; j++) sum[i][j] = load(from.row(i) + j * LANES);
+    for (long k = 0; k < n_in; k++)
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < VECTORS; j++) sum[i][j] += a.row(i)[k] * load(panel + k * WIDTH + j * LANES);
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < VECTORS; j++) store(out.row(i) + j * LANES, sum[i][j]);
+}
+
+template <int ROWS>
+static inline void last_tile(long rows, Matrix a, long n_in, const float* panel, Matrix from, Matrix out) {
+    if (rows == ROWS) return tile<ROWS>(a, n_in, panel, from, out);
+    if constexpr (ROWS > 1) last_tile<ROWS - 1>(rows, a, n_in, panel, from, out);
+}
+
+// out (rows x panels WIDTH) = from (of its size) + a (rows x n_in) * packed (panels x n_in x WIDTH)
+static void product(Matrix a, long rows, long n_in, const float* packed, long panels, Matrix from, Matrix out) {
+    for (long p = 0; p < panels; p++, packed += n_in * WIDTH, from.data += WIDTH, out.data += WIDTH) {
+        long r = 0;
+        for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
+            tile<TILE_ROWS>(a.below(r), n_in, packed, from.below(r), out.below(r));
+        last_tile<TILE_ROWS - 1>(rows - r, a.below(r), n_in, packed, from.below(r), out.below(r));
+    }
+}
+
+// to (rows x columns) += numbers (of its size)
+static void add(Matrix to, long rows, long columns, Matrix numbers) {
+    for (long r = 0; r < rows; r++)
+        for (long j = 0; j < columns; j += LANES) store(to.row(r) + j, load(to.row(r) + j) + load(numbers.row(r) + j));
+}
+
+static float sum_of(Vector v) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += v[i];
+    return total;
+}
+
+// to = activation(x) or activation(layer_norm(x))
+static void activate(const Network& net, Matrix x, long rows, Matrix to) {
+    for (long r = 0; r < rows; r++) {
+        float mean = 0, scale = 1;
+        if (net.layer_norm) {
+            Vector total{}, squares{};
+            for (long j = 0; j < net.dim; j += LANES) total += load(x.row(r) + j);
+            mean = sum_of(total) / net.dim;
+            for (long j = 0; j < net.dim; j += LANES) {
+                Vector difference = load(x.row(r) + j) - mean;
+                squares += difference * difference;
+            }
+            scale = 1 / std::sqrt(sum_of(squares) / net.dim + 1e-5f);
+        }
+        for (long j = 0; j < net.dim; j += LANES) {
+            Vector v = load(x.row(r) + j);
+            if (net.layer_norm) v = (v - mean) * scale;
+            store(to.row(r) + j, net.activation == RELU ? relu(v) : mish(v));
+        }
+    }
+}
+
+// From the first layer's sums in h (rows x dim) to the last layer's in out; a and b are memory of h's size.
+static void layers(const Network& net, long rows, Matrix h, Matrix a, Matrix b, Matrix out) {
+    const long panels = net.dim / WIDTH, last_panels = (net.n_out + WIDTH - 1) / WIDTH;
+    for (long i = 0; i < net.n_hidden; i++) {
+        const float* weights = net.hidden + i * net.dim * net.dim;
+        const Matrix bias{const_cast<float*>(net.bias) + i * net.dim, 0};
+        if (!net.residual) {  // h = W act(h) + bias
+            activate(net, h, rows, a);
+            product(a, rows, net.dim, weights, panels, bias, h);
+        } else if (i % 2 == 0) {  // b = W1 act(h) + bias
+            activate(net, h, rows, a);
+            product(a, rows, net.dim, weights, panels, bias, b);
+        } else {  // h = h + W2 act(b) + bias
+            activate(net, b, rows, a);
+            add(h, rows, net.dim, bias);
+            product(a, rows, net.dim, weights, panels, h, h);
+        }
+    }
+    activate(net, h, rows, a);
+    product(a, rows, net.dim, net.last, last_panels, {const_cast<float*>(net.last_bias), 0}, out);
+}
+
+extern "C" int burnish_panel_width() { return WIDTH; }
+
+// panels (n_out / WIDTH, rounded up, x n_in x WIDTH) of weight (n_in x n_out by its strides), zero behind n_out
+extern "C" void burnish_pack(const float* weight, long n_in, long n_out, long in_stride, long out_stride,
+                             float* panels) {
+    for (long p = 0; p < n_out; p += WIDTH, panels += n_in * WIDTH)
+        for (long part = p; part < p + WIDTH; part += LANES)  // a vector is gathered at a time
+            for (long k = 0; k < n_in; k++) {
+                float* to = panels + k * WIDTH + part - p;
+                const float* from = weight + k * in_stride + part * out_stride;
+                if (part + LANES <= n_out)
+                    for (long j = 0; j < LANES; j++) to[j] = from[j * out_stride];
+                else
+                    for (long j = 0; j < LANES; j++) to[j] = part + j < n_out ? from[j * out_stride] : 0.f;
+            }
+}
+
+// Another number for other contents: sums of words times powers of an odd number, in which no change of a single word
+// goes unseen, and two different contents are alike once in 2^64 times.
+extern "C" uint64_t burnish_digest(const uint32_t* words, long n) {
+    constexpr long WORDS = 128;
+    uint32_t sums[WORDS] = {};
+    long i = 0;
+    for (; i + WORDS <= n; i += WORDS)
+        for (long j = 0; j < WORDS; j++) sums[j] = sums[j] * 0x9e3779b1u + words[i + j];
+    for (long j = 0; i < n; i++, j++) sums[j] = sums[j] * 0x9e3779b1u + words[i];
+    uint64_t digest = n;
+    for (uint32_t sum : sums) digest = digest * 0x9e3779b97f4a7c15u + sum;
+    return digest;
+}
+
+// out (rows x n_out) for x (rows x n_in). The first layer's sum is first x + given + shift, with one row of given
+// (dim numbers) for every `repeat` rows of x, and shift (dim) for all, or null.
+extern "C" void burnish_mlp(const Network* network, const float* x, long rows, const float* given, long repeat,
+                            const float* shift, float* out, int threads) {
+    const Network net = *network;
+    const long padded_out = (net.n_out + WIDTH - 1) / WIDTH * WIDTH;
+    const long size = std::max(1L, std::min(BLOCK_ROWS, (rows + threads - 1) / threads));
+    const long blocks = (rows + size - 1) / size;
+#pragma omp parallel num_threads(threads) if (threads > 1 && blocks > 1)
+    {
+        static thread_local std::vector<float> memory;  // kept: fresh pages would cost as much as a small product
+        memory.resize(std::max<size_t>(memory.size(), size * (3 * net.dim + padded_out)));
+        Matrix h{memory.data(), net.dim}, a{h.row(size), net.dim}, b{a.row(size), net.dim}, y{b.row(size), padded_out};
+#pragma omp for schedule(static)
+        for (long block = 0; block < blocks; block++) {
+            const long start = block * size, n = std::min(size, rows - start);
+            for (long r = 0; r < n; r++) {
+                const float* row = given + (start + r) / repeat * net.dim;
+                std::copy(row, row + net.dim, h.row(r));
+            }
+            if (shift) add(h, n, net.dim, {const_cast<float*>(shift), 0});
+            Matrix inputs{const_cast<float*>(x) + start * net.n_in, net.n_in};
+            product(inputs, n, net.n_in, net.first, net.dim / WIDTH, h, h);
+            layers(net, n, h, a, b, y);
+            for (long r = 0; r < n; r++) std::copy(y.row(r), y.row(r) + net.n_out, out + (start + r) * net.n_out);
+        }
+    }
+}

@@ -1,0 +1,219 @@
+"""A small MLP's pass without gradients as compiled code (compiled_mlp.cpp): products, activations and biases of a block
+of rows in one call, where torch makes a dozen passes over memory and as many calls.
+
+It is compiled once for a machine, by its C++ compiler, into the user's cache folder; without a compiler torch's
+operations do the same, more slowly, and other bits come out. A row's result depends on that row alone, bit for bit,
+whatever the number of rows and threads.
+
+Symbols: R rows, H width of the hidden layers, W numbers of a panel (`burnish_panel_width`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+SOURCE = Path(__file__).with_name("compiled_mlp.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-Wno-psabi", "-shared", "-fPIC")
+ACTIVATIONS = {"relu": 0, "mish": 1}  # the source's enum
+SWITCH = "BURNISH_COMPILED"  # environment variable; 0: torch's operations
+SWITCHED_OFF = f"{SWITCH}=0"
+
+
+class _Network(ctypes.Structure):
+    """The source's struct of that name."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("first", "hidden", "bias", "last", "last_bias")),
+        *((name, ctypes.c_long) for name in ("n_in", "dim", "n_hidden", "n_out")),
+        *((name, ctypes.c_int) for name in ("residual", "layer_norm", "activation")),
+    )
+
+
+class CompiledMLP:
+    """Copies of a network's weights, laid out for the compiled pass: for each panel of W outputs (inputs x W) numbers.
+
+    Args:
+        first: (n_in, H), of the inputs that differ from row to row.
+        hidden: (weight (H, H), bias (H,)) of every further hidden layer; weights map rows: y = x weight + bias.
+        last: (weight (H, n_out), bias (n_out,))
+        residual: pairs of hidden layers are blocks x + W2 act(W1 act(x)).
+        layer_norm: before every activation, without weights of its own.
+        activation: of `ACTIVATIONS`.
+    """
+
+    def __init__(
+        self,
+        first: Tensor,
+        hidden: Sequence[tuple[Tensor, Tensor]],
+        last: tuple[Tensor, Tensor],
+        *,
+        activation: str,
+        residual: bool = False,
+        layer_norm: bool = False,
+    ):
+        library = _library()
+        assert library is not None
+        self._run, width = library.burnish_mlp, library.burnish_panel_width()
+        self.dim, self.n_out = last[0].shape
+        # all layers' panels, then their biases, in one piece of memory
+        weights = [first, *(weight for weight, _ in hidden), last[0]]
+        sizes = [len(weight) * -(-weight.shape[1] // width) * width for weight in weights]
+        biases = [bias for _, bias in hidden] + [last[1]]
+        self._memory = first.new_zeros(sum(sizes) + len(hidden) * self.dim + -(-self.n_out // width) * width)
+        at = self._memory.data_ptr()
+        starts = [at + 4 * sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        for weight, start in zip(weights, starts):
+            library.burnish_pack(
+                ctypes.c_void_p(weight.data_ptr()),
+                *(ctypes.c_long(number) for number in (*weight.shape, *weight.stride())),
+                ctypes.c_void_p(start),
+            )
+        torch.cat(biases, out=self._memory[sum(sizes) :][: sum(map(len, biases))])
+        self._network = _Network(
+            starts[0],
+            starts[1],
+            starts[-1],
+            starts[-2],
+            starts[-1] + 4 * len(hidden) * self.dim,
+            len(first),
+            self.dim,
+            len(hidden),
+            self.n_out,
+            residual,
+            layer_norm,
+            ACTIVATIONS[activation],
+        )
+
+    def __call__(self, x: Tensor, given: Tensor, shift: Tensor | None = None) -> Tensor:
+        """The last layer's outputs (R, n_out).
+
+        Args:
+            x: (R, n_in)
+            given: added to the first layer's sum, (R / n, H): a row of it for n rows of `x`.
+            shift: added there to every row, (H,).
+        """
+        x, given = x.contiguous(), given.contiguous()
+        out = x.new_empty(len(x), self.n_out)
+        if len(x):
+            self._run(
+                ctypes.byref(self._network),
+                ctypes.c_void_p(x.data_ptr()),
+                ctypes.c_long(len(x)),
+                ctypes.c_void_p(given.data_ptr()),
+                ctypes.c_long(len(x) // len(given)),
+                None if shift is None else ctypes.c_void_p(shift.contiguous().data_ptr()),
+                ctypes.c_void_p(out.data_ptr()),
+                torch.get_num_threads(),
+            )
+        return out
+
+
+def up_to_date(module: nn.Module, make: Callable[[], T]) -> T:
+    """What `make` makes of a module's parameters, kept until one of their numbers changes.
+
+    A digest of all of them tells, in a fraction of the time: torch's own count of changes misses fused optimizers.
+    """
+    state = [_digest(parameter.contiguous()) for parameter in module.parameters()]
+    kept = _kept.get(module)
+    if kept is None or kept[0] != state:
+        kept = _kept[module] = state, make()
+    return kept[1]
+
+
+# not an attribute of the module, which may be copied or saved
+_kept: WeakKeyDictionary[nn.Module, tuple[list[int], Any]] = WeakKeyDictionary()
+
+
+def _digest(parameter: Tensor) -> int:
+    library = _library()
+    assert library is not None
+    return library.burnish_digest(ctypes.c_void_p(parameter.data_ptr()), ctypes.c_long(parameter.numel()))
+
+
+def can_compile(weight: Tensor, dim: int, activation: str) -> bool:
+    """Whether a network of this width, activation and kind of weights can run compiled, here and now."""
+    return (
+        not torch.is_grad_enabled()
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and activation in ACTIVATIONS
+        and (library := _library()) is not None
+        and dim % library.burnish_panel_width() == 0
+    )
+
+
+def why_not() -> str | None:
+    """Why nothing runs compiled on this machine; None if it does."""
+    return _load()[1]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The library; why there is none is said once, unless that was asked for."""
+    library, reason = _load()
+    if reason and reason != SWITCHED_OFF:
+        print(f"burnish: networks run without compiled code, more slowly: {reason}", file=sys.stderr)
+    return library
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    if os.environ.get(SWITCH, "1") == "0":
+        return None, SWITCHED_OFF
+    try:
+        library = ctypes.CDLL(str(_built()))
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, str(error)
+    library.burnish_digest.restype = ctypes.c_uint64
+    return library, None
+
+
+def _built() -> Path:
+    """The compiled file, made now if there is none for this source, compiler and processor.
+
+    Raises:
+        OSError, subprocess.SubprocessError: no compiler, one that fails, or nowhere to write.
+    """
+    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or "c++"]
+    key = hashlib.sha256("\n".join([*compiler, *FLAGS, _processor()]).encode() + SOURCE.read_bytes()).hexdigest()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "burnish"
+    built = folder / f"mlp-{key[:16]}.so"
+    if not built.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:  # another process may be compiling, too
+            made = Path(temporary) / built.name
+            command = [*compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            if result.returncode:
+                said = (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[0]
+                raise OSError(f"{compiler[0]}: {said}")
+            made.replace(built)
+    return built
+
+
+def _processor() -> str:
+    """What the processor can do: a home folder may be shared by different ones."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
