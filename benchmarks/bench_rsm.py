@@ -45,7 +45,14 @@ TRANSITIONS = 2048  # in the replay
 TASKS = {"halfcheetah": (17, 6), "humanoid": (348, 17)}  # Do, Da
 DDIM = ["stage.sampler=ddim", "stage.ddim_steps=10", "stage.eta=1"]
 FEW_TARGETS = ["stage.target_candidates=4"]
-VARIANTS = {"paper": [], "ddim 10": DDIM, "4 targets": FEW_TARGETS, "both": [*DDIM, *FEW_TARGETS]}
+SHARED = ["stage.draw_at=next"]  # as DPMD has it anyway
+VARIANTS = {
+    "paper": [],
+    "shared draws": SHARED,
+    "ddim 10": DDIM,
+    "4 targets": FEW_TARGETS,
+    "all": [*SHARED, *DDIM, *FEW_TARGETS],
+}
 AUTHORS_STEP = {  # ms of the authors' jitted JAX update, lowest and highest, on another machine of this kind
     ("dpmd", "halfcheetah"): (513, 568),
     ("dpmd", "humanoid"): (847, 885),
@@ -261,8 +268,13 @@ def main() -> None:
     if options.quick:
         options.tasks, options.variants, options.repeats = options.tasks[:1], ["paper"], 1
     batch_size = 8 if options.quick else BATCH_SIZE
-    names = product(options.algorithms, options.tasks, options.variants)
-    cases = [Case(algorithm, task, variant, batch_size) for algorithm, task, variant in names]
+    cases = [
+        Case(algorithm, task, variant, batch_size)
+        for algorithm, task, variant in product(options.algorithms, options.tasks, options.variants)
+        if (algorithm, variant) != ("dpmd", "shared draws")
+    ]
+    if not cases:
+        parser.error("dpmd always shares its draws: expected another variant")
     load_before = os.getloadavg()[0]
     bare = memory_of_torch()
     memory = [memory_of(case, options.threads) for case in cases]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from burnish.errors import BurnishError
-from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
+from burnish.finetune.off_policy import Draws, OffPolicyConfig, OffPolicyStage
 from burnish.finetune.replay import Transitions
 from burnish.finetune.rsm import resample, weighted_denoising_loss
 from burnish.policy import choose
@@ -57,18 +57,18 @@ class DPMD(OffPolicyStage):
     def draws_for_actor(self) -> int:
         return self.config.draws
 
-    def actor_loss(self, batch: Transitions, draws: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        draws, q = draws[:, : self.config.draws], q[:, : self.config.draws]
+    def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        x, q = draws.x[:, : self.config.draws], draws.q[:, : self.config.draws]
         if self.config.train_on == "best":
             best = q.argmax(1, keepdim=True)
-            draws, q = choose(draws, best), q.gather(1, best)
+            x, q = choose(x, best), q.gather(1, best)
         weighted = self.weighting(q, self.gradient_steps)
         weights, metrics = weighted.weights, weighted.metrics()
-        if 0 < self.config.resample < draws.shape[1]:
+        if 0 < self.config.resample < x.shape[1]:
             chosen = resample(weights, self.config.resample, self.generator)
-            draws, weights = choose(draws, chosen), torch.full_like(chosen, 1 / self.config.resample, dtype=q.dtype)
+            x, weights = choose(x, chosen), torch.full_like(chosen, 1 / self.config.resample, dtype=q.dtype)
         # L = E_s sum_n w_n || f(sqrt(abar_k) a_n + sqrt(1 - abar_k) eps, k, s) - target ||^2
         output, target = self.policy.denoise_noised(
-            self.actor, batch.next_obs, draws, self.generator, self.policy.finetuned_timesteps
+            self.actor, draws.obs, x, self.generator, self.policy.finetuned_timesteps
         )
         return weighted_denoising_loss(output, target, weights), metrics

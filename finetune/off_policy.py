@@ -4,7 +4,8 @@ The critic is an ensemble of Q on (observation history, executed chunk), discoun
 
     y = sum_{i<h} gamma^i r_i + gamma^h (1 - terminated) max_{n<=N'} min_j Qbar_j(s', a'_n),    a'_n ~ pi_old(. | s')
 
-The draws a'_n serve the target and, on updates that train it, the actor: so the actor learns at next observations.
+The draws a'_n serve the target and, on updates that train it, the actor: so the actor learns at next observations,
+unless `draw_at` has it draw anew at the batch's own.
 
 Symbols: E environments, B batch, N draws of the old policy for each state, N' those of them in the target, Tp, Ta,
 Do, Da as in `burnish.policy`, h <= Ta executed steps of a chunk.
@@ -16,7 +17,7 @@ import copy
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +55,8 @@ class OffPolicyConfig(StageConfig):
         sampler, ddim_steps, eta: how the draws and the acting candidates are sampled ("inherit": the policy's sampler).
             A few steps with eta = 1 draw from less than the distribution's width; each refresh of pi_old narrows it.
         draws: N (DPMD) or M (SDAC), weighed against each other.
+        draw_at: observations at which the actor learns: the "next" ones, where the target's draws serve it too, or the
+            batch's own ("current"), for which is drawn once more.
         target_candidates: N'.
         n_candidates, selection, selection_temperature: chunks sampled for each that is executed, and how Q chooses.
         exploration_noise, draw_noise: standard deviation of Gaussian noise on the executed chunk and on the draws,
@@ -86,6 +89,7 @@ class OffPolicyConfig(StageConfig):
     ddim_steps: int = 5
     eta: float = 1.0
     draws: int = 8
+    draw_at: Literal["next", "current"] = "next"
     target_candidates: int = 2
     n_candidates: int = 8
     selection: Literal["argmax", "softmax"] = "argmax"
@@ -187,6 +191,14 @@ class OffPolicyConfig(StageConfig):
     def n_demos(self) -> int:
         """Demonstrations in a batch."""
         return round(self.demo_ratio * self.batch_size)
+
+
+class Draws(NamedTuple):
+    """Chunks of the old policy, n for each observation."""
+
+    obs: Tensor  # (B, To * Do)
+    x: Tensor  # (B, n, Tp, Da), noised and clipped
+    q: Tensor  # (B, n) of the target critic
 
 
 class OffPolicyStage(Stage):
@@ -342,21 +354,25 @@ class OffPolicyStage(Stage):
         past_warmup = self.gradient_steps >= config.critic_warmup_updates and not config.freeze_actor
         train_actor = past_warmup and self.gradient_steps % config.policy_delay == 0
         batch = self._batch()
-        with torch.no_grad():
-            n = max(config.target_candidates, self.draws_for_actor if train_actor else 0)
-            draws = self._sample(batch.next_obs, n, self.old)  # (B, n, Tp, Da)
-            draws = self.noised(draws, self.noise_scale * config.draw_noise)
-            q = self.policy.values(batch.next_obs, draws, self.target_critic)  # (B, n)
-        metrics = self._update_critic(batch, q[:, : config.target_candidates])
+        shared = train_actor and config.draw_at == "next"
+        draws = self._draw(batch.next_obs, max(config.target_candidates, self.draws_for_actor if shared else 0))
+        metrics = self._update_critic(batch, draws.q[:, : config.target_candidates])
+        if train_actor and not shared:
+            draws = self._draw(batch.obs, self.draws_for_actor)
         for _ in range(config.actor_steps if train_actor else 0):
-            metrics |= self._update_actor(batch, draws, q)
+            metrics |= self._update_actor(batch, draws)
         self.gradient_steps += 1
         if self.gradient_steps % config.old_policy_every == 0:
             self.old.load_state_dict(self.actor.state_dict())
         return metrics
 
-    def _update_actor(self, batch: Transitions, draws: Tensor, q: Tensor) -> dict[str, Tensor]:
-        loss, metrics = self.actor_loss(batch, draws, q)
+    @torch.no_grad()
+    def _draw(self, obs: Tensor, n: int) -> Draws:
+        x = self.noised(self._sample(obs, n, self.old), self.noise_scale * self.config.draw_noise)
+        return Draws(obs, x, self.policy.values(obs, x, self.target_critic))
+
+    def _update_actor(self, batch: Transitions, draws: Draws) -> dict[str, Tensor]:
+        loss, metrics = self.actor_loss(batch, draws)
         if self.config.bc_coef:
             loss = loss + self.config.bc_coef * self._bc_loss(batch)
         self._decay_actor_lr()
@@ -407,13 +423,8 @@ class OffPolicyStage(Stage):
         """How many draws of the old policy `actor_loss` needs."""
 
     @abstractmethod
-    def actor_loss(self, batch: Transitions, draws: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted denoising loss at the batch's next observations, and metrics.
-
-        Args:
-            draws: of the old policy (B, n, Tp, Da)
-            q: of the target critic for them (B, n)
-        """
+    def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted denoising loss at the observations of `draws`, and metrics."""
 
     def _decay_actor_lr(self) -> None:
         config = self.config

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from burnish.errors import BurnishError
-from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
+from burnish.finetune.off_policy import Draws, OffPolicyConfig, OffPolicyStage
 from burnish.finetune.replay import Transitions
 from burnish.finetune.rsm import RSMConfig, weighted_denoising_loss
 from burnish.finetune.stage import Setting
@@ -70,10 +70,10 @@ class SDAC(OffPolicyStage):
 
     @property
     def draws_for_actor(self) -> int:
-        return self.config.target_candidates
+        return self.config.target_candidates if self.config.noisy_from in ("policy", "perturbed") else 0
 
-    def actor_loss(self, batch: Transitions, draws: Tensor, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        obs, clean = self._clean_chunks(batch, draws, q)
+    def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        obs, clean = self._clean_chunks(batch, draws)
         process, bound = self.policy.process, self.policy.config.clip_sample
         k = torch.randint(
             self.policy.finetuned_timesteps, (len(clean), 1), device=clean.device, generator=self.generator
@@ -91,19 +91,19 @@ class SDAC(OffPolicyStage):
         target = process.target(x0, eps, k)
         return weighted_denoising_loss(output, target, weighted.weights), weighted.metrics()
 
-    def _clean_chunks(self, batch: Transitions, draws: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def _clean_chunks(self, batch: Transitions, draws: Draws) -> tuple[Tensor, Tensor]:
         """Observations (B, To * Do) and the clean chunks (B, 1, Tp, Da) whose noised versions are the a_k."""
         source = self.config.noisy_from
         if source == "replay":
             return batch.obs, self.chunks(batch)
         if source == "uniform":
-            shape = (len(draws), 1, *draws.shape[2:])
-            uniform = 2 * torch.rand(shape, device=draws.device, generator=self.generator) - 1
-            return batch.next_obs, uniform * (self.policy.config.clip_sample or 1)
-        best = choose(draws, q.argmax(1, keepdim=True))
+            shape = (len(draws.x), 1, *draws.x.shape[2:])
+            uniform = 2 * torch.rand(shape, device=draws.x.device, generator=self.generator) - 1
+            return draws.obs, uniform * (self.policy.config.clip_sample or 1)
+        best = choose(draws.x, draws.q.argmax(1, keepdim=True))
         if source == "perturbed":
             best = self.noised(best, self.config.perturbation)
-        return batch.next_obs, best
+        return draws.obs, best
 
 
 def reverse_noise(

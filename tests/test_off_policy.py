@@ -14,6 +14,7 @@ from burnish.errors import BurnishError
 from burnish.finetune import off_policy
 from burnish.finetune.best_of_n import BestOfN, BestOfNConfig
 from burnish.finetune.dpmd import DPMD, DPMDConfig
+from burnish.finetune.off_policy import Draws
 from burnish.finetune.replay import Transitions
 from burnish.finetune.rsm import RSMConfig
 from burnish.finetune.sdac import SDAC, SDACConfig
@@ -162,6 +163,50 @@ def test_the_actor_waits_for_the_critic(pretrained_weights):
     assert "actor_loss" not in stage._gradient_step()  # policy_delay = 2
 
 
+@pytest.mark.parametrize("noisy_from", ["replay", "uniform"])
+def test_sdac_draws_nothing_it_does_not_use(pretrained_weights, noisy_from, monkeypatch):
+    settings = {"noisy_from": noisy_from, "draw_at": "current", "critic_warmup_updates": 0}
+    stage = make_stage("sdac", pretrained_weights, **settings)
+    play(stage, np.random.default_rng(0), 2, learn=False)
+    drawn, draw = [], stage._draw
+    monkeypatch.setattr(stage, "_draw", lambda obs, n: drawn.append(n) or draw(obs, n))
+    assert np.isfinite(float(stage._gradient_step()["actor_loss"]))
+    assert drawn == [stage.config.target_candidates, 0]
+
+
+@pytest.mark.parametrize("name", ["dpmd", "sdac"])
+@pytest.mark.parametrize("draw_at", ["next", "current"])
+def test_where_the_actor_draws_and_learns(pretrained_weights, name, draw_at, monkeypatch):
+    """At next observations the target's draws serve it; at the present ones it draws anew, with their Q."""
+    stage = make_stage(name, pretrained_weights, critic_warmup_updates=0, policy_delay=2, draw_at=draw_at)
+    play(stage, np.random.default_rng(0), 2, learn=False)
+    actor_loss, critic_update, given, targets = stage.actor_loss, stage._update_critic, [], []
+
+    def watch_actor(batch, draws):
+        given.append((batch, draws))
+        return actor_loss(batch, draws)
+
+    def watch_critic(batch, q):
+        targets.append((batch, q))
+        return critic_update(batch, q)
+
+    monkeypatch.setattr(stage, "actor_loss", watch_actor)
+    monkeypatch.setattr(stage, "_update_critic", watch_critic)
+    drawn = []
+    draw = stage._draw
+    monkeypatch.setattr(stage, "_draw", lambda obs, n: drawn.append(n) or draw(obs, n))
+    for _ in range(2):
+        stage._gradient_step()
+    (((batch, draws),), N) = given, stage.config.target_candidates
+    assert draws.obs is (batch.next_obs if draw_at == "next" else batch.obs)
+    assert len(draws.x) == len(draws.obs)
+    n = max(N, stage.draws_for_actor)
+    assert drawn == ([n, N] if draw_at == "next" else [N, stage.draws_for_actor, N])
+    assert all(q.shape == (len(batch.obs), N) for batch, q in targets)
+    if draw_at == "next":
+        assert torch.equal(targets[0][1], draws.q[:, :N])
+
+
 @pytest.mark.parametrize("name", ["dpmd", "sdac"])
 def test_the_actor_may_make_several_steps_on_the_same_draws(pretrained_weights, name, monkeypatch):
     stage = make_stage(name, pretrained_weights, critic_warmup_updates=0, actor_steps=3, policy_delay=2)
@@ -178,7 +223,7 @@ def test_the_actor_may_make_several_steps_on_the_same_draws(pretrained_weights, 
         stage._gradient_step()
     steps = {int(state["step"]) for state in stage.actor_optimizer.state.values()}
     assert steps == {6}  # two rounds of three
-    same = [all(a is b for a, b in zip(first[:2], second[:2])) for first, second in pairwise(drawn)]
+    same = [all(a is b for a, b in zip(first, second)) for first, second in pairwise(drawn)]
     assert same == [True, True, False, True, True]  # batch and draws; the noise on them is new each time
     assert len(generators) == 6
 
@@ -317,7 +362,7 @@ def test_the_best_draw_alone_is_trained_on(pretrained_weights):
         draws = torch.linspace(-1, 1, 8 * 4 * TA * DA).view(8, 4, TA, DA)
         draws[:, :3] *= scale
         q = torch.tensor([0.0, 1.0, 2.0, 3.0]).expand(8, 4)  # the last is the best
-        losses.append(stage.actor_loss(batch, draws, q)[0].item())
+        losses.append(stage.actor_loss(batch, Draws(obs, draws, q))[0].item())
     assert losses[0] == losses[1]
 
 
@@ -428,7 +473,7 @@ def test_noisy_chunks_come_from_where_they_shall(pretrained_weights):
     chunks = {}
     for source in ("policy", "perturbed", "replay", "uniform"):
         stage = make_stage("sdac", pretrained_weights, noisy_from=source)
-        obs, chunks[source] = stage._clean_chunks(batch, draws, q)
+        obs, chunks[source] = stage._clean_chunks(batch, Draws(batch.next_obs, draws, q))
         assert torch.equal(obs, batch.obs if source == "replay" else batch.next_obs)
         assert chunks[source].shape == (5, 1, TA, DA)
     assert torch.equal(chunks["policy"][:, 0], draws[:, 2])

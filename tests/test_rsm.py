@@ -13,6 +13,7 @@ from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.finetune import sdac
 from burnish.finetune.dpmd import DPMD, DPMDConfig
+from burnish.finetune.off_policy import Draws
 from burnish.finetune.replay import Transitions
 from burnish.finetune.rsm import RSMConfig, Weighting, kl_from_uniform, paper_temperature, weighted_denoising_loss
 from burnish.finetune.sdac import SDAC, SDACConfig, reverse_noise
@@ -289,7 +290,8 @@ def test_sdac_learns_exp_q(monkeypatch, noisy_from):
 
     def loss():
         chunk = (0.5 + 0.6 * torch.randn(256, 1)).clamp(-1, 1)
-        return stage.actor_loss(batch_of(256, chunk), torch.zeros(256, 1, 1, 1), torch.zeros(256, 1))[0]
+        batch = batch_of(256, chunk)
+        return stage.actor_loss(batch, Draws(batch.next_obs, torch.zeros(256, 1, 1, 1), torch.zeros(256, 1)))[0]
 
     train(stage.actor.parameters(), 700, 3e-3, loss)
     actions = sample(policy, stage.actor)
@@ -338,7 +340,8 @@ def test_dpmd_learns_one_mirror_step(old_weights, weights, resample):
 
     def loss():
         draws = pool[torch.randint(len(pool), (states, 64))]
-        return stage.actor_loss(batch_of(states), draws, values(None, draws))[0]
+        batch = batch_of(states)
+        return stage.actor_loss(batch, Draws(batch.next_obs, draws, values(None, draws)))[0]
 
     train(stage.actor.parameters(), 700, 2e-3, loss)
     after = sample(policy, stage.actor)
@@ -370,7 +373,7 @@ def test_constant_weights_give_exactly_the_gradient_of_behaviour_cloning(draws):
     for weights in ("constant", "fixed"):
         stage = make_stage("dpmd", copy.deepcopy(policy), rsm=RSMConfig(weights=weights), draws=draws, resample=0)
         stage.generator.manual_seed(5)
-        ours, _ = stage.actor_loss(batch, policy.action_normalizer.normalize(actions), q)
+        ours, _ = stage.actor_loss(batch, Draws(normalized, policy.action_normalizer.normalize(actions), q))
         ours.backward()
         if weights == "constant":
             torch.testing.assert_close(ours, theirs)
