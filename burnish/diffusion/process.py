@@ -36,15 +36,14 @@ class NoiseProcess(nn.Module):
         self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
         self.register_buffer("signal", self.alphas_cumprod.sqrt().float(), persistent=False)
         self.register_buffer("noise", (1 - self.alphas_cumprod).sqrt().float(), persistent=False)
+        self._levels = list(zip(self.signal.tolist(), self.noise.tolist()))
 
     @property
     def denoising_steps(self) -> int:
         return len(self.betas)
 
-    def levels(self, k: Tensor | int, x: Tensor) -> tuple[Tensor, Tensor]:
+    def levels(self, k: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_k) and sqrt(1 - abar_k), shaped to multiply `x`, whose leading dimensions are k's."""
-        if not isinstance(k, Tensor):
-            return self.signal[k], self.noise[k]
         shape = k.shape + (1,) * (x.dim() - k.dim())
         return self.signal[k].reshape(shape), self.noise[k].reshape(shape)
 
@@ -64,7 +63,7 @@ class NoiseProcess(nn.Module):
 
     def predict_x0(self, output: Tensor, x: Tensor, k: Tensor | int) -> Tensor:
         """The network's `output` at (x_k, k) as an estimate of x_0, clipped -> (B, ...)."""
-        signal, noise = self.levels(k, x)
+        signal, noise = self.levels(k, x) if isinstance(k, Tensor) else self._levels[k]
         if self.prediction_type == "epsilon":
             x0 = (x - noise * output) / signal
         elif self.prediction_type == "sample":

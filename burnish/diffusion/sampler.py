@@ -95,7 +95,9 @@ class Sampler(nn.Module):
         for name, table in (("coef_x0", coef_x0), ("coef_x", coef_x), ("std", std)):
             self.register_buffer(name, table.flip(0).float(), persistent=False)
         self.register_buffer("timesteps", timesteps.flip(0), persistent=False)
-        self._timesteps: list[int] = self.timesteps.tolist()  # the chain's loop must not wait for a device
+        # the chain's loop must not wait for a device
+        self._timesteps: list[int] = self.timesteps.tolist()
+        self._coefs: list[tuple[float, float]] = list(zip(self.coef_x0.tolist(), self.coef_x.tolist()))
 
     def __len__(self) -> int:
         return len(self._timesteps)
@@ -106,12 +108,12 @@ class Sampler(nn.Module):
 
     def mean(self, output: Tensor, x: Tensor, i: Tensor | int) -> Tensor:
         """Mean of transition `i` (a number, or (B,)) from the network's `output` at `x` -> (B, ...)."""
-        x0 = self.process.predict_x0(output, x, self.timesteps[i] if isinstance(i, Tensor) else self._timesteps[i])
-        coef_x0, coef_x = self.coef_x0[i], self.coef_x[i]
-        if isinstance(i, Tensor):
-            shape = (-1,) + (1,) * (x.dim() - 1)
-            coef_x0, coef_x = coef_x0.reshape(shape), coef_x.reshape(shape)
-        return coef_x0 * x0 + coef_x * x
+        if not isinstance(i, Tensor):
+            coef_x0, coef_x = self._coefs[i]
+            return coef_x0 * self.process.predict_x0(output, x, self._timesteps[i]) + coef_x * x
+        shape = (-1,) + (1,) * (x.dim() - 1)
+        x0 = self.process.predict_x0(output, x, self.timesteps[i])
+        return self.coef_x0[i].reshape(shape) * x0 + self.coef_x[i].reshape(shape) * x
 
     def bounded_std(self, bounds: StdBounds) -> Tensor:
         """Standard deviation of every transition within `bounds` -> (S,)."""
