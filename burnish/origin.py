@@ -51,9 +51,8 @@ def versions() -> dict[str, str]:
 
 
 def origin() -> dict[str, Any]:
-    """What belongs beside every number: commit, versions, machine, and whether networks ran compiled on it."""
-    networks = "torch's operations" if why_not() else "compiled"
-    return {"commit": commit(), "versions": versions(), "machine": machine(), "networks": networks}
+    """What belongs beside every number: commit, versions, machine, and whether it can compile small networks."""
+    return {"commit": commit(), "versions": versions(), "machine": machine(), "compiled_networks": why_not() is None}
 
 
 def machine() -> str:

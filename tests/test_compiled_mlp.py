@@ -107,20 +107,15 @@ def change_by_adam(network, obs, x):
 
 
 def change_by_polyak(network, obs, x):
-    polyak(network, denoiser(hidden_dim=32, seed=1), 0.1)
+    polyak(network, denoiser(hidden_dim=network.out.in_features, seed=1), 0.1)
 
 
 def change_by_loading(network, obs, x):
-    network.load_state_dict(denoiser(hidden_dim=32, seed=1).state_dict())
+    network.load_state_dict(denoiser(hidden_dim=network.out.in_features, seed=1).state_dict())
 
 
 def change_by_replacing(network, obs, x):
     network.out.weight = nn.Parameter(network.out.weight + 1)
-
-
-def change_by_moving(network, obs, x):
-    network.double()
-    network.float()
 
 
 def change_one_number(network, obs, x):
@@ -129,7 +124,19 @@ def change_one_number(network, obs, x):
 
 
 def change_unseen_by_torch(network, obs, x):
-    network.trunk[1].weight.data.mul_(2)
+    network.trunk[1].weight.data.mul_(1.01)
+
+
+def change_by_a_power_of_two(network, obs, x):
+    network.trunk[1].weight.data.mul_(2)  # the same change of every word's exponent
+
+
+def change_all_signs(network, obs, x):
+    network.trunk[1].weight.data.neg_()  # of the highest bits
+
+
+def change_two_signs(network, obs, x):
+    network.trunk[1].weight.data.flatten()[[0, 256]] *= -1
 
 
 def change_by_exchanging(network, obs, x):
@@ -144,20 +151,24 @@ def change_by_exchanging(network, obs, x):
         change_by_polyak,
         change_by_loading,
         change_by_replacing,
-        change_by_moving,
         change_one_number,
         change_unseen_by_torch,
+        change_by_a_power_of_two,
+        change_all_signs,
+        change_two_signs,
         change_by_exchanging,
     ],
 )
-def test_weights_that_changed_are_seen(change):
-    network = denoiser(hidden_dim=32)
+@pytest.mark.parametrize("hidden_dim", [32, 256])
+def test_weights_that_changed_are_seen(change, hidden_dim):
+    network = denoiser(hidden_dim=hidden_dim)
     obs, x = inputs(4, 2)
     with torch.no_grad():
-        output(network, obs, x)
+        before = output(network, obs, x)
     change(network, obs, x)
     with torch.no_grad():
         ours = output(network, obs, x)
+    assert not torch.equal(ours, before)
     torch.testing.assert_close(ours, output(network, obs, x).detach(), rtol=1e-5, atol=1e-6)
 
 
@@ -188,12 +199,69 @@ def test_gradients_other_widths_and_autocast_are_torchs(monkeypatch):
 
 def test_extreme_numbers():
     """NaN stays, large numbers do not overflow on the way, nothing at all is an empty result."""
-    network = CompiledMLP(torch.ones(1, 32), [], (torch.eye(32), torch.zeros(32)), activation="mish")
-    x = torch.tensor([[float("nan")], [-1e30], [-100.0], [-30.0], [0.0], [100.0], [1e30]])
+    network = CompiledMLP(torch.ones(1, 32), [], (torch.ones(32, 1) / 32, torch.zeros(1)), activation="mish")
+    x = torch.tensor([[float("nan")], [-100.0], [-30.0], [-1e-3], [0.0], [100.0], [1e30], [float("inf")]])
     values = network(x, torch.zeros(len(x), 32))
-    expected = nn.functional.mish(x.double()).expand(-1, 32)
-    torch.testing.assert_close(values.double(), expected, rtol=1e-6, atol=1e-11, equal_nan=True)
-    assert network(x[:0], torch.zeros(0, 32)).shape == (0, 32)
+    expected = nn.functional.mish(x.double())
+    torch.testing.assert_close(values.double(), expected, rtol=1e-6, atol=1e-35, equal_nan=True)
+    assert abs(float(network(torch.tensor([[-1e30]]), torch.zeros(1, 32)))) < 1e-7
+    assert network(x[:0], torch.zeros(0, 32)).shape == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("x", "given", "shift"),
+    [
+        (torch.zeros(4, 5), torch.zeros(4, 32), None),  # too many inputs
+        (torch.zeros(4, 6).double(), torch.zeros(4, 32), None),
+        (torch.zeros(4, 6).bfloat16(), torch.zeros(4, 32), None),
+        (torch.zeros(4, 6, device="meta"), torch.zeros(4, 32), None),
+        (torch.zeros(4, 6), torch.zeros(4, 31), None),
+        (torch.zeros(4, 6), torch.zeros(8, 32), None),
+        (torch.zeros(5, 6), torch.zeros(4, 32), None),
+        (torch.zeros(5, 6), torch.zeros(0, 32), None),
+        (torch.zeros(4, 6), torch.zeros(4, 32), torch.zeros(1, 32)),
+    ],
+)
+def test_wrong_inputs_are_refused(x, given, shift):
+    network = CompiledMLP(torch.ones(6, 32), [], (torch.eye(32), torch.zeros(32)), activation="relu")
+    with pytest.raises(ValueError, match="expected"):
+        network(x, given, shift)
+
+
+def test_strided_inputs():
+    network = CompiledMLP(torch.ones(2, 32), [], (torch.eye(32), torch.zeros(32)), activation="relu")
+    x, given, shift = torch.randn(4, 6)[:, ::3], torch.randn(32, 2).T, torch.randn(32, 4)[:, 1]
+    expected = (x.sum(1, keepdim=True) + given.repeat_interleave(2, 0) + shift).relu()
+    torch.testing.assert_close(network(x, given, shift), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (4, 3), (4, 1), (1, 1), (3,), (1,)])
+def test_observations_are_broadcast_as_by_torch(shape):
+    """Against chunks for 4 observations, 3 for each."""
+    network = denoiser(hidden_dim=32)
+    _, x = inputs(4, 3)
+    with torch.no_grad():
+        encoded = network.encode(torch.randn(*shape, DO))
+        assert encoded.compiled is not None
+        ours = network(x, torch.tensor(2), encoded)
+        theirs = network(x, torch.tensor(2), encoded._replace(compiled=None))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_one_chunk_without_leading_dimensions():
+    network = denoiser(hidden_dim=32)
+    _, x = inputs(1, 1)
+    with torch.no_grad():
+        encoded = network.encode(torch.randn(DO))
+        assert network(x[0, 0], torch.tensor(2), encoded).shape == (TP, DA)
+
+
+def test_a_gradient_is_not_lost_where_encoding_had_none():
+    network = denoiser(hidden_dim=32)
+    obs, x = inputs(4, 1)
+    with torch.no_grad():
+        encoded = network.encode(obs)
+    assert network(x[:, 0].requires_grad_(), torch.tensor(2), encoded).requires_grad
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these instruction sets are x86's")
@@ -229,6 +297,7 @@ print("done")
     [
         ({"CXX": "no-such-compiler"}, "no-such-compiler"),
         ({"CXX": "false"}, "false: status 1"),
+        ({"CXX": "g++ '"}, "No closing quotation"),
         ({"XDG_CACHE_HOME": "/dev/null"}, "/dev/null"),
         ({"CXX": "no-such-compiler", "BURNISH_COMPILED": "0"}, None),
     ],

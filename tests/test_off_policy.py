@@ -19,7 +19,7 @@ from burnish.finetune.replay import Transitions
 from burnish.finetune.rsm import RSMConfig
 from burnish.finetune.sdac import SDAC, SDACConfig
 from burnish.finetune.stage import Setting
-from burnish.networks import CriticConfig, DenoiserConfig
+from burnish.networks import CriticConfig, DenoiserConfig, compiled_mlp
 from burnish.policy import DiffusionPolicy, PolicyConfig
 
 E, TA, DA = 16, 2, 2
@@ -164,7 +164,10 @@ def test_the_actor_waits_for_the_critic(pretrained_weights):
 
 
 @pytest.mark.parametrize("noisy_from", ["replay", "uniform"])
-def test_sdac_draws_nothing_it_does_not_use(pretrained_weights, noisy_from, monkeypatch):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_sdac_draws_nothing_it_does_not_use(pretrained_weights, noisy_from, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(compiled_mlp, "_library", lambda: None)
     settings = {"noisy_from": noisy_from, "draw_at": "current", "critic_warmup_updates": 0}
     stage = make_stage("sdac", pretrained_weights, **settings)
     play(stage, np.random.default_rng(0), 2, learn=False)

@@ -48,10 +48,11 @@ static inline Vector exponential(Vector x) {
 // NaN stays NaN
 static inline Vector relu(Vector x) { return x < 0.f ? Vector{} : x; }
 
-// x tanh(log(1 + e^x)) = x - x / (1 + y + y^2 / 2), y = e^x; beyond 30 float32 cannot tell it from x
+// x tanh(log(1 + e^x)) = x n / (n + 2), n = y^2 + 2 y, y = e^x; beyond 30 float32 cannot tell it from x
 static inline Vector mish(Vector x) {
     Vector y = exponential(x > 30.f ? Vector{} + 30.f : x);
-    return x - x / (y * y * 0.5f + y + 1.f);
+    Vector n = y * y + 2.f * y;
+    return x * (n / (n + 2.f));
 }
 
 struct Network {
@@ -169,17 +170,17 @@ extern "C" void burnish_pack(const float* weight, long n_in, long n_out, long in
             }
 }
 
-// Another number for other contents: sums of words times powers of an odd number, in which no change of a single word
-// goes unseen, and two different contents are alike once in 2^64 times.
+// Another number for other contents, with overwhelming probability; for contents that differ in one word always.
 extern "C" uint64_t burnish_digest(const uint32_t* words, long n) {
-    constexpr long WORDS = 128;
-    uint32_t sums[WORDS] = {};
-    long i = 0;
-    for (; i + WORDS <= n; i += WORDS)
-        for (long j = 0; j < WORDS; j++) sums[j] = sums[j] * 0x9e3779b1u + words[i + j];
-    for (long j = 0; i < n; i++, j++) sums[j] = sums[j] * 0x9e3779b1u + words[i];
+    constexpr long COLUMNS = 128;
+    uint32_t columns[COLUMNS] = {};
+    for (long i = 0; i < n; i += COLUMNS)
+        for (long j = 0; j < std::min(COLUMNS, n - i); j++) {
+            uint32_t mixed = (columns[j] ^ words[i + j]) * 0x9e3779b1u;
+            columns[j] = mixed << 13 | mixed >> 19;  // else changes of a sign, the highest bit, would cancel in pairs
+        }
     uint64_t digest = n;
-    for (uint32_t sum : sums) digest = digest * 0x9e3779b97f4a7c15u + sum;
+    for (uint32_t column : columns) digest = (digest ^ column) * 0x9e3779b97f4a7c15u, digest ^= digest >> 29;
     return digest;
 }
 

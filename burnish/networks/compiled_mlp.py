@@ -72,7 +72,9 @@ class CompiledMLP:
         library = _library()
         assert library is not None
         self._run, width = library.burnish_mlp, library.burnish_panel_width()
-        self.dim, self.n_out = last[0].shape
+        self.n_in, (self.dim, self.n_out) = len(first), last[0].shape
+        for tensor in (first, *(tensor for layer in (*hidden, last) for tensor in layer)):
+            _check(tensor, *tensor.shape)
         # all layers' panels, then their biases, in one piece of memory
         weights = [first, *(weight for weight, _ in hidden), last[0]]
         sizes = [len(weight) * -(-weight.shape[1] // width) * width for weight in weights]
@@ -93,7 +95,7 @@ class CompiledMLP:
             starts[-1],
             starts[-2],
             starts[-1] + 4 * len(hidden) * self.dim,
-            len(first),
+            self.n_in,
             self.dim,
             len(hidden),
             self.n_out,
@@ -110,20 +112,33 @@ class CompiledMLP:
             given: added to the first layer's sum, (R / n, H): a row of it for n rows of `x`.
             shift: added there to every row, (H,).
         """
-        x, given = x.contiguous(), given.contiguous()
+        _check(x, len(x), self.n_in)
+        _check(given, len(given), self.dim)
+        if len(x) and (not len(given) or len(x) % len(given)):
+            raise ValueError(f"{len(given)} rows of given for {len(x)} of x: expected one for each n rows")
+        if shift is not None:
+            _check(shift, self.dim)
         out = x.new_empty(len(x), self.n_out)
         if len(x):
+            x, given = x.contiguous(), given.contiguous()
+            shift = None if shift is None else shift.contiguous()
             self._run(
                 ctypes.byref(self._network),
                 ctypes.c_void_p(x.data_ptr()),
                 ctypes.c_long(len(x)),
                 ctypes.c_void_p(given.data_ptr()),
                 ctypes.c_long(len(x) // len(given)),
-                None if shift is None else ctypes.c_void_p(shift.contiguous().data_ptr()),
+                None if shift is None else ctypes.c_void_p(shift.data_ptr()),
                 ctypes.c_void_p(out.data_ptr()),
                 torch.get_num_threads(),
             )
         return out
+
+
+def _check(tensor: Tensor, *shape: int) -> None:
+    """Compiled code would take any memory for numbers."""
+    if tensor.shape != shape or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise ValueError(f"{tensor.dtype} {tuple(tensor.shape)}, {tensor.device}: expected float32 {shape}, cpu")
 
 
 def up_to_date(module: nn.Module, make: Callable[[], T]) -> T:
@@ -181,7 +196,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, SWITCHED_OFF
     try:
         library = ctypes.CDLL(str(_built()))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:  # no home folder, CXX="'"
         return None, str(error)
     library.burnish_digest.restype = ctypes.c_uint64
     return library, None
@@ -191,23 +206,37 @@ def _built() -> Path:
     """The compiled file, made now if there is none for this source, compiler and processor.
 
     Raises:
-        OSError, subprocess.SubprocessError: no compiler, one that fails, or nowhere to write.
+        OSError, RuntimeError, ValueError, subprocess.SubprocessError: no compiler, one that fails, nowhere to write.
     """
-    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or "c++"]
-    key = hashlib.sha256("\n".join([*compiler, *FLAGS, _processor()]).encode() + SOURCE.read_bytes()).hexdigest()
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    found = shutil.which(compiler[0])
+    if found is None:
+        raise OSError(f"no C++ compiler {compiler[0]}")
+    version = Path(found).resolve().stat()
+    identity = [*compiler, str(version.st_size), str(version.st_mtime_ns), *FLAGS, _processor()]
+    key = hashlib.sha256("\n".join(identity).encode() + SOURCE.read_bytes()).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "burnish"
     built = folder / f"mlp-{key[:16]}.so"
     if not built.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:  # another process may be compiling, too
             made = Path(temporary) / built.name
-            command = [*compiler, *FLAGS, "-o", str(made), str(SOURCE)]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-            if result.returncode:
-                said = (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[0]
-                raise OSError(f"{compiler[0]}: {said}")
+            _compile(compiler, made)
+            with made.open("rb") as file:
+                os.fsync(file)  # a file that is cut short would end every later process
             made.replace(built)
     return built
+
+
+def _compile(compiler: list[str], made: Path) -> None:
+    """With OpenMP, or where the compiler has none (Apple's), for one thread."""
+    for flags in (FLAGS, [flag for flag in FLAGS if flag != "-fopenmp"]):
+        command = [*compiler, *flags, "-o", str(made), str(SOURCE)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if not result.returncode:
+            return
+    said = (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[0]
+    raise OSError(f"{compiler[0]}: {said}")
 
 
 def _processor() -> str:
@@ -216,4 +245,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    told = ("flags", "Features", "model name", "isa", "cpu\t")  # x86, ARM, both, RISC-V, POWER
+    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(told)})])

@@ -20,7 +20,7 @@ def in_parts(network: Callable[..., Tensor], *inputs: Tensor, width: int, dim: i
         width: numbers in a hidden layer for one entry of the first dimension.
         dim: of the result, which belongs to the inputs' first.
     """
-    size = max(1, NUMBERS // width)
+    size = max(1, NUMBERS // max(1, width))
     if torch.is_grad_enabled() or inputs[0].device.type != "cpu" or len(inputs[0]) <= size:
         return network(*inputs)
     return torch.cat([network(*part) for part in zip(*(x.split(size) for x in inputs), strict=True)], dim)

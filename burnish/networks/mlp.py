@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,10 +74,14 @@ class MLPDenoiser(nn.Module):
         """Args: x (..., Tp, Da), k and encoded.obs (..., hidden) broadcast against its leading dimensions."""
         # `embedding`, because indexing with a scalar tensor would wait for the device
         time = F.embedding(k, encoded.times)
-        if encoded.compiled is not None and k.dim() == 0:
-            return encoded.compiled(x.flatten(0, -3).flatten(1), encoded.obs.flatten(0, -2), time).view_as(x)
-        given = (encoded.obs + time).broadcast_to(*x.shape[:-2], time.shape[-1])  # (..., hidden)
-        return in_parts(self._denoise, x, given, width=x.shape[1:-2].numel() * given.shape[-1])
+        leading, hidden = x.shape[:-2], time.shape[-1]
+        if encoded.compiled is not None and k.dim() == 0 and leading and not torch.is_grad_enabled():
+            obs = encoded.obs
+            if obs.shape[:-1] != leading[:1] + (1,) * (len(leading) - 1):  # else a row of it for all of an entry's rows
+                obs = obs.broadcast_to(*leading, hidden)
+            return encoded.compiled(x.flatten(0, -3).flatten(1), obs.flatten(0, -2), time).view_as(x)
+        given = (encoded.obs + time).broadcast_to(*leading, hidden)
+        return in_parts(self._denoise, x, given, width=x.shape[1:-2].numel() * hidden)
 
     def _denoise(self, x: Tensor, given: Tensor) -> Tensor:
         return self.out(self.trunk(self.from_action(x.flatten(-2)) + given)).view_as(x)
