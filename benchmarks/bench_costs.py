@@ -42,6 +42,7 @@ from burnish.envs.robosuite_suite import RobosuiteSimulator
 from burnish.evaluation import act
 from burnish.finetune.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting
+from burnish.networks.compiled_mlp import why_not
 from burnish.policy import DiffusionPolicy, PolicyConfig
 from burnish.pretrain.behaviour_cloning import BehaviourCloning, PretrainConfig
 from burnish.tasks import load_task
@@ -341,6 +342,8 @@ def main() -> None:
     if options.quick:
         print("--quick: smaller batches and shorter runs than the settings that are named")
     print(f"product of {PRODUCT} x {PRODUCT}: {float32:.0f} GFLOP/s float32, {bfloat16:.0f} bf16\n")
+    if why_not():
+        print(f"networks are not compiled: {why_not()}\n")
     print_table(rows)
     if options.json:
         versions = {name: version(name) for name in ("torch", "numpy", "mujoco", "gymnasium", "robosuite", "numba")}
@@ -351,6 +354,7 @@ def main() -> None:
             "load": (load_before, os.getloadavg()[0]),
             "gflop_per_second": {"float32": float32, "bf16": bfloat16},
             "versions": {"python": platform.python_version(), **versions},
+            "compiled_networks": why_not() is None,
         }
         options.json.write_text(json.dumps({**machine, "rows": rows}, indent=2) + "\n")
 

@@ -300,6 +300,7 @@ def main() -> None:
             "hidden_product_ms": hidden_ms,
             "repeats": options.repeats,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "compiled_networks": compiled_mlp.why_not() is None,
         }
         rows_json = [r._asdict() for r in rows]
         options.json.write_text(json.dumps({**setup, "rows": rows_json}, indent=2) + "\n")
