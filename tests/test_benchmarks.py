@@ -60,6 +60,15 @@ def test_quick_run_of_environments_measures_each_backend(tmp_path):
     assert all(row["steps_per_second"] > 0 and row["share_of_floor"] > 0 for row in rows)
 
 
+def test_quick_run_of_workers_and_threads(tmp_path):
+    out = tmp_path / "threads.json"
+    command = [sys.executable, str(BENCHMARKS / "bench_threads.py"), "--quick", "--runs", "lift dppo", "--workers", "0"]
+    subprocess.run([*command, "--threads", "1", "--json", str(out)], check=True, capture_output=True)
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["run"], row["n_workers"], row["torch_threads"]) == ("lift dppo", 0, 1)
+    assert row["steps_per_second"][0] > 0
+
+
 @pytest.mark.slow
 def test_quick_run_of_growth_writes_every_table(tmp_path):
     report = run_quick("bench_growth.py", tmp_path / "growth.json")
