@@ -45,7 +45,7 @@ TRANSITIONS = 2048  # in the replay
 TASKS = {"halfcheetah": (17, 6), "humanoid": (348, 17)}  # Do, Da
 DDIM = ["stage.sampler=ddim", "stage.ddim_steps=10", "stage.eta=1"]
 FEW_TARGETS = ["stage.target_candidates=4"]
-SHARED = ["stage.draw_at=next"]  # as DPMD has it anyway
+SHARED = ["stage.draw_at=next"]  # as dpmd_paper has it anyway
 VARIANTS = {
     "paper": [],
     "shared draws": SHARED,
@@ -274,7 +274,7 @@ def main() -> None:
         if (algorithm, variant) != ("dpmd", "shared draws")
     ]
     if not cases:
-        parser.error("dpmd always shares its draws: expected another variant")
+        parser.error("dpmd_paper shares its draws as it is: expected another variant")
     load_before = os.getloadavg()[0]
     bare = memory_of_torch()
     memory = [memory_of(case, options.threads) for case in cases]

@@ -56,7 +56,7 @@ class OffPolicyConfig(StageConfig):
             A few steps with eta = 1 draw from less than the distribution's width; each refresh of pi_old narrows it.
         draws: N (DPMD) or M (SDAC), weighed against each other.
         draw_at: observations at which the actor learns: the "next" ones, where the target's draws serve it too, or the
-            batch's own ("current"), for which is drawn once more.
+            batch's own ("current"), for which is drawn once more. (SDAC's noisy_from=replay has its own.)
         target_candidates: N'.
         n_candidates, selection, selection_temperature: chunks sampled for each that is executed, and how Q chooses.
         exploration_noise, draw_noise: standard deviation of Gaussian noise on the executed chunk and on the draws,

@@ -195,19 +195,19 @@ def test_where_the_actor_draws_and_learns(pretrained_weights, name, draw_at, mon
 
     monkeypatch.setattr(stage, "actor_loss", watch_actor)
     monkeypatch.setattr(stage, "_update_critic", watch_critic)
-    drawn = []
-    draw = stage._draw
-    monkeypatch.setattr(stage, "_draw", lambda obs, n: drawn.append(n) or draw(obs, n))
+    drawn, draw = [], stage._draw
+    monkeypatch.setattr(stage, "_draw", lambda obs, n: drawn.append((obs, n, draw(obs, n))) or drawn[-1][2])
     for _ in range(2):
         stage._gradient_step()
     (((batch, draws),), N) = given, stage.config.target_candidates
     assert draws.obs is (batch.next_obs if draw_at == "next" else batch.obs)
     assert len(draws.x) == len(draws.obs)
     n = max(N, stage.draws_for_actor)
-    assert drawn == ([n, N] if draw_at == "next" else [N, stage.draws_for_actor, N])
-    assert all(q.shape == (len(batch.obs), N) for batch, q in targets)
-    if draw_at == "next":
-        assert torch.equal(targets[0][1], draws.q[:, :N])
+    assert [count for _, count, _ in drawn] == ([n, N] if draw_at == "next" else [N, stage.draws_for_actor, N])
+    for (batch, q), (obs, _, result) in zip(targets, (drawn[0], drawn[-1])):  # the target's draws, always there
+        assert obs is batch.next_obs
+        assert torch.equal(q, result.q[:, :N])
+    assert (draws is drawn[0][2]) == (draw_at == "next")
 
 
 @pytest.mark.parametrize("name", ["dpmd", "sdac"])
