@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from burnish import doctor, origin
 from burnish.finetune.off_policy import polyak
 from burnish.networks import CriticConfig, DenoiserConfig, QEnsemble, build_denoiser, compiled_mlp
 from burnish.networks.compiled_mlp import CompiledMLP
@@ -280,6 +281,15 @@ def test_smaller_vectors_give_the_same(monkeypatch, tmp_path, without, width):
                 patched.setattr(compiled_mlp, "_library", lambda: other)
                 theirs = output(copy.deepcopy(network), obs, x)
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("reason", "level"), [(None, doctor.OK), ("no C++ compiler c++", doctor.MISSING)])
+def test_doctor_and_evaluations_tell(monkeypatch, reason, level):
+    monkeypatch.setattr(compiled_mlp, "why_not", lambda: reason)
+    monkeypatch.setattr(origin, "why_not", lambda: reason)
+    finding = doctor._compiled()
+    assert finding.level == level and (reason is None or reason in finding.detail)
+    assert origin.origin()["compiled_networks"] == (reason is None)
 
 
 TRY = """

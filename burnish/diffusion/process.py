@@ -36,7 +36,7 @@ class NoiseProcess(nn.Module):
         self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
         self.register_buffer("signal", self.alphas_cumprod.sqrt().float(), persistent=False)
         self.register_buffer("noise", (1 - self.alphas_cumprod).sqrt().float(), persistent=False)
-        self._levels = list(zip(self.signal.tolist(), self.noise.tolist()))
+        self._levels = list(zip(self.signal.tolist(), self.noise.tolist()))  # a chain must not wait for a device
 
     @property
     def denoising_steps(self) -> int:

@@ -108,12 +108,15 @@ class Sampler(nn.Module):
 
     def mean(self, output: Tensor, x: Tensor, i: Tensor | int) -> Tensor:
         """Mean of transition `i` (a number, or (B,)) from the network's `output` at `x` -> (B, ...)."""
-        if not isinstance(i, Tensor):
-            coef_x0, coef_x = self._coefs[i]
-            return coef_x0 * self.process.predict_x0(output, x, self._timesteps[i]) + coef_x * x
-        shape = (-1,) + (1,) * (x.dim() - 1)
-        x0 = self.process.predict_x0(output, x, self.timesteps[i])
-        return self.coef_x0[i].reshape(shape) * x0 + self.coef_x[i].reshape(shape) * x
+        k: Tensor | int
+        coef_x0: Tensor | float
+        coef_x: Tensor | float
+        if isinstance(i, Tensor):
+            shape = (-1,) + (1,) * (x.dim() - 1)
+            k, coef_x0, coef_x = self.timesteps[i], self.coef_x0[i].reshape(shape), self.coef_x[i].reshape(shape)
+        else:
+            k, (coef_x0, coef_x) = self._timesteps[i], self._coefs[i]
+        return coef_x0 * self.process.predict_x0(output, x, k) + coef_x * x
 
     def bounded_std(self, bounds: StdBounds) -> Tensor:
         """Standard deviation of every transition within `bounds` -> (S,)."""

@@ -82,9 +82,8 @@ class QEnsemble(nn.Module):
         n, _, dim = self.bias.shape
         h_obs = torch.baddbmm(self.bias, obs.expand(n, -1, -1), self.from_obs)  # (n, B, hidden)
         if can_compile(actions, dim, self.activation):
-            each = [
-                network(actions.flatten(0, 1), h) for network, h in zip(up_to_date(self, self._compiled), h_obs)
-            ]  # (B N, 1)
+            members = up_to_date(self, self._compiled)
+            each = [member(actions.flatten(0, 1), h) for member, h in zip(members, h_obs)]  # (B N, 1)
             return torch.stack(each).view(n, *actions.shape[:2])
         return in_parts(self._values, actions, h_obs.transpose(0, 1), width=n * actions.shape[1] * dim, dim=1)
 
