@@ -494,6 +494,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each time")
     parser.add_argument("--minutes", type=float, default=3.0, help="of each run whose memory is watched")
+    parser.add_argument("--runs", choices=RUNS, nargs="+", default=tuple(RUNS), help="these of them")
     parser.add_argument("--only", choices=NAMES, nargs="+", default=NAMES, help="these tables; runs: the last")
     parser.add_argument("--quick", action="store_true", help="does it run: few small settings, one turn, some seconds")
     parser.add_argument("--json", type=Path, help="write the rows there")
@@ -511,7 +512,7 @@ def main() -> None:
         made.print()
         rows += made.rows()
     length = ["total_env_steps=6400"] if options.quick else [f"max_minutes={options.minutes}", "total_env_steps=1e9"]
-    watched = RUNS if "runs" in options.only else {}
+    watched = options.runs if "runs" in options.only else ()
     runs = [fresh(options.threads, flatness, stage_name, length) for stage_name in watched]
     if runs:
         print_flatness(runs)
