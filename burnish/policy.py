@@ -223,15 +223,18 @@ class DiffusionPolicy(Policy):
         """
         sampler = sampler or self.sampler
         finetuned = finetuned or self.finetuned
-        encoded: dict[Denoiser, Encoded] = {}  # once for each network that runs
+        S, below = len(sampler), 0 if pretrained or finetuned is None else self.finetuned_timesteps
+        n_pretrained = sum(sampler.timestep(i) >= below for i in range(S))
+        networks = ((self.denoiser, n_pretrained), (finetuned or self.denoiser, S - n_pretrained))
+        parts = [(network, encode_for(network, obs, noise[0]), steps) for network, steps in networks if steps]
 
         def denoise(x: Tensor, i: int) -> Tensor:
-            use_finetuned = not pretrained and sampler.timestep(i) < self.finetuned_timesteps
-            network = finetuned if use_finetuned and finetuned is not None else self.denoiser
-            if network not in encoded:
-                encoded[network] = encode_for(network, obs, x)
-            return network(x, sampler.timesteps[i], encoded[network])
+            network, encoded, _ = parts[0] if i < n_pretrained else parts[-1]
+            return network(x, sampler.timesteps[i], encoded)
 
+        if noise.dim() > 3 and all(encoded.compiled is not None for _, encoded, _ in parts):
+            compiled = [(encoded, steps) for _, encoded, steps in parts]
+            return sampler.sample_compiled(compiled, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)
         return sampler.sample(denoise, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)
 
     def within_bounds(self, x: Tensor) -> Tensor:

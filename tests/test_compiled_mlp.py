@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 from burnish import doctor, origin
+from burnish.diffusion.process import PREDICTION_TYPES
+from burnish.diffusion.sampler import StdBounds
 from burnish.finetune.off_policy import polyak
 from burnish.networks import CriticConfig, DenoiserConfig, QEnsemble, build_denoiser, compiled_mlp
 from burnish.networks.compiled_mlp import CompiledMLP
+from burnish.policy import DiffusionPolicy, PolicyConfig
 
 DO, TP, DA, K = 5, 3, 2, 7
 SHAPES = [(1, 1), (4, 1), (5, 3), (13, 7), (40, 5)]  # observations, candidates: whole tiles and remainders
@@ -31,8 +34,18 @@ def inputs(states: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def output(network, obs, x, k=2):
+    """By torch's operations."""
     encoded = network.encode(obs)
     return network(x, torch.tensor(k), encoded._replace(obs=encoded.obs[:, None]))
+
+
+@torch.no_grad()
+def compiled(network, obs, x, k=2):
+    return compiled_pass(network.encode(obs), x, k)
+
+
+def compiled_pass(encoded, x, k=2):
+    return encoded.compiled(x.flatten(0, 1).flatten(1), encoded.obs, encoded.times[k]).view_as(x)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -49,9 +62,7 @@ def output(network, obs, x, k=2):
 def test_a_denoiser_is_torchs(settings, shape):
     network = denoiser(**settings)
     obs, x = inputs(*shape)
-    with torch.no_grad():
-        assert network.encode(obs).compiled is not None
-        ours = output(network, obs, x)
+    ours = compiled(network, obs, x)
     theirs = output(copy.deepcopy(network).double(), obs.double(), x.double())  # nn.Linear and torch's Mish
     torch.testing.assert_close(ours.double(), theirs.detach(), rtol=1e-5, atol=1e-6)
 
@@ -86,17 +97,15 @@ def count_calls(monkeypatch) -> list[int]:
 def test_bits_of_a_row_depend_on_that_row_alone(residual):
     network = denoiser(hidden_dim=64, residual=residual)
     obs, x = inputs(50, 9)  # 450 rows: five blocks
-    k = torch.tensor(2)
     with torch.no_grad():
         encoded = network.encode(obs)  # once: the observations' part is a product of torch's
-        encoded = encoded._replace(obs=encoded.obs[:, None])
-        whole = network(x, k, encoded)
+        whole = compiled_pass(encoded, x)
         for rows, n in ((slice(0, 1), 1), (slice(17, 18), 9), (slice(20, 50), 4)):
             part = encoded._replace(obs=encoded.obs[rows])
-            assert torch.equal(network(x[rows, :n], k, part), whole[rows, :n])
+            assert torch.equal(compiled_pass(part, x[rows, :n]), whole[rows, :n])
         torch.set_num_threads(2)
         try:
-            assert torch.equal(network(x, k, encoded), whole)
+            assert torch.equal(compiled_pass(encoded, x), whole)
         finally:
             torch.set_num_threads(1)
 
@@ -164,11 +173,9 @@ def change_by_exchanging(network, obs, x):
 def test_weights_that_changed_are_seen(change, hidden_dim):
     network = denoiser(hidden_dim=hidden_dim)
     obs, x = inputs(4, 2)
-    with torch.no_grad():
-        before = output(network, obs, x)
+    before = compiled(network, obs, x)
     change(network, obs, x)
-    with torch.no_grad():
-        ours = output(network, obs, x)
+    ours = compiled(network, obs, x)
     assert not torch.equal(ours, before)
     torch.testing.assert_close(ours, output(network, obs, x).detach(), rtol=1e-5, atol=1e-6)
 
@@ -176,26 +183,117 @@ def test_weights_that_changed_are_seen(change, hidden_dim):
 def test_a_network_that_ran_compiled_can_be_copied():
     network = denoiser(hidden_dim=32)
     obs, x = inputs(4, 2)
-    with torch.no_grad():
-        before = output(network, obs, x)
-        other = copy.deepcopy(network)
-        other.out.bias += 1
-        torch.testing.assert_close(output(other, obs, x), before + 1)
-        assert torch.equal(output(network, obs, x), before)
+    before = compiled(network, obs, x)
+    other = copy.deepcopy(network)
+    other.out.bias.data += 1
+    torch.testing.assert_close(compiled(other, obs, x), before + 1)
+    assert torch.equal(compiled(network, obs, x), before)
 
 
-def test_gradients_other_widths_and_autocast_are_torchs(monkeypatch):
-    calls = count_calls(monkeypatch)
-    obs, x = inputs(4, 2)
-    assert output(denoiser(hidden_dim=32), obs, x).requires_grad
+def test_gradients_other_widths_and_autocast_are_torchs():
+    obs, _ = inputs(4, 2)
+    assert denoiser(hidden_dim=32).encode(obs).compiled is None
     with torch.no_grad():
-        output(denoiser(hidden_dim=36), obs, x)
-        output(denoiser(hidden_dim=32, activation="silu"), obs, x)
+        assert denoiser(hidden_dim=36).encode(obs).compiled is None
+        assert denoiser(hidden_dim=32, activation="silu").encode(obs).compiled is None
         with torch.autocast("cpu", torch.bfloat16):
-            output(denoiser(hidden_dim=32), obs, x)
-        assert not calls
-        output(denoiser(hidden_dim=32), obs, x)
-    assert calls
+            assert denoiser(hidden_dim=32).encode(obs).compiled is None
+        assert denoiser(hidden_dim=32).encode(obs).compiled is not None
+
+
+def chain_policy(**settings) -> DiffusionPolicy:
+    torch.manual_seed(0)
+    settings = {"horizon": TP, "n_action_steps": TP, "denoising_steps": 20, "ddim_steps": 5, **settings}
+    policy = DiffusionPolicy(PolicyConfig(denoiser=DenoiserConfig(hidden_dim=64), **settings), DO, DA, ["a"])
+    return policy.requires_grad_(False)
+
+
+@pytest.mark.parametrize("finetuned", [False, True])
+@pytest.mark.parametrize("clip_sample", [1.0, None])
+@pytest.mark.parametrize(
+    "sampler", [{"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.0}, {"sampler": "ddim", "eta": 1.0}]
+)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_compiled_chain_is_the_same_bit_for_bit(prediction_type, sampler, clip_sample, finetuned):
+    """As compiled passes with torch's operations for the transitions between them."""
+    policy = chain_policy(prediction_type=prediction_type, clip_sample=clip_sample, **sampler)
+    if finetuned:
+        policy.start_finetuning(3)
+        policy.finetuned.out.bias.data += 0.1
+    S, bounds = len(policy.sampler), StdBounds(0.01, 0.9)
+    for shape, keep in (((1,), 0), ((5,), 3), ((13, 7), S), ((40, 5), 1), ((1, 31), 0), ((4, 0), 0), ((0,), 2)):
+        obs, noise = torch.randn(shape[0], DO), policy.draw_noise(*shape)
+        with torch.no_grad():
+            networks = [policy.denoiser] * S if not finetuned else [policy.denoiser] * (S - 3) + [policy.finetuned] * 3
+            encoded = [network.encode(obs) for network in networks]
+            kwargs = {"bounds": bounds, "noise_clip": 2.0, "keep": keep} if keep else {}
+
+            def denoise(x, i, encoded=encoded):
+                candidates = x if x.dim() == 4 else x[:, None]
+                return compiled_pass(encoded[i], candidates, policy.sampler.timestep(i)).view_as(x)
+
+            x, chain = policy.sampler.sample(denoise, noise, **kwargs)
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                ours, our_chain = policy.sample(obs, noise, **kwargs)
+                torch.set_num_threads(1)
+                assert torch.equal(ours, x)
+                assert our_chain.x.shape == chain.x.shape and torch.equal(our_chain.x, chain.x)
+                assert our_chain.mean.shape == chain.mean.shape and torch.equal(our_chain.mean, chain.mean)
+
+
+def test_sampling_runs_whole_chains_compiled(monkeypatch):
+    """Without a gradient; with one, or for a single chunk without a batch, step by step."""
+    policy = chain_policy()
+    chains = []
+    plain = CompiledMLP.chain
+    monkeypatch.setattr(CompiledMLP, "chain", lambda *args: (chains.append(1), plain(*args)))
+    obs, noise = torch.randn(4, DO), policy.draw_noise(4)
+    with torch.no_grad():
+        ours, _ = policy.sample(obs, noise)
+        assert len(chains) == 1
+        strided = torch.randn(4, DA, TP, 21).permute(3, 0, 2, 1)
+        torch.testing.assert_close(policy.sample(obs, strided)[0], policy.sample(obs, strided.contiguous())[0])
+        chains.clear()
+        torch.testing.assert_close(policy.sample(obs[0], noise[:, 0])[0], ours[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(policy.sample(obs, noise)[0], ours, rtol=1e-4, atol=1e-5)
+    assert not chains
+
+
+def test_nan_stays_in_its_row():
+    policy = chain_policy()
+    obs, noise = torch.randn(3, DO), policy.draw_noise(3)
+    noise[0, 1, 0, 0] = float("nan")
+    with torch.no_grad():
+        x, _ = policy.sample(obs, noise)
+    assert x[1].isnan().all() and x[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"transitions": torch.zeros(2, 5)},
+        {"noise": torch.zeros(3, 4, 6)},
+        {"noise": torch.zeros(2, 6, 4).transpose(1, 2)},
+        {"x": torch.zeros(2, 4, 6)},
+        {"x": torch.zeros(3, 4, 6).double()},
+        {"mean": torch.zeros(3, 4, 6)},
+        {"given": torch.zeros(3, 32)},
+        {"given": torch.zeros(0, 32)},
+        {"shifts": torch.zeros(1, 32)},
+        {"noise": torch.zeros(2, 4, 5), "x": torch.zeros(3, 4, 5), "mean": None},
+    ],
+)
+def test_wrong_inputs_of_a_chain_are_refused(changed):
+    network = CompiledMLP(torch.ones(6, 32), [], (torch.ones(32, 6), torch.zeros(6)), activation="relu")
+    good = {"transitions": torch.ones(2, 6), "noise": torch.zeros(2, 4, 6), "x": torch.zeros(3, 4, 6)}
+    good |= {"mean": torch.zeros(2, 4, 6), "given": torch.zeros(2, 32), "shifts": torch.zeros(2, 32)}
+    network.chain(**good)
+    with pytest.raises(ValueError, match="expected"):
+        network.chain(**{**good, **changed})
+    other = CompiledMLP(torch.ones(6, 32), [], (torch.ones(32, 5), torch.zeros(5)), activation="relu")
+    with pytest.raises(ValueError, match="5 outputs: expected 6"):
+        other.chain(**good)
 
 
 def test_extreme_numbers():
@@ -236,27 +334,6 @@ def test_strided_inputs():
     torch.testing.assert_close(network(x, given, shift), expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (4, 3), (4, 1), (1, 1), (3,), (1,)])
-def test_observations_are_broadcast_as_by_torch(shape):
-    """Against chunks for 4 observations, 3 for each."""
-    network = denoiser(hidden_dim=32)
-    _, x = inputs(4, 3)
-    with torch.no_grad():
-        encoded = network.encode(torch.randn(*shape, DO))
-        assert encoded.compiled is not None
-        ours = network(x, torch.tensor(2), encoded)
-        theirs = network(x, torch.tensor(2), encoded._replace(compiled=None))
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_one_chunk_without_leading_dimensions():
-    network = denoiser(hidden_dim=32)
-    _, x = inputs(1, 1)
-    with torch.no_grad():
-        encoded = network.encode(torch.randn(DO))
-        assert network(x[0, 0], torch.tensor(2), encoded).shape == (TP, DA)
-
-
 def test_a_gradient_is_not_lost_where_encoding_had_none():
     network = denoiser(hidden_dim=32)
     obs, x = inputs(4, 1)
@@ -273,14 +350,16 @@ def test_smaller_vectors_give_the_same(monkeypatch, tmp_path, without, width):
     other = ctypes.CDLL(str(compiled_mlp._built()))
     assert other.burnish_panel_width() == width
     obs, x = inputs(13, 7)
+    policy = chain_policy()
+    noise = policy.draw_noise(13, 7)
     for residual in (False, True):
         network = denoiser(hidden_dim=64, residual=residual)
         with torch.no_grad():
-            ours = output(network, obs, x)
+            ours = compiled(network, obs, x), policy.sample(obs, noise)[0]
             with monkeypatch.context() as patched:
                 patched.setattr(compiled_mlp, "_library", lambda: other)
-                theirs = output(copy.deepcopy(network), obs, x)
-        torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+                theirs = compiled(copy.deepcopy(network), obs, x), copy.deepcopy(policy).sample(obs, noise)[0]
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("reason", "level"), [(None, doctor.OK), ("no C++ compiler c++", doctor.MISSING)])

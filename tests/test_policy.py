@@ -8,7 +8,7 @@ import torch
 
 from burnish import DiffusionPolicy
 from burnish.errors import BurnishError
-from burnish.networks import DenoiserConfig, build_denoiser
+from burnish.networks import DenoiserConfig, build_denoiser, compiled_mlp
 from burnish.normalizer import Normalizer
 from burnish.policy import PolicyConfig
 
@@ -76,7 +76,9 @@ def test_act_numpy_and_tensor():
         policy.act(obs[:, :1])
 
 
-def test_frozen_steps_never_run_the_finetuned_net_and_the_reverse():
+def test_frozen_steps_never_run_the_finetuned_net_and_the_reverse(monkeypatch):
+    """Step by step; tests/test_compiled_mlp.py has the same for compiled chains."""
+    monkeypatch.setattr(compiled_mlp, "_library", lambda: None)
     policy = make_policy()
     policy.start_finetuning(4)
     calls = {"denoiser": [], "finetuned": []}

@@ -12,6 +12,7 @@ start and end (abar = 1 after the last).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from burnish.diffusion.process import NoiseProcess
 from burnish.errors import BurnishError
+from burnish.networks.embedding import Encoded
 
 SAMPLERS = ("ddpm", "ddim")
 
@@ -63,6 +65,7 @@ class Sampler(nn.Module):
     coef_x0: Tensor  # (S,)
     coef_x: Tensor  # (S,)
     std: Tensor  # (S,) before floor and ceiling
+    compiled: Tensor  # (S, 6), all of a transition's numbers as `CompiledMLP.chain` takes them
 
     def __init__(self, process: NoiseProcess, kind: str = "ddpm", ddim_steps: int = 5, eta: float = 0.0):
         super().__init__()
@@ -95,6 +98,9 @@ class Sampler(nn.Module):
         for name, table in (("coef_x0", coef_x0), ("coef_x", coef_x), ("std", std)):
             self.register_buffer(name, table.flip(0).float(), persistent=False)
         self.register_buffer("timesteps", timesteps.flip(0), persistent=False)
+        clip = torch.full_like(self.std, math.inf if process.clip_sample is None else process.clip_sample)
+        numbers = [*process.x0_coefs()[self.timesteps].unbind(1), clip, self.coef_x0, self.coef_x]
+        self.register_buffer("compiled", torch.stack(numbers, 1), persistent=False)
         # the chain's loop must not wait for a device
         self._timesteps: list[int] = self.timesteps.tolist()
         self._coefs: list[tuple[float, float]] = list(zip(self.coef_x0.tolist(), self.coef_x.tolist()))
@@ -138,10 +144,7 @@ class Sampler(nn.Module):
             bounds: of the sampling std; None leaves the table as it is (no noise at the last transition).
             noise_clip: draws of the transitions are truncated to +-noise_clip (DPPO: 3).
         """
-        std = self.bounded_std(bounds or StdBounds())
-        draws = noise[1:] if noise_clip == math.inf else noise[1:].clamp(-noise_clip, noise_clip)
-        scaled = std.reshape(-1, *(1,) * (noise.dim() - 1)) * draws
-        x = noise[0]
+        scaled, x = self._scaled(noise, bounds, noise_clip), noise[0]
         first_kept = len(self) - keep
         xs, means = [x] if first_kept == 0 else [], []
         for i in range(len(self)):
@@ -153,6 +156,49 @@ class Sampler(nn.Module):
                 means.append(mean)
         empty = x.new_empty(x.shape[0], 0, *x.shape[1:])
         return x, Chain(torch.stack(xs, 1) if xs else empty, torch.stack(means, 1) if means else empty)
+
+    def sample_compiled(
+        self,
+        parts: Sequence[tuple[Encoded, int]],
+        noise: Tensor,
+        *,
+        bounds: StdBounds | None = None,
+        noise_clip: float = math.inf,
+        keep: int = 0,
+    ) -> tuple[Tensor, Chain]:
+        """What `sample` gives, bit for bit, from compiled networks; without gradients.
+
+        Args:
+            parts: a network with its observations, and the number of transitions that it runs, in their order.
+            noise: (S + 1, B, Tp, Da) or, for N candidates each, (S + 1, B, N, Tp, Da); the rest as in `sample`.
+        """
+        S, shape = len(self), noise.shape[1:]
+        scaled = self._scaled(noise, bounds, noise_clip).flatten(1, -3).flatten(2).contiguous()
+        x = scaled.new_empty(S + 1 if keep else 1, *scaled.shape[1:])
+        x[0] = noise[0].reshape(x[0].shape)
+        mean = torch.empty_like(scaled) if keep else None
+        done = 0
+        for encoded, steps in parts:
+            part = slice(done, done + steps)
+            assert encoded.compiled is not None
+            encoded.compiled.chain(
+                self.compiled[part],
+                scaled[part],
+                x[done : done + steps + 1] if keep else x,
+                None if mean is None else mean[part],
+                encoded.obs.flatten(0, -2),
+                encoded.times[self.timesteps[part]],
+            )
+            done += steps
+        xs, means = (x[:0], scaled[:0]) if mean is None else (x[S - keep :], mean[S - keep :])
+        kept = Chain(*(each.view(len(each), *shape).transpose(0, 1).contiguous() for each in (xs, means)))
+        return x[-1].view(shape), kept
+
+    def _scaled(self, noise: Tensor, bounds: StdBounds | None, noise_clip: float) -> Tensor:
+        """What is added to each transition's mean (S, B, ...)."""
+        std = self.bounded_std(bounds or StdBounds())
+        draws = noise[1:] if noise_clip == math.inf else noise[1:].clamp(-noise_clip, noise_clip)
+        return std.reshape(-1, *(1,) * (noise.dim() - 1)) * draws
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

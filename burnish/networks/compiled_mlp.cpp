@@ -1,5 +1,6 @@
 // The pass of a small MLP without gradients, float32, in blocks of rows that stay in a core's cache from the first
-// layer to the last. Compiled and called by compiled_mlp.py; layouts are described there.
+// layer to the last, and a denoising chain of such passes. Compiled and called by compiled_mlp.py; layouts are described
+// there.
 //
 // A product holds TILE_ROWS x WIDTH sums in registers. Every number is summed in the same order whatever the number
 // of rows, blocks and threads, so the result of a row depends on that row alone.
@@ -184,31 +185,98 @@ extern "C" uint64_t burnish_digest(const uint32_t* words, long n) {
     return digest;
 }
 
+// What a thread works with on a block of rows. Kept: fresh pages would cost as much as a small product.
+struct Memory {
+    Matrix h, a, b, out;
+};
+
+static Memory memory_for(const Network& net, long rows) {
+    static thread_local std::vector<float> memory;
+    const long padded_out = (net.n_out + WIDTH - 1) / WIDTH * WIDTH;
+    memory.resize(std::max<size_t>(memory.size(), rows * (3 * net.dim + padded_out)));
+    const Matrix h{memory.data(), net.dim}, a{h.row(rows), net.dim}, b{a.row(rows), net.dim};
+    return {h, a, b, {b.row(rows), padded_out}};
+}
+
+static long block_size(long rows, int threads) {
+    return std::max(1L, std::min(BLOCK_ROWS, (rows + threads - 1) / threads));
+}
+
+// memory.out (n x n_out) of x (n x n_in), rows start .. start + n of all; `given` and what follows as below
+static void pass(const Network& net, const float* x, long start, long n, const float* given, long repeat,
+                 const float* shift, const Memory& memory) {
+    const Matrix h = memory.h;
+    for (long r = 0; r < n; r++) {
+        const float* row = given + (start + r) / repeat * net.dim;
+        std::copy(row, row + net.dim, h.row(r));
+    }
+    if (shift) add(h, n, net.dim, {const_cast<float*>(shift), 0});
+    product({const_cast<float*>(x), net.n_in}, n, net.n_in, net.first, net.dim / WIDTH, h, h);
+    layers(net, n, h, memory.a, memory.b, memory.out);
+}
+
 // out (rows x n_out) for x (rows x n_in). The first layer's sum is first x + given + shift, with one row of given
 // (dim numbers) for every `repeat` rows of x, and shift (dim) for all, or null.
 extern "C" void burnish_mlp(const Network* network, const float* x, long rows, const float* given, long repeat,
                             const float* shift, float* out, int threads) {
     const Network net = *network;
-    const long padded_out = (net.n_out + WIDTH - 1) / WIDTH * WIDTH;
-    const long size = std::max(1L, std::min(BLOCK_ROWS, (rows + threads - 1) / threads));
-    const long blocks = (rows + size - 1) / size;
-#pragma omp parallel num_threads(threads) if (threads > 1 && blocks > 1)
-    {
-        static thread_local std::vector<float> memory;  // kept: fresh pages would cost as much as a small product
-        memory.resize(std::max<size_t>(memory.size(), size * (3 * net.dim + padded_out)));
-        Matrix h{memory.data(), net.dim}, a{h.row(size), net.dim}, b{a.row(size), net.dim}, y{b.row(size), padded_out};
-#pragma omp for schedule(static)
-        for (long block = 0; block < blocks; block++) {
-            const long start = block * size, n = std::min(size, rows - start);
+    const long size = block_size(rows, threads);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows > size)
+    for (long start = 0; start < rows; start += size) {
+        const long n = std::min(size, rows - start);
+        const Memory memory = memory_for(net, size);
+        pass(net, x + start * net.n_in, start, n, given, repeat, shift, memory);
+        for (long r = 0; r < n; r++)
+            std::copy(memory.out.row(r), memory.out.row(r) + net.n_out, out + (start + r) * net.n_out);
+    }
+}
+
+struct Transition {
+    float from_x, from_output, divisor, clip;  // x0 = (from_x x - from_output output) / divisor, within +-clip
+    float coef_x0, coef_x;                     // mean = coef_x0 x0 + coef_x x
+};
+
+// next (n numbers) = mean + noise. Rounded as torch's operations are: no fused multiplication and addition.
+__attribute__((noinline
+#if !defined(__clang__)
+               , optimize("fp-contract=off")
+#endif
+               ))
+static void transition(const Transition& t, long n, const float* output, const float* x, const float* noise,
+                       float* mean, float* next) {
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#endif
+    for (long j = 0; j < n; j++) {
+        float x0 = (t.from_x * x[j] - t.from_output * output[j]) / t.divisor;
+        x0 = x0 < -t.clip ? -t.clip : x0;  // NaN stays NaN
+        x0 = x0 > t.clip ? t.clip : x0;
+        const float m = t.coef_x0 * x0 + t.coef_x * x[j];
+        if (mean) mean[j] = m;
+        next[j] = m + noise[j];
+    }
+}
+
+// Transitions of a chain, noisiest first: x (rows x n_in) becomes next by the network's output at x, with a row of
+// shifts (dim numbers) and of noise (rows x n_in) for each. x has `kept` = 1: the start, and memory for what follows
+// each transition; 0: the start, which is replaced. mean: rows x n_in for each transition, or null. `given` as above.
+extern "C" void burnish_chain(const Network* network, const Transition* transitions, long n_transitions, long rows,
+                              const float* given, long repeat, const float* shifts, const float* noise, float* x,
+                              int kept, float* mean, int threads) {
+    const Network net = *network;
+    const long size = block_size(rows, threads), step = rows * net.n_in;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows > size)
+    for (long start = 0; start < rows; start += size) {
+        const long n = std::min(size, rows - start), at = start * net.n_in;
+        const Memory memory = memory_for(net, size);
+        for (long i = 0; i < n_transitions; i++) {
+            float *now = x + kept * i * step + at, *next = now + kept * step;
+            pass(net, now, start, n, given, repeat, shifts + i * net.dim, memory);
             for (long r = 0; r < n; r++) {
-                const float* row = given + (start + r) / repeat * net.dim;
-                std::copy(row, row + net.dim, h.row(r));
+                const long j = r * net.n_in;
+                transition(transitions[i], net.n_in, memory.out.row(r), now + j, noise + i * step + at + j,
+                           mean ? mean + i * step + at + j : nullptr, next + j);
             }
-            if (shift) add(h, n, net.dim, {const_cast<float*>(shift), 0});
-            Matrix inputs{const_cast<float*>(x) + start * net.n_in, net.n_in};
-            product(inputs, n, net.n_in, net.first, net.dim / WIDTH, h, h);
-            layers(net, n, h, a, b, y);
-            for (long r = 0; r < n; r++) std::copy(y.row(r), y.row(r) + net.n_out, out + (start + r) * net.n_out);
         }
     }
 }

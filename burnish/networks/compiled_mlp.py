@@ -1,5 +1,5 @@
 """A small MLP's pass without gradients as compiled code (compiled_mlp.cpp): products, activations and biases of a block
-of rows in one call, where torch makes a dozen passes over memory and as many calls.
+of rows in one call, where torch makes a dozen passes over memory and as many calls; or a whole denoising chain of them.
 
 It is compiled once for a machine, by its C++ compiler, into the user's cache folder; without a compiler torch's
 operations do the same, more slowly, and other bits come out. A row's result depends on that row alone, bit for bit,
@@ -71,7 +71,7 @@ class CompiledMLP:
     ):
         library = _library()
         assert library is not None
-        self._run, width = library.burnish_mlp, library.burnish_panel_width()
+        self._run, self._run_chain, width = library.burnish_mlp, library.burnish_chain, library.burnish_panel_width()
         self.n_in, (self.dim, self.n_out) = len(first), last[0].shape
         for tensor in (first, *(tensor for layer in (*hidden, last) for tensor in layer)):
             _check(tensor, *tensor.shape)
@@ -114,8 +114,7 @@ class CompiledMLP:
         """
         _check(x, len(x), self.n_in)
         _check(given, len(given), self.dim)
-        if len(x) and (not len(given) or len(x) % len(given)):
-            raise ValueError(f"{len(given)} rows of given for {len(x)} of x: expected one for each n rows")
+        _check_rows(given, len(x))
         if shift is not None:
             _check(shift, self.dim)
         out = x.new_empty(len(x), self.n_out)
@@ -134,11 +133,58 @@ class CompiledMLP:
             )
         return out
 
+    def chain(
+        self, transitions: Tensor, noise: Tensor, x: Tensor, mean: Tensor | None, given: Tensor, shifts: Tensor
+    ) -> None:
+        """T denoising transitions x_{i+1} = mean_i + noise_i, where the network's output is as wide as its inputs (D).
+
+        Args:
+            transitions: (T, 6), the source's struct of that name; noisiest first, as everything here.
+            noise: (T, R, D), scaled.
+            x: the start in x[0] and memory for what follows, (T + 1, R, D); or (1, R, D), only the last x is kept.
+            mean: memory for the means (T, R, D), or None.
+            given: added to the first layer's sum, (R / n, H): a row of it for n rows of `x`.
+            shifts: added there to every row, in each transition another, (T, H).
+        """
+        steps, rows, width = noise.shape
+        for tensor, shape in ((transitions, (steps, 6)), (shifts, (steps, self.dim)), (given, (len(given), self.dim))):
+            _check(tensor, *shape)
+        for memory, length in ((noise, steps), (x, 1 if len(x) == 1 else steps + 1), (mean, steps)):
+            if memory is not None:
+                _check(memory, length, rows, self.n_in)
+                if not memory.is_contiguous():
+                    raise ValueError(f"strides {memory.stride()} of {tuple(memory.shape)}: expected contiguous memory")
+        if self.n_out != width:
+            raise ValueError(f"{self.n_out} outputs: expected {width}, as many as inputs")
+        _check_rows(given, rows)
+        if not rows or not steps:
+            return
+        transitions, given, shifts = transitions.contiguous(), given.contiguous(), shifts.contiguous()
+        self._run_chain(
+            ctypes.byref(self._network),
+            ctypes.c_void_p(transitions.data_ptr()),
+            ctypes.c_long(steps),
+            ctypes.c_long(rows),
+            ctypes.c_void_p(given.data_ptr()),
+            ctypes.c_long(rows // len(given)),
+            ctypes.c_void_p(shifts.data_ptr()),
+            ctypes.c_void_p(noise.data_ptr()),
+            ctypes.c_void_p(x.data_ptr()),
+            int(len(x) > 1),
+            None if mean is None else ctypes.c_void_p(mean.data_ptr()),
+            torch.get_num_threads(),
+        )
+
 
 def _check(tensor: Tensor, *shape: int) -> None:
     """Compiled code would take any memory for numbers."""
     if tensor.shape != shape or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
         raise ValueError(f"{tensor.dtype} {tuple(tensor.shape)}, {tensor.device}: expected float32 {shape}, cpu")
+
+
+def _check_rows(given: Tensor, rows: int) -> None:
+    if rows and (not len(given) or rows % len(given)):
+        raise ValueError(f"{len(given)} rows of given for {rows} of x: expected one for each n rows")
 
 
 def up_to_date(module: nn.Module, make: Callable[[], T]) -> T:

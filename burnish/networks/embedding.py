@@ -25,7 +25,7 @@ class Encoded(NamedTuple):
 
     obs: Tensor  # (B, ...), the observations' part
     times: Tensor  # (K, ...), every timestep's part
-    compiled: CompiledMLP | None = None  # the rest of the network, where it can run compiled
+    compiled: CompiledMLP | None = None  # the rest of the network, where a chain of it can run compiled
 
 
 class TimeEmbedding(nn.Module):

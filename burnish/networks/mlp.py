@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,7 +38,7 @@ class MLPDenoiser(nn.Module):
 
     The first layer is written as a sum, W_x x + W_s s + W_t emb(k): the observation's part is the same for
     every denoising step (and every candidate), so `encode` computes it once, and that of all timesteps. Where there
-    is no gradient, a chain's steps run compiled (`compiled_mlp`).
+    is no gradient, whole chains run compiled (`compiled_mlp`).
     """
 
     def __init__(
@@ -74,13 +73,8 @@ class MLPDenoiser(nn.Module):
         """Args: x (..., Tp, Da), k and encoded.obs (..., hidden) broadcast against its leading dimensions."""
         # `embedding`, because indexing with a scalar tensor would wait for the device
         time = F.embedding(k, encoded.times)
-        leading, hidden = x.shape[:-2], time.shape[-1]
-        if encoded.compiled is not None and k.dim() == 0 and leading and not torch.is_grad_enabled():
-            obs = encoded.obs
-            if obs.shape[:-1] != leading[:1] + (1,) * (len(leading) - 1):  # else a row of it for all of an entry's rows
-                obs = obs.broadcast_to(*leading, hidden)
-            return encoded.compiled(x.flatten(0, -3).flatten(1), obs.flatten(0, -2), time).view_as(x)
-        given = (encoded.obs + time).broadcast_to(*leading, hidden)
+        hidden = time.shape[-1]
+        given = (encoded.obs + time).broadcast_to(*x.shape[:-2], hidden)
         return in_parts(self._denoise, x, given, width=x.shape[1:-2].numel() * hidden)
 
     def _denoise(self, x: Tensor, given: Tensor) -> Tensor:
