@@ -45,14 +45,17 @@ TRANSITIONS = 2048  # in the replay
 TASKS = {"halfcheetah": (17, 6), "humanoid": (348, 17)}  # Do, Da
 DDIM = ["stage.sampler=ddim", "stage.ddim_steps=10", "stage.eta=1"]
 FEW_TARGETS = ["stage.target_candidates=4"]
+HALF = ["stage.draw_precision=float16"]
 SHARED = ["stage.draw_at=next"]  # as dpmd_paper has it anyway
 VARIANTS = {
     "paper": [],
     "shared draws": SHARED,
+    "float16 draws": HALF,
     "ddim 10": DDIM,
     "4 targets": FEW_TARGETS,
     "all": [*SHARED, *DDIM, *FEW_TARGETS],
 }
+EVERYWHERE = [variant for variant in VARIANTS if variant != "float16 draws"]  # that takes AVX-512 FP16
 AUTHORS_STEP = {  # ms of the authors' jitted JAX update, lowest and highest, on another machine of this kind
     ("dpmd", "halfcheetah"): (513, 568),
     ("dpmd", "humanoid"): (847, 885),
@@ -252,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", choices=("dpmd", "sdac"), nargs="+", default=["dpmd", "sdac"])
     parser.add_argument("--tasks", choices=TASKS, nargs="+", default=list(TASKS))
-    parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=list(VARIANTS))
+    parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=EVERYWHERE)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=5, help="turns of each case")
     parser.add_argument("--quick", action="store_true", help="does it run: small batches, one turn of one task")

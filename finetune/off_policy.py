@@ -54,6 +54,8 @@ class OffPolicyConfig(StageConfig):
         ft_denoising_steps: K', how many of the policy's last denoising steps are fine-tuned; None for all.
         sampler, ddim_steps, eta: how the draws and the acting candidates are sampled ("inherit": the policy's sampler).
             A few steps with eta = 1 draw from less than the distribution's width; each refresh of pi_old narrows it.
+        draw_precision: of the denoiser in draws and acting candidates; float16 takes a GPU, or a CPU with arithmetic
+            for it. Gradients and evaluations are in float32.
         draws: N (DPMD) or M (SDAC), weighed against each other.
         draw_at: observations at which the actor learns: the "next" ones, where the target's draws serve it too, or the
             batch's own ("current"), for which is drawn once more. (SDAC's noisy_from=replay has its own.)
@@ -88,6 +90,7 @@ class OffPolicyConfig(StageConfig):
     sampler: Literal["inherit", "ddpm", "ddim"] = "ddim"
     ddim_steps: int = 5
     eta: float = 1.0
+    draw_precision: Literal["float32", "float16"] = "float32"
     draws: int = 8
     draw_at: Literal["next", "current"] = "next"
     target_candidates: int = 2
@@ -234,6 +237,7 @@ class OffPolicyStage(Stage):
             except BurnishError as error:
                 raise BurnishError(f"stage.{error}") from error
             self.sampler = sampler.to(policy.device)
+        self._check_precision()
         demonstrations = self._demonstrations(setting)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
@@ -265,6 +269,23 @@ class OffPolicyStage(Stage):
         self.gradient_steps = 0
         self.owed = float(config.critic_warmup_updates)  # gradient steps that are due
         self.pending: tuple[Tensor, Tensor] | None = None  # observation and chunk that are being executed
+
+    def _precision(self) -> torch.autocast:
+        """While this is on, networks without a gradient run in `draw_precision`."""
+        half = self.config.draw_precision == "float16"
+        return torch.autocast(self.policy.device.type, torch.float16, enabled=half)
+
+    @torch.no_grad()
+    def _check_precision(self) -> None:
+        if self.config.draw_precision == "float32" or self.policy.device.type != "cpu":
+            return
+        obs = torch.zeros(1, self.policy.config.n_obs_steps * self.policy.obs_dim)
+        with self._precision():
+            if self.policy.denoiser.encode(obs).compiled is None:
+                raise BurnishError(
+                    "stage.draw_precision=float16: expected float32 here; on a CPU, float16 takes a processor with "
+                    "AVX-512 FP16, a C++ compiler, and an MLP whose hidden_dim is a multiple of 64, with mish or relu"
+                )
 
     def _demonstrations(self, setting: Setting) -> Transitions | None:
         if not self.config.demo_ratio:
@@ -308,7 +329,8 @@ class OffPolicyStage(Stage):
     def _sample(self, obs: Tensor, n: int, network: Denoiser) -> Tensor:
         """`n` chunks of `network`'s policy for each of `obs` (B, To * Do), normalised -> (B, n, Tp, Da)."""
         noise = self.policy.draw_noise(len(obs), n, generator=self.generator, sampler=self.sampler)
-        return self.policy.sample(obs, noise, sampler=self.sampler, finetuned=network)[0]
+        with self._precision():
+            return self.policy.sample(obs, noise, sampler=self.sampler, finetuned=network)[0]
 
     def noised(self, x: Tensor, std: float) -> Tensor:
         """`x` with noise on it, clipped to the range of actions: what is executed is what is learned from."""

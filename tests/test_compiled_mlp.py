@@ -296,6 +296,60 @@ def test_wrong_inputs_of_a_chain_are_refused(changed):
         other.chain(**good)
 
 
+no_float16 = "this processor has no arithmetic for float16 (AVX-512 FP16)"
+needs_float16 = pytest.mark.skipif(
+    compiled_mlp.why_not() is not None or not compiled_mlp._library().burnish_half_panel_width(), reason=no_float16
+)
+
+
+def half() -> torch.autocast:
+    return torch.autocast("cpu", torch.float16)
+
+
+@needs_float16
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("settings", [{"hidden_dim": 64}, {"hidden_dim": 256, "activation": "relu", "residual": True}])
+def test_products_in_float16(settings, shape):
+    """As exact as 11 bits of each number, and of each sum of 64 products; the first and the last layer as ever."""
+    network = denoiser(**settings)
+    obs, x = inputs(*shape)
+    whole = compiled(network, obs, x)
+    with half(), torch.no_grad():
+        encoded = network.encode(obs)
+        ours = compiled_pass(encoded, x)
+        torch.set_num_threads(2)
+        assert torch.equal(compiled_pass(encoded, x), ours)
+        torch.set_num_threads(1)
+        one = encoded._replace(obs=encoded.obs[-1:])
+        assert torch.equal(compiled_pass(one, x[-1:, -1:]), ours[-1:, -1:])
+    assert torch.equal(compiled(network, obs, x), whole)  # either's weights are kept for themselves
+    theirs = output(copy.deepcopy(network).double(), obs.double(), x.double()).detach()
+    scale = float(theirs.square().mean().sqrt())
+    error = float((ours - theirs).square().mean().sqrt()) / scale
+    assert 1e-5 < error < 3e-3
+    assert ours.dtype == torch.float32 and encoded.times.dtype == torch.float32
+
+
+@needs_float16
+def test_float16_takes_wider_layers_and_no_critic():
+    obs, x = inputs(4, 2)
+    critic = QEnsemble(CriticConfig(hidden_dim=64), DO, TP * DA)
+    with half(), torch.no_grad():
+        assert denoiser(hidden_dim=96).encode(obs).compiled is None
+        assert denoiser(hidden_dim=128).encode(obs).compiled is not None
+        assert critic(obs, x.flatten(2)).dtype == torch.float16  # torch's autocast
+
+
+@needs_float16
+def test_float16_overflow_is_not_hidden():
+    """What float16 cannot hold (above 65504) is infinite, and so is seen."""
+    network = denoiser(hidden_dim=64, activation="relu")
+    network.trunk[1].weight.data.fill_(1e3)
+    obs, x = inputs(4, 2)
+    with half(), torch.no_grad():
+        assert not compiled_pass(network.encode(100 * obs), 100 * x).isfinite().any()
+
+
 def test_extreme_numbers():
     """NaN stays, large numbers do not overflow on the way, nothing at all is an empty result."""
     network = CompiledMLP(torch.ones(1, 32), [], (torch.ones(32, 1) / 32, torch.zeros(1)), activation="mish")

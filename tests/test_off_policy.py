@@ -2,6 +2,7 @@
 
 import copy
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,6 +176,37 @@ def test_sdac_draws_nothing_it_does_not_use(pretrained_weights, noisy_from, comp
     monkeypatch.setattr(stage, "_draw", lambda obs, n: drawn.append(n) or draw(obs, n))
     assert np.isfinite(float(stage._gradient_step()["actor_loss"]))
     assert drawn == [stage.config.target_candidates, 0]
+
+
+@pytest.mark.skipif(
+    compiled_mlp.why_not() is not None or not compiled_mlp._library().burnish_half_panel_width(),
+    reason="this processor has no arithmetic for float16 (AVX-512 FP16)",
+)
+def test_draws_in_float16(pretrained_weights):
+    """Of the same noise almost the same draws and candidates; evaluation and gradients stay as they are."""
+    obs, drawn, acted, evaluated = torch.randn(50, 2), [], [], []
+    for precision in ("float32", "float16"):
+        stage = make_stage("dpmd", pretrained_weights, draw_precision=precision)
+        drawn.append(stage._draw(obs, 8).x)
+        acted.append(torch.from_numpy(stage.act(obs[:E, None].numpy())))
+        evaluated.append(stage.policy.act(obs[:, None], generator=torch.Generator().manual_seed(0)))
+        output, _ = stage.policy.denoise_noised(stage.actor, obs, drawn[0], stage.generator)
+        assert output.dtype == torch.float32
+    for one, other in (drawn, acted):
+        assert not torch.equal(one, other)
+        assert float((one - other).square().mean().sqrt()) < 0.02 * float(one.std())
+    assert torch.equal(*evaluated)
+
+
+@pytest.mark.parametrize("why", ["no float16", "no compiler", "width"])
+def test_float16_where_it_cannot_be_is_refused(why, monkeypatch):
+    if why == "no compiler":
+        monkeypatch.setattr(compiled_mlp, "_library", lambda: None)
+    if why == "no float16":
+        monkeypatch.setattr(compiled_mlp, "_library", lambda: SimpleNamespace(burnish_half_panel_width=lambda: 0))
+    policy = make_policy(denoiser=DenoiserConfig(hidden_dim=32 if why == "width" else 64))
+    with pytest.raises(BurnishError, match=r"stage.draw_precision=float16: expected float32 here; on a CPU"):
+        make_stage("dpmd", policy=policy, draw_precision="float16")
 
 
 @pytest.mark.parametrize("name", ["dpmd", "sdac"])

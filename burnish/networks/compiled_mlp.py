@@ -5,6 +5,9 @@ It is compiled once for a machine, by its C++ compiler, into the user's cache fo
 operations do the same, more slowly, and other bits come out. A row's result depends on that row alone, bit for bit,
 whatever the number of rows and threads.
 
+Under `torch.autocast("cpu", torch.float16)` the products between hidden layers are float16's, as exact as GPUs' TF32
+(11 bits of each number), where the processor has arithmetic for it; nothing else is.
+
 Symbols: R rows, H width of the hidden layers, W numbers of a panel (`burnish_panel_width`).
 """
 
@@ -43,7 +46,7 @@ class _Network(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("first", "hidden", "bias", "last", "last_bias")),
         *((name, ctypes.c_long) for name in ("n_in", "dim", "n_hidden", "n_out")),
-        *((name, ctypes.c_int) for name in ("residual", "layer_norm", "activation")),
+        *((name, ctypes.c_int) for name in ("residual", "layer_norm", "activation", "half")),
     )
 
 
@@ -57,6 +60,7 @@ class CompiledMLP:
         residual: pairs of hidden layers are blocks x + W2 act(W1 act(x)).
         layer_norm: before every activation, without weights of its own.
         activation: of `ACTIVATIONS`.
+        half: products between hidden layers in float16.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class CompiledMLP:
         activation: str,
         residual: bool = False,
         layer_norm: bool = False,
+        half: bool = False,
     ):
         library = _library()
         assert library is not None
@@ -82,11 +87,12 @@ class CompiledMLP:
         self._memory = first.new_zeros(sum(sizes) + len(hidden) * self.dim + -(-self.n_out // width) * width)
         at = self._memory.data_ptr()
         starts = [at + 4 * sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        for weight, start in zip(weights, starts):
+        for i, (weight, start) in enumerate(zip(weights, starts)):
             library.burnish_pack(
                 ctypes.c_void_p(weight.data_ptr()),
                 *(ctypes.c_long(number) for number in (*weight.shape, *weight.stride())),
                 ctypes.c_void_p(start),
+                half and 0 < i <= len(hidden),
             )
         torch.cat(biases, out=self._memory[sum(sizes) :][: sum(map(len, biases))])
         self._network = _Network(
@@ -102,6 +108,7 @@ class CompiledMLP:
             residual,
             layer_norm,
             ACTIVATIONS[activation],
+            half,
         )
 
     def __call__(self, x: Tensor, given: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -187,20 +194,20 @@ def _check_rows(given: Tensor, rows: int) -> None:
         raise ValueError(f"{len(given)} rows of given for {rows} of x: expected one for each n rows")
 
 
-def up_to_date(module: nn.Module, make: Callable[[], T]) -> T:
-    """What `make` makes of a module's parameters, kept until one of their numbers changes.
+def up_to_date(module: nn.Module, make: Callable[[], T], kind: object = None) -> T:
+    """What `make` makes of a module's parameters, kept for each `kind` until one of their numbers changes.
 
     A digest of all of them tells, in a fraction of the time: torch's own count of changes misses fused optimizers.
     """
     state = [_digest(parameter.contiguous()) for parameter in module.parameters()]
-    kept = _kept.get(module)
-    if kept is None or kept[0] != state:
-        kept = _kept[module] = state, make()
-    return kept[1]
+    kept = _kept.setdefault(module, {})
+    if kind not in kept or kept[kind][0] != state:
+        kept[kind] = state, make()
+    return kept[kind][1]
 
 
 # not an attribute of the module, which may be copied or saved
-_kept: WeakKeyDictionary[nn.Module, tuple[list[int], Any]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[nn.Module, dict[object, tuple[list[int], Any]]] = WeakKeyDictionary()
 
 
 def _digest(parameter: Tensor) -> int:
@@ -209,17 +216,24 @@ def _digest(parameter: Tensor) -> int:
     return library.burnish_digest(ctypes.c_void_p(parameter.data_ptr()), ctypes.c_long(parameter.numel()))
 
 
-def can_compile(weight: Tensor, dim: int, activation: str) -> bool:
+def half_wanted() -> bool:
+    """Whether this is under `torch.autocast("cpu", torch.float16)`."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
+
+
+def can_compile(weight: Tensor, dim: int, activation: str, half: bool = False) -> bool:
     """Whether a network of this width, activation and kind of weights can run compiled, here and now."""
-    return (
-        not torch.is_grad_enabled()
-        and weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and activation in ACTIVATIONS
-        and (library := _library()) is not None
-        and dim % library.burnish_panel_width() == 0
-    )
+    if (
+        torch.is_grad_enabled()
+        or weight.device.type != "cpu"
+        or weight.dtype != torch.float32
+        or (torch.is_autocast_enabled("cpu") and not half)
+        or activation not in ACTIVATIONS
+        or (library := _library()) is None
+    ):
+        return False
+    panel = library.burnish_half_panel_width() if half else library.burnish_panel_width()  # 0: has no float16
+    return panel > 0 and dim % panel == 0
 
 
 def why_not() -> str | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from burnish.networks.activation import ACTIVATIONS
-from burnish.networks.compiled_mlp import CompiledMLP, can_compile, up_to_date
+from burnish.networks.compiled_mlp import CompiledMLP, can_compile, half_wanted, up_to_date
 from burnish.networks.embedding import Encoded, TimeEmbedding
 from burnish.networks.in_parts import in_parts
 
@@ -65,9 +66,11 @@ class MLPDenoiser(nn.Module):
 
     def encode(self, obs: Tensor) -> Encoded:
         """Observations (B, To * Do) -> their part of the first layer (B, hidden), and the timesteps' (K, hidden)."""
-        if can_compile(self.from_obs.weight, self.out.in_features, self.activation):
-            return Encoded(self.from_obs(obs), *up_to_date(self, lambda: (self._times(), self._compiled())))
-        return Encoded(self.from_obs(obs), self._times())
+        half = half_wanted()
+        if not can_compile(self.from_obs.weight, self.out.in_features, self.activation, half):
+            return Encoded(self.from_obs(obs), self._times())
+        with torch.autocast("cpu", enabled=False):
+            return Encoded(self.from_obs(obs), *up_to_date(self, lambda: (self._times(), self._compiled(half)), half))
 
     def forward(self, x: Tensor, k: Tensor, encoded: Encoded) -> Tensor:
         """Args: x (..., Tp, Da), k and encoded.obs (..., hidden) broadcast against its leading dimensions."""
@@ -83,7 +86,7 @@ class MLPDenoiser(nn.Module):
     def _times(self) -> Tensor:
         return self.from_time(self.time())
 
-    def _compiled(self) -> CompiledMLP:
+    def _compiled(self, half: bool) -> CompiledMLP:
         hidden = [layer for layer in self.trunk.modules() if isinstance(layer, nn.Linear)]
         return CompiledMLP(
             self.from_action.weight.T,
@@ -91,4 +94,5 @@ class MLPDenoiser(nn.Module):
             (self.out.weight.T, self.out.bias),
             activation=self.activation,
             residual=self.residual,
+            half=half,
         )
