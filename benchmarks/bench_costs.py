@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import mujoco
@@ -42,7 +43,7 @@ from burnish.envs.robosuite_suite import RobosuiteSimulator
 from burnish.evaluation import act
 from burnish.finetune.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting
-from burnish.networks.compiled_mlp import why_not
+from burnish.networks.compiled_mlp import has_float16, why_not
 from burnish.policy import DiffusionPolicy, PolicyConfig
 from burnish.pretrain.behaviour_cloning import BehaviourCloning, PretrainConfig
 from burnish.tasks import load_task
@@ -132,14 +133,16 @@ def network_cost(
 def rsm_costs(rate: ProductRate, quick: bool) -> list[Cost]:
     """Steps and actions in the paper's setting, where the actor is trained in every second step."""
     costs = []
-    for task in RSM_TASKS[: 1 if quick else None]:
+    variants = ("paper", "float16 draws") if has_float16() else ("paper",)
+    for task, variant in product(RSM_TASKS[: 1 if quick else None], variants):
+        note = "" if variant == "paper" else f"; {variant}"
         for algorithm, factor in (("dpmd", 3), ("sdac", 4)):
-            stage = build(Case(algorithm, task, "paper", 8 if quick else 256))
+            stage = build(Case(algorithm, task, variant, 8 if quick else 256))
             known = AUTHORS_STEP[algorithm, task]
             cost = network_cost(
                 rate,
                 f"{algorithm.upper()} update",
-                f"{task}, batch 256, {'32 candidates' if algorithm == 'dpmd' else 'M = 64'}, K = 20, 3x256",
+                f"{task}, batch 256, {'32 candidates' if algorithm == 'dpmd' else 'M = 64'}, K = 20, 3x256{note}",
                 partial(gradient_step, stage),
                 calls=2,  # one with and one without the actor's
                 authors=known,
@@ -151,7 +154,7 @@ def rsm_costs(rate: ProductRate, quick: bool) -> list[Cost]:
             network_cost(
                 rate,
                 "RSM action",
-                f"{task}, 5 environments, 32 candidates",
+                f"{task}, 5 environments, 32 candidates{note}",
                 partial(stage.act, obs),
                 calls=5,
                 authors=(AUTHORS_ACTION[task], AUTHORS_ACTION[task]),

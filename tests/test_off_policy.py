@@ -179,8 +179,7 @@ def test_sdac_draws_nothing_it_does_not_use(pretrained_weights, noisy_from, comp
 
 
 @pytest.mark.skipif(
-    compiled_mlp.why_not() is not None or not compiled_mlp._library().burnish_half_panel_width(),
-    reason="this processor has no arithmetic for float16 (AVX-512 FP16)",
+    not compiled_mlp.has_float16(), reason="this processor has no arithmetic for float16 (AVX-512 FP16)"
 )
 def test_draws_in_float16(pretrained_weights):
     """Of the same noise almost the same draws and candidates; evaluation and gradients stay as they are."""

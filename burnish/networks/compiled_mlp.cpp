@@ -243,17 +243,23 @@ extern "C" void burnish_pack(const float* weight, long n_in, long n_out, long in
         pack<Float32>(weight, n_in, n_out, in_stride, out_stride, static_cast<float*>(panels));
 }
 
-// Another number for other contents, with overwhelming probability; for contents that differ in one word always.
-extern "C" uint64_t burnish_digest(const uint32_t* words, long n) {
+// Another number for other contents of `count` arrays, with overwhelming probability; for contents that differ in one
+// word always.
+extern "C" uint64_t burnish_digest(const uint32_t* const* arrays, const long* sizes, long count) {
     constexpr long COLUMNS = 128;
-    uint32_t columns[COLUMNS] = {};
-    for (long i = 0; i < n; i += COLUMNS)
-        for (long j = 0; j < std::min(COLUMNS, n - i); j++) {
-            uint32_t mixed = (columns[j] ^ words[i + j]) * 0x9e3779b1u;
-            columns[j] = mixed << 13 | mixed >> 19;  // else changes of a sign, the highest bit, would cancel in pairs
-        }
-    uint64_t digest = n;
-    for (uint32_t column : columns) digest = (digest ^ column) * 0x9e3779b97f4a7c15u, digest ^= digest >> 29;
+    uint64_t digest = 0;
+    for (long a = 0; a < count; a++) {
+        const uint32_t* words = arrays[a];
+        const long n = sizes[a];
+        uint32_t columns[COLUMNS] = {};
+        for (long i = 0; i < n; i += COLUMNS)
+            for (long j = 0; j < std::min(COLUMNS, n - i); j++) {
+                uint32_t mixed = (columns[j] ^ words[i + j]) * 0x9e3779b1u;
+                columns[j] = mixed << 13 | mixed >> 19;  // else changes of a sign, the highest bit, would cancel in pairs
+            }
+        digest += n;
+        for (uint32_t column : columns) digest = (digest ^ column) * 0x9e3779b97f4a7c15u, digest ^= digest >> 29;
+    }
     return digest;
 }
 

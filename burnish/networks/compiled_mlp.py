@@ -199,7 +199,7 @@ def up_to_date(module: nn.Module, make: Callable[[], T], kind: object = None) ->
 
     A digest of all of them tells, in a fraction of the time: torch's own count of changes misses fused optimizers.
     """
-    state = [_digest(parameter.contiguous()) for parameter in module.parameters()]
+    state = _digest([parameter.contiguous() for parameter in module.parameters()])
     kept = _kept.setdefault(module, {})
     if kind not in kept or kept[kind][0] != state:
         kept[kind] = state, make()
@@ -207,13 +207,16 @@ def up_to_date(module: nn.Module, make: Callable[[], T], kind: object = None) ->
 
 
 # not an attribute of the module, which may be copied or saved
-_kept: WeakKeyDictionary[nn.Module, dict[object, tuple[list[int], Any]]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[nn.Module, dict[object, tuple[int, Any]]] = WeakKeyDictionary()
 
 
-def _digest(parameter: Tensor) -> int:
-    library = _library()
+def _digest(tensors: list[Tensor]) -> int:
+    library, n = _library(), len(tensors)
     assert library is not None
-    return library.burnish_digest(ctypes.c_void_p(parameter.data_ptr()), ctypes.c_long(parameter.numel()))
+    addresses = (ctypes.c_void_p * n)(*[tensor.data_ptr() for tensor in tensors])
+    return library.burnish_digest(
+        addresses, (ctypes.c_long * n)(*[tensor.numel() for tensor in tensors]), ctypes.c_long(n)
+    )
 
 
 def half_wanted() -> bool:
@@ -239,6 +242,12 @@ def can_compile(weight: Tensor, dim: int, activation: str, half: bool = False) -
 def why_not() -> str | None:
     """Why nothing runs compiled on this machine; None if it does."""
     return _load()[1]
+
+
+def has_float16() -> bool:
+    """Whether float16 can be asked for here (`half_wanted`)."""
+    library, _ = _load()
+    return library is not None and library.burnish_half_panel_width() > 0
 
 
 @functools.cache
