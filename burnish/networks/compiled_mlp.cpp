@@ -72,17 +72,17 @@ struct Float32 {
 
     static void put(float* to, Vector numbers) { store(to, numbers); }
 
-    // out (ROWS x PANEL) = from (ROWS x PANEL) + a (ROWS x n_in) * panel (n_in x PANEL)
-    template <int ROWS>
+    // out (ROWS x PANEL) = from (ROWS x PANEL) + a (ROWS x n_in) * panel (n_in x PANEL), for its first USED vectors
+    template <int ROWS, int USED>
     static inline void tile(Matrix a, long n_in, const float* panel, Matrix from, Matrix out) {
-        Vector sum[ROWS][VECTORS];
+        Vector sum[ROWS][USED];
         for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < VECTORS; j++) sum[i][j] = load(from.row(i) + j * LANES);
+            for (int j = 0; j < USED; j++) sum[i][j] = load(from.row(i) + j * LANES);
         for (long k = 0; k < n_in; k++)
             for (int i = 0; i < ROWS; i++)
-                for (int j = 0; j < VECTORS; j++) sum[i][j] += a.row(i)[k] * load(panel + k * PANEL + j * LANES);
+                for (int j = 0; j < USED; j++) sum[i][j] += a.row(i)[k] * load(panel + k * PANEL + j * LANES);
         for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < VECTORS; j++) store(out.row(i) + j * LANES, sum[i][j]);
+            for (int j = 0; j < USED; j++) store(out.row(i) + j * LANES, sum[i][j]);
     }
 };
 
@@ -102,17 +102,17 @@ struct Float16 {
         store(to, (Vector)(bits << 16 | bits));
     }
 
-    template <int ROWS>
+    template <int ROWS, int USED>
     static inline void tile(Matrix a, long n_in, const Number* panel, Matrix from, Matrix out) {
         for (long start = 0; start < n_in; start += SUMMED) {
-            Wide sum[ROWS][VECTORS] = {};
+            Wide sum[ROWS][USED] = {};
             for (long k = start; k < std::min(n_in, start + SUMMED); k++)
                 for (int i = 0; i < ROWS; i++)
-                    for (int j = 0; j < VECTORS; j++)
+                    for (int j = 0; j < USED; j++)
                         sum[i][j] += (Wide)(Integers{} + reinterpret_cast<const Word*>(a.row(i))[k]) *
                                      *reinterpret_cast<const Wide*>(panel + k * PANEL + j * 2 * LANES);
             for (int i = 0; i < ROWS; i++)
-                for (int j = 0; j < VECTORS; j++) {
+                for (int j = 0; j < USED; j++) {
                     const float* before = (start ? out : from).row(i) + j * 2 * LANES;
                     float* after = out.row(i) + j * 2 * LANES;
                     const __m512i both = (__m512i)sum[i][j];
@@ -129,24 +129,28 @@ typedef Float32 Float16;  // never used
 constexpr int HALF_PANEL = 0;
 #endif
 
-template <class Kind, int ROWS>
+template <class Kind, int USED, int ROWS>
 static inline void last_tile(long rows, Matrix a, long n_in, const typename Kind::Number* panel, Matrix from,
                              Matrix out) {
-    if (rows == ROWS) return Kind::template tile<ROWS>(a, n_in, panel, from, out);
-    if constexpr (ROWS > 1) last_tile<Kind, ROWS - 1>(rows, a, n_in, panel, from, out);
+    if (rows == ROWS) return Kind::template tile<ROWS, USED>(a, n_in, panel, from, out);
+    if constexpr (ROWS > 1) last_tile<Kind, USED, ROWS - 1>(rows, a, n_in, panel, from, out);
 }
 
-// out (rows x panels PANEL) = from (of its size) + a (rows x n_in) * packed (panels x n_in x PANEL)
+template <class Kind, int USED>
+static void panel_product(Matrix a, long rows, long n_in, const typename Kind::Number* panel, Matrix from, Matrix out) {
+    long r = 0;
+    for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
+        Kind::template tile<TILE_ROWS, USED>(a.below(r), n_in, panel, from.below(r), out.below(r));
+    last_tile<Kind, USED, TILE_ROWS - 1>(rows - r, a.below(r), n_in, panel, from.below(r), out.below(r));
+}
+
+// out (rows x n_out, in memory for whole panels) = from (of its size) + a (rows x n_in) * packed (panels x n_in x PANEL)
 template <class Kind>
-static void product(Matrix a, long rows, long n_in, const typename Kind::Number* packed, long panels, Matrix from,
+static void product(Matrix a, long rows, long n_in, const typename Kind::Number* packed, long n_out, Matrix from,
                     Matrix out) {
     constexpr int P = Kind::PANEL;
-    for (long p = 0; p < panels; p++, packed += n_in * P, from.data += P, out.data += P) {
-        long r = 0;
-        for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
-            Kind::template tile<TILE_ROWS>(a.below(r), n_in, packed, from.below(r), out.below(r));
-        last_tile<Kind, TILE_ROWS - 1>(rows - r, a.below(r), n_in, packed, from.below(r), out.below(r));
-    }
+    for (long p = 0; p < n_out; p += P, packed += n_in * P, from.data += P, out.data += P)
+        (n_out - p > P / 2 ? panel_product<Kind, 2> : panel_product<Kind, 1>)(a, rows, n_in, packed, from, out);
 }
 
 struct Network {
@@ -195,7 +199,7 @@ template <class Kind>
 static void hidden(const Network& net, long l, long rows, Matrix x, Matrix a, Matrix from, Matrix out) {
     const auto weights = reinterpret_cast<const typename Kind::Number*>(net.hidden + l * net.dim * net.dim);
     activate<Kind>(net, x, rows, a);
-    product<Kind>(a, rows, net.dim, weights, net.dim / Kind::PANEL, from, out);
+    product<Kind>(a, rows, net.dim, weights, net.dim, from, out);
 }
 
 // From the first layer's sums in h (rows x dim) to the last layer's in out; a and b are memory of h's size.
@@ -212,7 +216,7 @@ static void layers(const Network& net, long rows, Matrix h, Matrix a, Matrix b, 
     }
     activate<Float32>(net, h, rows, a);
     const Matrix bias{const_cast<float*>(net.last_bias), 0};
-    product<Float32>(a, rows, net.dim, net.last, (net.n_out + WIDTH - 1) / WIDTH, bias, out);
+    product<Float32>(a, rows, net.dim, net.last, net.n_out, bias, out);
 }
 
 extern "C" int burnish_panel_width() { return WIDTH; }
@@ -289,7 +293,7 @@ static void pass(const Network& net, const float* x, long start, long n, const f
         std::copy(row, row + net.dim, h.row(r));
     }
     if (shift) add(h, n, net.dim, {const_cast<float*>(shift), 0});
-    product<Float32>({const_cast<float*>(x), net.n_in}, n, net.n_in, net.first, net.dim / WIDTH, h, h);
+    product<Float32>({const_cast<float*>(x), net.n_in}, n, net.n_in, net.first, net.dim, h, h);
     layers(net, n, h, memory.a, memory.b, memory.out);
 }
 
