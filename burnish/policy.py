@@ -232,6 +232,7 @@ class DiffusionPolicy(Policy):
             network, encoded, _ = parts[0] if i < n_pretrained else parts[-1]
             return network(x, sampler.timesteps[i], encoded)
 
+        # a chunk without a batch goes step by step
         if noise.dim() > 3 and all(encoded.compiled is not None for _, encoded, _ in parts):
             compiled = [(encoded, steps) for _, encoded, steps in parts]
             return sampler.sample_compiled(compiled, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)

@@ -33,6 +33,7 @@ from burnish.finetune.replay import Replay, Transitions, demonstration_transitio
 from burnish.finetune.rsm import RSMConfig, Weighting, paper_temperature, resample, weighted_denoising_loss
 from burnish.finetune.stage import Setting, Stage, StageConfig
 from burnish.networks import CriticConfig, Denoiser
+from burnish.networks.compiled_mlp import why_not
 from burnish.policy import DiffusionPolicy, choose
 
 MOST_GRADIENT_STEPS = 500  # in one `update`: a long warm-up can be watched, stopped and resumed
@@ -271,7 +272,7 @@ class OffPolicyStage(Stage):
         self.pending: tuple[Tensor, Tensor] | None = None  # observation and chunk that are being executed
 
     def _precision(self) -> torch.autocast:
-        """While this is on, networks without a gradient run in `draw_precision`."""
+        """While this is on, networks run in `draw_precision`; for draws alone."""
         half = self.config.draw_precision == "float16"
         return torch.autocast(self.policy.device.type, torch.float16, enabled=half)
 
@@ -284,7 +285,8 @@ class OffPolicyStage(Stage):
             if self.policy.denoiser.encode(obs).compiled is None:
                 raise BurnishError(
                     "stage.draw_precision=float16: expected float32 here; on a CPU, float16 takes a processor with "
-                    "AVX-512 FP16, a C++ compiler, and an MLP whose hidden_dim is a multiple of 64, with mish or relu"
+                    "AVX-512 FP16, a C++ compiler that knows it (GCC 12), and an MLP whose hidden_dim is a multiple of "
+                    f"32, with mish or relu{f' ({reason})' if (reason := why_not()) else ''}"
                 )
 
     def _demonstrations(self, setting: Setting) -> Transitions | None:

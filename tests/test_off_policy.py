@@ -202,8 +202,9 @@ def test_float16_where_it_cannot_be_is_refused(why, monkeypatch):
     if why == "no compiler":
         monkeypatch.setattr(compiled_mlp, "_library", lambda: None)
     if why == "no float16":
-        monkeypatch.setattr(compiled_mlp, "_library", lambda: SimpleNamespace(burnish_half_panel_width=lambda: 0))
-    policy = make_policy(denoiser=DenoiserConfig(hidden_dim=32 if why == "width" else 64))
+        monkeypatch.setattr(compiled_mlp, "_library", lambda: SimpleNamespace(burnish_panel_width=lambda: 32))
+        monkeypatch.setattr(compiled_mlp, "has_float16", lambda: False)
+    policy = make_policy(denoiser=DenoiserConfig(hidden_dim=40 if why == "width" else 64))
     with pytest.raises(BurnishError, match=r"stage.draw_precision=float16: expected float32 here; on a CPU"):
         make_stage("dpmd", policy=policy, draw_precision="float16")
 

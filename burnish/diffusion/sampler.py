@@ -65,7 +65,7 @@ class Sampler(nn.Module):
     coef_x0: Tensor  # (S,)
     coef_x: Tensor  # (S,)
     std: Tensor  # (S,) before floor and ceiling
-    compiled: Tensor  # (S, 6), all of a transition's numbers as `CompiledMLP.chain` takes them
+    transitions: Tensor  # (S, 6), all of a transition's numbers as `CompiledMLP.chain` takes them
 
     def __init__(self, process: NoiseProcess, kind: str = "ddpm", ddim_steps: int = 5, eta: float = 0.0):
         super().__init__()
@@ -100,7 +100,7 @@ class Sampler(nn.Module):
         self.register_buffer("timesteps", timesteps.flip(0), persistent=False)
         clip = torch.full_like(self.std, math.inf if process.clip_sample is None else process.clip_sample)
         numbers = [*process.x0_coefs()[self.timesteps].unbind(1), clip, self.coef_x0, self.coef_x]
-        self.register_buffer("compiled", torch.stack(numbers, 1), persistent=False)
+        self.register_buffer("transitions", torch.stack(numbers, 1), persistent=False)
         # the chain's loop must not wait for a device
         self._timesteps: list[int] = self.timesteps.tolist()
         self._coefs: list[tuple[float, float]] = list(zip(self.coef_x0.tolist(), self.coef_x.tolist()))
@@ -182,17 +182,17 @@ class Sampler(nn.Module):
             part = slice(done, done + steps)
             assert encoded.compiled is not None
             encoded.compiled.chain(
-                self.compiled[part],
+                self.transitions[part],
                 scaled[part],
                 x[done : done + steps + 1] if keep else x,
                 None if mean is None else mean[part],
-                encoded.obs.flatten(0, -2),
+                encoded.obs.expand(shape[0], *encoded.obs.shape[1:]).flatten(0, -2),
                 encoded.times[self.timesteps[part]],
             )
             done += steps
         xs, means = (x[:0], scaled[:0]) if mean is None else (x[S - keep :], mean[S - keep :])
         kept = Chain(*(each.view(len(each), *shape).transpose(0, 1).contiguous() for each in (xs, means)))
-        return x[-1].view(shape), kept
+        return (x[-1].clone() if keep else x[0]).view(shape), kept
 
     def _scaled(self, noise: Tensor, bounds: StdBounds | None, noise_clip: float) -> Tensor:
         """What is added to each transition's mean (S, B, ...)."""

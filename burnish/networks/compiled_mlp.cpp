@@ -123,10 +123,10 @@ struct Float16 {
         }
     }
 };
-constexpr int HALF_PANEL = Float16::PANEL;
+constexpr bool HAS_FLOAT16 = true;
 #else
 typedef Float32 Float16;  // never used
-constexpr int HALF_PANEL = 0;
+constexpr bool HAS_FLOAT16 = false;
 #endif
 
 template <class Kind, int USED, int ROWS>
@@ -150,7 +150,8 @@ static void product(Matrix a, long rows, long n_in, const typename Kind::Number*
                     Matrix out) {
     constexpr int P = Kind::PANEL;
     for (long p = 0; p < n_out; p += P, packed += n_in * P, from.data += P, out.data += P)
-        (n_out - p > P / 2 ? panel_product<Kind, 2> : panel_product<Kind, 1>)(a, rows, n_in, packed, from, out);
+        (n_out - p > P / 2 ? panel_product<Kind, VECTORS> : panel_product<Kind, VECTORS / 2>)(a, rows, n_in, packed,
+                                                                                            from, out);
 }
 
 struct Network {
@@ -220,7 +221,7 @@ static void layers(const Network& net, long rows, Matrix h, Matrix a, Matrix b, 
 }
 
 extern "C" int burnish_panel_width() { return WIDTH; }
-extern "C" int burnish_half_panel_width() { return HALF_PANEL; }  // 0: no float16 here
+extern "C" int burnish_has_float16() { return HAS_FLOAT16; }
 
 template <class Kind>
 static void pack(const float* weight, long n_in, long n_out, long in_stride, long out_stride,
@@ -284,7 +285,8 @@ static long block_size(long rows, int threads) {
     return std::max(1L, std::min(BLOCK_ROWS, (rows + threads - 1) / threads));
 }
 
-// memory.out (n x n_out) of x (n x n_in), rows start .. start + n of all; `given` and what follows as below
+// memory.out (n x n_out) of x (n x n_in), rows start .. start + n of all; given and repeat as below, shift (dim numbers,
+// or null) is added to every row of given
 static void pass(const Network& net, const float* x, long start, long n, const float* given, long repeat,
                  const float* shift, const Memory& memory) {
     const Matrix h = memory.h;
@@ -297,17 +299,17 @@ static void pass(const Network& net, const float* x, long start, long n, const f
     layers(net, n, h, memory.a, memory.b, memory.out);
 }
 
-// out (rows x n_out) for x (rows x n_in). The first layer's sum is first x + given + shift, with one row of given
-// (dim numbers) for every `repeat` rows of x, and shift (dim) for all, or null.
+// out (rows x n_out) for x (rows x n_in). The first layer's sum is first x + given, with one row of given (dim numbers)
+// for every `repeat` rows of x.
 extern "C" void burnish_mlp(const Network* network, const float* x, long rows, const float* given, long repeat,
-                            const float* shift, float* out, int threads) {
+                            float* out, int threads) {
     const Network net = *network;
     const long size = block_size(rows, threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows > size)
     for (long start = 0; start < rows; start += size) {
         const long n = std::min(size, rows - start);
         const Memory memory = memory_for(net, size);
-        pass(net, x + start * net.n_in, start, n, given, repeat, shift, memory);
+        pass(net, x + start * net.n_in, start, n, given, repeat, nullptr, memory);
         for (long r = 0; r < n; r++)
             std::copy(memory.out.row(r), memory.out.row(r) + net.n_out, out + (start + r) * net.n_out);
     }

@@ -5,8 +5,9 @@ It is compiled once for a machine, by its C++ compiler, into the user's cache fo
 operations do the same, more slowly, and other bits come out. A row's result depends on that row alone, bit for bit,
 whatever the number of rows and threads.
 
-Under `torch.autocast("cpu", torch.float16)` the products between hidden layers are float16's, as exact as GPUs' TF32
-(11 bits of each number), where the processor has arithmetic for it; nothing else is.
+Under `torch.autocast("cpu", torch.float16)` the products between a denoiser's hidden layers are float16's where the
+processor has arithmetic for it: 11 bits of each number and of sums of 64 products, up to 65504. What cannot run
+compiled there is torch's autocast.
 
 Symbols: R rows, H width of the hidden layers, W numbers of a panel (`burnish_panel_width`).
 """
@@ -78,6 +79,8 @@ class CompiledMLP:
         assert library is not None
         self._run, self._run_chain, width = library.burnish_mlp, library.burnish_chain, library.burnish_panel_width()
         self.n_in, (self.dim, self.n_out) = len(first), last[0].shape
+        if self.dim % width:
+            raise ValueError(f"{self.dim} numbers in a hidden layer: expected a multiple of {width}")
         for tensor in (first, *(tensor for layer in (*hidden, last) for tensor in layer)):
             _check(tensor, *tensor.shape)
         # all layers' panels, then their biases, in one piece of memory
@@ -96,45 +99,40 @@ class CompiledMLP:
             )
         torch.cat(biases, out=self._memory[sum(sizes) :][: sum(map(len, biases))])
         self._network = _Network(
-            starts[0],
-            starts[1],
-            starts[-1],
-            starts[-2],
-            starts[-1] + 4 * len(hidden) * self.dim,
-            self.n_in,
-            self.dim,
-            len(hidden),
-            self.n_out,
-            residual,
-            layer_norm,
-            ACTIVATIONS[activation],
-            half,
+            first=starts[0],
+            hidden=starts[1],
+            last=starts[-2],
+            bias=starts[-1],
+            last_bias=starts[-1] + 4 * len(hidden) * self.dim,
+            n_in=self.n_in,
+            dim=self.dim,
+            n_hidden=len(hidden),
+            n_out=self.n_out,
+            residual=residual,
+            layer_norm=layer_norm,
+            activation=ACTIVATIONS[activation],
+            half=half,
         )
 
-    def __call__(self, x: Tensor, given: Tensor, shift: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, given: Tensor) -> Tensor:
         """The last layer's outputs (R, n_out).
 
         Args:
             x: (R, n_in)
             given: added to the first layer's sum, (R / n, H): a row of it for n rows of `x`.
-            shift: added there to every row, (H,).
         """
         _check(x, len(x), self.n_in)
         _check(given, len(given), self.dim)
         _check_rows(given, len(x))
-        if shift is not None:
-            _check(shift, self.dim)
         out = x.new_empty(len(x), self.n_out)
         if len(x):
             x, given = x.contiguous(), given.contiguous()
-            shift = None if shift is None else shift.contiguous()
             self._run(
                 ctypes.byref(self._network),
                 ctypes.c_void_p(x.data_ptr()),
                 ctypes.c_long(len(x)),
                 ctypes.c_void_p(given.data_ptr()),
                 ctypes.c_long(len(x) // len(given)),
-                None if shift is None else ctypes.c_void_p(shift.data_ptr()),
                 ctypes.c_void_p(out.data_ptr()),
                 torch.get_num_threads(),
             )
@@ -235,8 +233,7 @@ def can_compile(weight: Tensor, dim: int, activation: str, half: bool = False) -
         or (library := _library()) is None
     ):
         return False
-    panel = library.burnish_half_panel_width() if half else library.burnish_panel_width()  # 0: has no float16
-    return panel > 0 and dim % panel == 0
+    return dim % library.burnish_panel_width() == 0 and (not half or has_float16())
 
 
 def why_not() -> str | None:
@@ -247,7 +244,7 @@ def why_not() -> str | None:
 def has_float16() -> bool:
     """Whether float16 can be asked for here (`half_wanted`)."""
     library, _ = _load()
-    return library is not None and library.burnish_half_panel_width() > 0
+    return library is not None and bool(library.burnish_has_float16())
 
 
 @functools.cache
