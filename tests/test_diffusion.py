@@ -124,6 +124,14 @@ def test_sampling_recovers_a_gaussian(kind, eta):
     assert float(sample.std()) == pytest.approx(s, abs=0.01)
 
 
+@pytest.mark.parametrize("kind", ["ddpm", "ddim"])
+def test_a_sampler_of_a_process_on_another_device(kind):
+    """As when a policy on a GPU gets another sampler; the meta device is the one that is everywhere."""
+    sampler, other = Sampler(process(), kind), Sampler(process().to("meta"), kind)
+    for name in ("coef_x0", "coef_x", "std", "timesteps", "transitions"):
+        assert torch.equal(getattr(sampler, name), getattr(other, name))
+
+
 def test_ddim_eta_0_ignores_the_noise_of_its_transitions():
     sampler = Sampler(process(), "ddim", ddim_steps=5, eta=0.0)
     noise = torch.randn(6, 8, 4, 3)

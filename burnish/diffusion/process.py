@@ -62,13 +62,14 @@ class NoiseProcess(nn.Module):
         return signal * eps - noise * x0
 
     def x0_coefs(self) -> Tensor:
-        """(K, 3): a, b and c of `predict_x0` before it is clipped, x_0 = (a x - b output) / c, for compiled chains."""
-        one = torch.ones_like(self.signal)
+        """(K, 3), on the CPU: a, b, c of `predict_x0` before it is clipped, x_0 = (a x - b output) / c."""
+        signal, noise = torch.tensor(self._levels).unbind(1)
+        one = torch.ones_like(signal)
         if self.prediction_type == "epsilon":
-            return torch.stack([one, self.noise, self.signal], 1)
+            return torch.stack([one, noise, signal], 1)
         if self.prediction_type == "sample":
             return torch.stack([0 * one, -one, one], 1)
-        return torch.stack([self.signal, self.noise, one], 1)
+        return torch.stack([signal, noise, one], 1)
 
     def predict_x0(self, output: Tensor, x: Tensor, k: Tensor | int) -> Tensor:
         """The network's `output` at (x_k, k) as an estimate of x_0, clipped -> (B, ...)."""
