@@ -146,8 +146,11 @@ class Checkpoints:
         kept = {*self._steps()[-self.keep :], path, self.best()}
         for old in self._steps():
             if old not in kept:
+                unfinished, previous = _siblings(old)
+                for left_over in (unfinished, previous):  # by a process that was killed; the latter would come back
+                    shutil.rmtree(left_over, ignore_errors=True)
                 # Renamed first: a folder that is half deleted must not look like a checkpoint.
-                shutil.rmtree(old.rename(_siblings(old)[0]), ignore_errors=True)
+                shutil.rmtree(old.rename(unfinished), ignore_errors=True)
         return path
 
     def latest(self) -> Path | None:

@@ -47,6 +47,18 @@ def write_text(text: str) -> Any:
     return lambda folder: (folder / "text.txt").write_text(text)
 
 
+def test_what_a_killed_deletion_left_is_no_hindrance(tmp_path: Path) -> None:
+    """Killed before an old version of step 1 was gone, later in deleting step 1: what was kept of both is deleted."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, write_text("new"))
+    for name in (".step_00000001.unfinished", ".step_00000001.previous"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text("old")
+    checkpoints.save(2, write_text("next"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000002"]
+    assert Checkpoints(tmp_path).latest() == tmp_path / "step_00000002"
+
+
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_kill_9_at_any_moment_leaves_a_whole_latest_checkpoint(tmp_path: Path) -> None:
     rng = random.Random(0)
