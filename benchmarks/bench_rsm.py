@@ -55,7 +55,6 @@ VARIANTS = {
     "4 targets": FEW_TARGETS,
     "all": [*SHARED, *DDIM, *FEW_TARGETS],
 }
-EVERYWHERE = [variant for variant in VARIANTS if variant != "float16 draws"]  # that takes AVX-512 FP16
 AUTHORS_STEP = {  # ms of the authors' jitted JAX update, lowest and highest, on another machine of this kind
     ("dpmd", "halfcheetah"): (513, 568),
     ("dpmd", "humanoid"): (847, 885),
@@ -255,7 +254,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", choices=("dpmd", "sdac"), nargs="+", default=["dpmd", "sdac"])
     parser.add_argument("--tasks", choices=TASKS, nargs="+", default=list(TASKS))
-    parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=EVERYWHERE)
+    possible = [variant for variant in VARIANTS if variant != "float16 draws" or compiled_mlp.has_float16()]
+    parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=possible)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=5, help="turns of each case")
     parser.add_argument("--quick", action="store_true", help="does it run: small batches, one turn of one task")
