@@ -32,21 +32,21 @@ from bench_envs import mj_step_floor
 from bench_envs import random_actions as action_stream
 from bench_rsm import AUTHORS_ACTION, AUTHORS_STEP, Case, build, gradient_step, milliseconds, products_gflop
 
+from burnish.commands.tasks import load_task
 from burnish.compose import compose
 from burnish.config import parse
 from burnish.datasets.load import load
 from burnish.datasets.windows import Windows
-from burnish.device import resolve_device
 from burnish.envs import make_vector_env
 from burnish.envs.base import ChunkStep
-from burnish.envs.robosuite_suite import RobosuiteSimulator
-from burnish.evaluation import act
-from burnish.finetune.dppo import DPPO, DPPOConfig
+from burnish.envs.robosuite.simulator import RobosuiteSimulator
+from burnish.evaluation.evaluate import act
+from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting
-from burnish.networks.compiled_mlp import has_float16, why_not
-from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.machine.device import resolve_device
+from burnish.networks.compiled.mlp import has_float16, why_not
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.pretrain.behaviour_cloning import BehaviourCloning, PretrainConfig
-from burnish.tasks import load_task
 
 PRODUCT = 2048  # rows and columns of the large matrix product
 RSM_TASKS = ("halfcheetah", "humanoid")

@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 
 from burnish.envs import TaskConfig, VectorEnv, make_vector_env
-from burnish.envs.gymnasium_mujoco import GymnasiumSimulator
+from burnish.envs.gymnasium.simulator import GymnasiumSimulator
 from burnish.errors import BurnishError
 
 TASKS = {

@@ -34,24 +34,24 @@ import numpy as np
 import torch
 from bench_rsm import STATUS, Case, build, gradient_step, milliseconds, peak_memory
 
-from burnish.commands import COMMANDS
+from burnish.commands.table import COMMANDS
+from burnish.commands.tasks import load_task
 from burnish.compose import compose
 from burnish.config import parse
 from burnish.datasets.episodes import Episode
 from burnish.datasets.windows import Windows
 from burnish.envs import make_vector_env
 from burnish.envs.base import ChunkStep
-from burnish.finetune.dppo import DPPO, DPPOConfig
+from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.loop import finetune
 from burnish.finetune.off_policy import OffPolicyStage
-from burnish.finetune.replay import Replay, Transitions
 from burnish.finetune.stage import Setting, stage_class
-from burnish.policy import DiffusionPolicy, PolicyConfig
-from burnish.tasks import load_task
+from burnish.finetune.storage.replay import Replay, Transitions
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 IMPORTED = ["torch", "gymnasium.envs.mujoco", "matplotlib.pyplot", "burnish.compose", "burnish.finetune.loop"]
-IMPORTED += ["burnish.finetune.dpmd", "burnish.finetune.dppo", "burnish.datasets.windows"]
-IMPORTED += ["burnish.envs.gymnasium_mujoco", "burnish.envs.vector", "scipy.stats"]
+IMPORTED += ["burnish.finetune.algorithms.dpmd", "burnish.finetune.algorithms.dppo", "burnish.datasets.windows"]
+IMPORTED += ["burnish.envs.gymnasium.simulator", "burnish.envs.vector.sync", "scipy.stats"]
 MIB = 2**20
 SHORTEST_TURN = 5.0  # ms; faster calls are repeated
 DIMS = {"hopper": (11, 3), "lift": (19, 7)}  # Do, Da

@@ -29,13 +29,13 @@ import torch
 
 from burnish.compose import compose
 from burnish.config import parse
-from burnish.device import resolve_device
 from burnish.envs.task import TaskConfig
 from burnish.finetune.off_policy import OffPolicyStage
-from burnish.finetune.replay import Transitions
 from burnish.finetune.stage import Setting, stage_class
-from burnish.networks import compiled_mlp
-from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.finetune.storage.replay import Transitions
+from burnish.machine.device import resolve_device
+from burnish.networks.compiled import mlp as compiled_mlp
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 N_ENVS = 5
 BATCH_SIZE = 256

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import yaml
 
-from burnish.origin import origin
+from burnish.runs.origin import origin
 
 AT_ONCE = ["stage.random_steps=0", "stage.learning_starts=400"]  # a gradient step for two environment steps
 RUNS = {  # and environment steps, for a few seconds to half a minute; the fewest that make an update
@@ -53,7 +53,7 @@ def steps_per_second(setting: Setting, quick: bool) -> float:
     ]
     words += ["eval_every=0", "evaluation.episodes=1", "evaluation.n_envs=1", "evaluation.backend=sync"]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "burnish.cli", "scratch", *words, f"run_dir={folder}/run"]
+        command = [sys.executable, "-m", "burnish.commands.cli", "scratch", *words, f"run_dir={folder}/run"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             raise SystemExit(f"{' '.join(command)}:\n{result.stderr}")

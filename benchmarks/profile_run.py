@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from burnish.commands import COMMANDS
+from burnish.commands.table import COMMANDS
 from burnish.compose import compose
-from burnish.finetune import loop, off_policy, rsm
-from burnish.finetune.dppo import DPPO
+from burnish.finetune import loop, off_policy
+from burnish.finetune.algorithms.dppo import DPPO
+from burnish.finetune.losses import rsm
 from burnish.finetune.off_policy import OffPolicyStage
 from burnish.finetune.stage import stage_class
-from burnish.policy import DiffusionPolicy
+from burnish.policies.diffusion import DiffusionPolicy
 
 WHOLE = {"evaluation", "acting"}  # what these call belongs to them
 

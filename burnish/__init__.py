@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from burnish.errors import BurnishError
 
 if TYPE_CHECKING:
-    from burnish.policy import DiffusionPolicy
+    from burnish.policies.diffusion import DiffusionPolicy
 
 __all__ = ["BurnishError", "DiffusionPolicy", "__version__"]
 
@@ -21,7 +21,7 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH
 def __getattr__(name: str) -> Any:
     """`burnish.DiffusionPolicy`, without importing torch before it is asked for."""
     if name == "DiffusionPolicy":
-        from burnish.policy import DiffusionPolicy
+        from burnish.policies.diffusion import DiffusionPolicy
 
         return DiffusionPolicy
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

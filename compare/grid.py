@@ -9,12 +9,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from burnish.checkpoint import Checkpoints
 from burnish.compare.plan import Cell, command_of, resolve
 from burnish.compare.results import weights_at_start
 from burnish.errors import BurnishError
-from burnish.policy_base import fingerprint
-from burnish.run import StopRequest, load_config
+from burnish.policies.base import fingerprint
+from burnish.runs.checkpoint import Checkpoints
+from burnish.runs.folder import StopRequest, load_config
 
 NOT_DECISIVE = ("device", "torch_threads", "backend", "n_workers", "wandb", "resume", "overwrite", "run_dir")
 """Keys of a run's configuration that do not decide its result."""

@@ -90,7 +90,7 @@ def dying_with_parent() -> Callable[[], object] | None:
 def burnish_program() -> list[str]:
     """The command of this very installation."""
     script = shutil.which("burnish", path=str(Path(sys.executable).parent))
-    return [script] if script else [sys.executable, "-m", "burnish.cli"]
+    return [script] if script else [sys.executable, "-m", "burnish.commands.cli"]
 
 
 def cell_environment(cores: int) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from burnish.commands import COMMANDS, Command
+from burnish.commands.table import COMMANDS, Command
 from burnish.compose import compose, split
 from burnish.config import parse
 from burnish.datasets.load import resolve as demonstrations_path
@@ -223,7 +223,7 @@ def check_needs(cells: Sequence[Cell], unfinished: Sequence[Cell]) -> None:
 def _check_policy(config: Any, made: Mapping[str, str]) -> None:
     from burnish.finetune.loop import check_kind  # torch and the algorithms: not needed before
     from burnish.finetune.stage import stage_class
-    from burnish.policy_base import load_policy
+    from burnish.policies.base import load_policy
 
     if config.policy is None:
         kind = config.network.kind

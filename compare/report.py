@@ -50,7 +50,7 @@ from burnish.compare.tables import (
     runs_table,
 )
 from burnish.errors import BurnishError
-from burnish.origin import commit, machine, versions, without_names
+from burnish.runs.origin import commit, machine, versions, without_names
 
 INTRODUCTION = (
     "Value of a run: the success rate for robosuite tasks, the return for Gymnasium tasks, mean over the episodes of "

@@ -20,7 +20,7 @@ from burnish.compare.command import compare
 from burnish.compare.grid import is_finished
 from burnish.compare.plan import Cell, plan, read_config
 from burnish.errors import BurnishError
-from burnish.run import load_config
+from burnish.runs.folder import load_config
 
 COMPARISON, FIGURES = "compare.yaml", "figures.json"
 TOLERANCE = {"success_rate": 0.1, "return": 0.15}

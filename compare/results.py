@@ -14,11 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from burnish.checkpoint import Checkpoints
 from burnish.errors import BurnishError
-from burnish.evaluation import Difference
-from burnish.policy_base import DESCRIPTION
-from burnish.run import load_config, read_metrics
+from burnish.evaluation.evaluate import Difference
+from burnish.policies.base import DESCRIPTION
+from burnish.runs.checkpoint import Checkpoints
+from burnish.runs.folder import load_config, read_metrics
 
 OLD_VERSIONS = ("burnish", "torch")  # what evaluation.json told before it had `versions`
 Axis = Literal["env_steps", "minutes"]

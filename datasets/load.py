@@ -7,9 +7,9 @@ from pathlib import Path
 
 import h5py
 
-from burnish.datasets import d4rl, dppo_npz, hdf5, minari_local, robomimic
 from burnish.datasets.consistency import require_consistent
 from burnish.datasets.episodes import Demonstrations
+from burnish.datasets.formats import d4rl, dppo_npz, hdf5, minari_local, robomimic
 from burnish.errors import BurnishError
 
 SHIPPED = "shipped:"

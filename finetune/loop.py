@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from burnish.checkpoint import Checkpoints
-from burnish.device import resolve_device
 from burnish.envs import make_simulator, make_vector_env
 from burnish.envs.base import ChunkStep, VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
-from burnish.evaluation import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
+from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
+from burnish.evaluation.video import record
 from burnish.finetune.stage import Setting, Stage, StageConfig, stage_class
-from burnish.gaussian_policy import GaussianPolicyConfig
-from burnish.memory import peak_memory_mib
-from burnish.policy import DiffusionPolicy, PolicyConfig
-from burnish.policy_base import Policy, load_policy, policy_class
-from burnish.run import Run, StopRequest
-from burnish.video import record
+from burnish.machine.device import resolve_device
+from burnish.machine.memory import peak_memory_mib
+from burnish.policies.base import Policy, load_policy, policy_class
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+from burnish.policies.gaussian import GaussianPolicyConfig
+from burnish.runs.checkpoint import Checkpoints
+from burnish.runs.folder import Run, StopRequest
 
 NOISY_SHARE = 0.2  # a training policy that succeeds less often than this share of the clean one learns nothing
 

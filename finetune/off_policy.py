@@ -8,7 +8,7 @@ The draws a'_n serve the target and, on updates that train it, the actor: so the
 unless `draw_at` has it draw anew at the batch's own.
 
 Symbols: E environments, B batch, N draws of the old policy for each state, N' those of them in the target, Tp, Ta,
-Do, Da as in `burnish.policy`, h <= Ta executed steps of a chunk.
+Do, Da as in `burnish.policies.diffusion`, h <= Ta executed steps of a chunk.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from burnish.checkpoint import generator_state, restore_generator
 from burnish.datasets.load import load
 from burnish.diffusion import Sampler
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
-from burnish.finetune.replay import Replay, Transitions, demonstration_transitions, online_transitions
-from burnish.finetune.rsm import RSMConfig, Weighting, paper_temperature, resample, weighted_denoising_loss
+from burnish.finetune.losses.rsm import RSMConfig, Weighting, paper_temperature, resample, weighted_denoising_loss
 from burnish.finetune.stage import Setting, Stage, StageConfig
+from burnish.finetune.storage.replay import Replay, Transitions, demonstration_transitions, online_transitions
 from burnish.networks import CriticConfig, Denoiser
-from burnish.networks.compiled_mlp import why_not
-from burnish.policy import DiffusionPolicy, choose
+from burnish.networks.compiled.mlp import why_not
+from burnish.policies.diffusion import DiffusionPolicy, choose
+from burnish.runs.checkpoint import generator_state, restore_generator
 
 MOST_GRADIENT_STEPS = 500  # in one `update`: a long warm-up can be watched, stopped and resumed
 DIVERGED = {

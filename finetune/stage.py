@@ -16,16 +16,16 @@ import numpy as np
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.policy_base import Policy
+from burnish.policies.base import Policy
 
 STAGES = {
-    "dppo": "burnish.finetune.dppo:DPPO",
-    "dpmd": "burnish.finetune.dpmd:DPMD",
-    "sdac": "burnish.finetune.sdac:SDAC",
-    "best_of_n": "burnish.finetune.best_of_n:BestOfN",
-    "sac": "burnish.finetune.sac:SAC",
-    "td3": "burnish.finetune.td3:TD3",
-    "ppo": "burnish.finetune.ppo:PPO",
+    "dppo": "burnish.finetune.algorithms.dppo:DPPO",
+    "dpmd": "burnish.finetune.algorithms.dpmd:DPMD",
+    "sdac": "burnish.finetune.algorithms.sdac:SDAC",
+    "best_of_n": "burnish.finetune.algorithms.best_of_n:BestOfN",
+    "sac": "burnish.finetune.baselines.sac:SAC",
+    "td3": "burnish.finetune.baselines.td3:TD3",
+    "ppo": "burnish.finetune.baselines.ppo:PPO",
 }
 """Name -> module:class; the class names its config in `Config`. One line for each algorithm."""
 

@@ -1,6 +1,6 @@
 """Behaviour cloning of a policy of any kind: the whole of `burnish pretrain`.
 
-Symbols: N windows, B batch, To, Tp, Do, Da as in `burnish.policy`.
+Symbols: N windows, B batch, To, Tp, Do, Da as in `burnish.policies.diffusion`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from burnish.checkpoint import generator_state, restore_generator
 from burnish.datasets.episodes import Episode
 from burnish.datasets.load import load
 from burnish.datasets.windows import Windows, split_episodes
-from burnish.device import resolve_device
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
-from burnish.evaluation import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
-from burnish.gaussian_policy import GaussianPolicyConfig
-from burnish.policy import PolicyConfig
-from burnish.policy_base import Policy, policy_class
-from burnish.pretrain.ema import EMA
-from burnish.run import Run, StopRequest
-from burnish.video import record
+from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
+from burnish.evaluation.video import record
+from burnish.machine.device import resolve_device
+from burnish.networks.averages import EMA
+from burnish.policies.base import Policy, policy_class
+from burnish.policies.diffusion import PolicyConfig
+from burnish.policies.gaussian import GaussianPolicyConfig
+from burnish.runs.checkpoint import generator_state, restore_generator
+from burnish.runs.folder import Run, StopRequest
 
 
 @dataclass(frozen=True)

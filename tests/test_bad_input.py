@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.cli import main
+from burnish.commands.cli import main
 from burnish.networks import DenoiserConfig
-from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 HOPPER = ("task=hopper", "device=cpu", "evaluation.episodes=1", "evaluation.backend=sync")
 
@@ -206,10 +206,10 @@ def no_work(*arguments, **settings):
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("burnish.evaluate_command.evaluate", ("evaluate", "task=hopper", "out={}/results", "device=cpu")),
-        ("burnish.datasets.collect._record_all", ("data", "collect", "task=lift", "out={}/demos.hdf5")),
+        ("burnish.commands.evaluate.evaluate", ("evaluate", "task=hopper", "out={}/results", "device=cpu")),
+        ("burnish.datasets.collecting.collect._record_all", ("data", "collect", "task=lift", "out={}/demos.hdf5")),
         (
-            "burnish.datasets.behaviour._new_sac",
+            "burnish.datasets.collecting.sac_actor._new_sac",
             ("data", "train-behaviour", "task=hopper", "out={}/a.safetensors", "target_return=1"),
         ),
     ],

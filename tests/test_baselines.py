@@ -9,27 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.checkpoint import load_state, save_state
-from burnish.datasets import d4rl
+from burnish.commands.evaluate import EvaluateConfig, evaluate_policy
 from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.formats import d4rl
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
-from burnish.evaluate_command import EvaluateConfig, evaluate_policy
-from burnish.evaluation import EvaluationConfig, evaluate
+from burnish.evaluation.evaluate import EvaluationConfig, evaluate
 from burnish.finetune import loop
-from burnish.finetune.gae import gae
+from burnish.finetune.baselines.ppo import PPO, PPOConfig
+from burnish.finetune.baselines.sac import SAC, SACConfig
+from burnish.finetune.baselines.td3 import TD3, TD3Config
 from burnish.finetune.loop import FinetuneConfig, finetune
-from burnish.finetune.ppo import PPO, PPOConfig
-from burnish.finetune.sac import SAC, SACConfig
+from burnish.finetune.losses.gae import gae
 from burnish.finetune.stage import Setting, StageConfig
-from burnish.finetune.td3 import TD3, TD3Config
-from burnish.gaussian_policy import GaussianPolicy, GaussianPolicyConfig
 from burnish.networks import DenoiserConfig
-from burnish.policy import DiffusionPolicy, PolicyConfig
-from burnish.policy_base import load_policy
+from burnish.policies.base import load_policy
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+from burnish.policies.gaussian import GaussianPolicy, GaussianPolicyConfig
 from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pretrain
-from burnish.run import read_metrics
+from burnish.runs.checkpoint import load_state, save_state
+from burnish.runs.folder import read_metrics
 
 E, TA, DA = 8, 2, 2
 STAGES = {"sac": (SAC, SACConfig), "td3": (TD3, TD3Config), "ppo": (PPO, PPOConfig)}
@@ -571,7 +571,7 @@ def test_stage_and_policy_must_be_of_one_kind(pretrained, tmp_path):
     )
     with pytest.raises(BurnishError, match=r"stage=sac trains a gaussian policy, but the network is a diffusion one: "):
         finetune(finetune_config(tmp_path / "run", SACConfig(), network=diffusion))
-    from burnish.finetune.dppo import DPPOConfig
+    from burnish.finetune.algorithms.dppo import DPPOConfig
 
     message = r"stage=dppo trains a diffusion policy, but policy=.* is a gaussian one: pretrain one: burnish pretrain"
     with pytest.raises(BurnishError, match=message):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.datasets import behaviour
-from burnish.datasets.behaviour import BehaviourConfig, SACActor, export_actor, roll_out, train_behaviour
-from burnish.datasets.collect import CollectConfig, collect
+from burnish.datasets.collecting import sac_actor as behaviour
+from burnish.datasets.collecting.collect import CollectConfig, collect
+from burnish.datasets.collecting.sac_actor import BehaviourConfig, SACActor, export_actor, roll_out, train_behaviour
 from burnish.datasets.load import load
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError

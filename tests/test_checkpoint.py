@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.checkpoint import (
+from burnish.errors import BurnishError
+from burnish.runs.checkpoint import (
     Checkpoints,
     load_state,
     random_states,
@@ -24,7 +25,6 @@ from burnish.checkpoint import (
     save_folder,
     save_state,
 )
-from burnish.errors import BurnishError
 
 
 def write_without_end(folder: Path, printed: Any) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import yaml
 
-from burnish import commands
-from burnish.cli import choose_opengl, main, report
-from burnish.commands import COMMANDS, Command
+from burnish.commands import table as commands
+from burnish.commands.cli import choose_opengl, main, report
+from burnish.commands.configure import configure
+from burnish.commands.evaluate import EvaluateConfig
+from burnish.commands.sweep import plan, run_sweep
+from burnish.commands.table import COMMANDS, Command
+from burnish.commands.tasks import load_task
 from burnish.compose import config_groups, group_options
 from burnish.errors import BurnishError, Stopped
-from burnish.evaluate_command import EvaluateConfig
-from burnish.resume import configure
-from burnish.run import Run
-from burnish.sweep import plan, run_sweep
-from burnish.tasks import load_task
+from burnish.runs.folder import Run
 
 
 def command(name: str) -> Command:
@@ -38,7 +38,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 def test_help_is_fast_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from burnish.cli import main\n"
+        "import sys; from burnish.commands.cli import main\n"
         "try: main(['--help'])\n"
         "finally: assert not {'torch', 'numpy', 'hydra', 'mujoco', 'rich'} & set(sys.modules)"
     )
@@ -231,7 +231,7 @@ def fake_pretrain(monkeypatch: pytest.MonkeyPatch) -> Command:
     found = {"fake:Config": FakeConfig, "fake:pretrain": pretrain}
     monkeypatch.setattr(commands, "_load", found.__getitem__)
     fake = dataclasses.replace(command("pretrain"), config_class="fake:Config", function="fake:pretrain")
-    monkeypatch.setattr("burnish.cli.COMMANDS", (fake,))
+    monkeypatch.setattr("burnish.commands.cli.COMMANDS", (fake,))
     return fake
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from burnish.cli import main
+from burnish.commands.cli import main
 from burnish.compare import command as compare_command
 from burnish.compare import reproduce
 from burnish.compare.display import Display, last_metrics
@@ -24,10 +24,10 @@ from burnish.compare.local_runner import LocalRunner
 from burnish.compare.plan import Cell, plan, read_config, resolve
 from burnish.config import to_dict
 from burnish.errors import BurnishError
-from burnish.evaluation import about
+from burnish.evaluation.evaluate import about
 from burnish.networks import DenoiserConfig
-from burnish.policy import DiffusionPolicy, PolicyConfig
-from burnish.run import read_metrics
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+from burnish.runs.folder import read_metrics
 
 TINY = [
     "n_envs=2",
@@ -468,7 +468,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path, runner, kill):
     path = write(tmp_path / "a.yaml", seeds=[0], settings=settings, runner=runner, cell_memory_gb=0.5)
     whole = write(tmp_path / "whole.yaml", seeds=[0], settings=settings, run_dir=str(tmp_path / "w"))
     assert main(["compare", str(whole)]) == 0
-    process = subprocess.Popen([sys.executable, "-m", "burnish.cli", "compare", str(path)])
+    process = subprocess.Popen([sys.executable, "-m", "burnish.commands.cli", "compare", str(path)])
     cells = cells_of(path)
     deadline = time.monotonic() + 120
     while not any(

@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from burnish import doctor, origin
+from burnish.commands import doctor
 from burnish.diffusion.process import PREDICTION_TYPES
 from burnish.diffusion.sampler import StdBounds
 from burnish.finetune.off_policy import polyak
-from burnish.networks import CriticConfig, DenoiserConfig, QEnsemble, build_denoiser, compiled_mlp
-from burnish.networks.compiled_mlp import CompiledMLP
-from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.networks import CriticConfig, DenoiserConfig, QEnsemble, build_denoiser
+from burnish.networks.compiled import mlp as compiled_mlp
+from burnish.networks.compiled.mlp import CompiledMLP
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+from burnish.runs import origin
 
 DO, TP, DA, K = 5, 3, 2, 7
 SHAPES = [(1, 1), (4, 1), (5, 3), (13, 7), (40, 5)]  # observations, candidates: whole tiles and remainders

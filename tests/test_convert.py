@@ -10,13 +10,13 @@ import h5py
 import numpy as np
 import pytest
 
-from burnish.datasets import robomimic
-from burnish.datasets.convert import convert_robosuite
+from burnish.datasets.checking.replaying import replay
+from burnish.datasets.checking.validate import validate
+from burnish.datasets.collecting.convert import convert_robosuite
 from burnish.datasets.episodes import Demonstrations, Episode
-from burnish.datasets.replay import replay
-from burnish.datasets.robosuite_states import model_xml
-from burnish.datasets.validation import validate
-from burnish.envs.robosuite_env import env_args, make_task_env
+from burnish.datasets.formats import robomimic
+from burnish.datasets.formats.robosuite_states import model_xml
+from burnish.envs.robosuite.env import env_args, make_task_env
 from burnish.errors import BurnishError
 
 HUMAN = {  # file -> (task, version, steps of each episode)

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import burnish.datasets
-from burnish.datasets import d4rl, hdf5, minari_local, robomimic
-from burnish.datasets.checks import check
+from burnish.datasets.checking.checks import check
+from burnish.datasets.checking.inspect import inspect
+from burnish.datasets.checking.validate import validate
 from burnish.datasets.download import download, released_file
 from burnish.datasets.episodes import Demonstrations, Episode
-from burnish.datasets.inspect import inspect
+from burnish.datasets.formats import d4rl, hdf5, minari_local, robomimic
 from burnish.datasets.load import load, read
-from burnish.datasets.validation import validate
 from burnish.errors import BurnishError
 
 ENV_ARGS = {"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs": {"robots": ["Panda"]}}
@@ -559,7 +559,7 @@ def with_constant(values: np.ndarray) -> np.ndarray:
 
 
 def test_validation_weighs_the_replays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from burnish.datasets import replay
+    from burnish.datasets.checking import replaying as replay
 
     path = tmp_path / "lift.hdf5"
     robomimic.write(path, robosuite_demos())

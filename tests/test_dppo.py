@@ -7,10 +7,10 @@ import torch
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.finetune.dppo import DPPO, DPPOConfig
+from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting, stage_class
 from burnish.networks import DenoiserConfig
-from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 E, TA, DA = 32, 2, 2
 

@@ -21,10 +21,10 @@ import pytest
 
 from burnish.envs import TaskConfig, VectorEnv, make_simulator, make_vector_env
 from burnish.envs.base import ChunkStep
-from burnish.envs.gymnasium_fast_step import fast_step
-from burnish.envs.gymnasium_mujoco import GymnasiumSimulator
-from burnish.envs.vector import SyncVectorEnv
-from burnish.envs.workers import WorkerVectorEnv
+from burnish.envs.gymnasium.fast_step import fast_step
+from burnish.envs.gymnasium.simulator import GymnasiumSimulator
+from burnish.envs.vector.sync import SyncVectorEnv
+from burnish.envs.vector.workers import WorkerVectorEnv
 from burnish.errors import BurnishError
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that spawned workers find it too
@@ -525,7 +525,7 @@ import os, signal, sys
 from functools import partial
 sys.path.insert(0, {tests!r})
 from fake_simulator import Counter
-from burnish.envs.workers import WorkerVectorEnv
+from burnish.envs.vector.workers import WorkerVectorEnv
 if __name__ == "__main__":
     sizes = dict(n_envs=2, n_obs_steps=1, n_action_steps=1, max_episode_steps=9)
     env = WorkerVectorEnv(Counter, **sizes, seed=0, n_workers=2)

@@ -10,7 +10,7 @@ import torch
 
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.evaluation import (
+from burnish.evaluation.evaluate import (
     Difference,
     EvaluationConfig,
     about,
@@ -19,7 +19,7 @@ from burnish.evaluation import (
     wilson_interval,
 )
 from burnish.networks import DenoiserConfig
-from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=50)
 

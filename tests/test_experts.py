@@ -11,15 +11,15 @@ import h5py
 import numpy as np
 import pytest
 
-from burnish.datasets.actors import PolicyActor
-from burnish.datasets.collect import CollectConfig, collect
+from burnish.commands.tasks import load_task
+from burnish.datasets.collecting.actors import PolicyActor
+from burnish.datasets.collecting.collect import CollectConfig, collect
+from burnish.datasets.collecting.recorder import STEPS_AFTER_SUCCESS, Recorder
 from burnish.datasets.experts import make_expert
 from burnish.datasets.experts.expert import hand_rotation, nearest_yaw
 from burnish.datasets.load import load, resolve
-from burnish.datasets.recorder import STEPS_AFTER_SUCCESS, Recorder
 from burnish.envs import make_simulator
 from burnish.errors import BurnishError
-from burnish.tasks import load_task
 
 LIFT = load_task("lift")
 HOPPER = replace(load_task("hopper"), max_episode_steps=30)
@@ -183,11 +183,11 @@ def test_policy_actor_keeps_history_and_works_through_its_chunks():
 def hopper_behaviour(request, tmp_path) -> str:
     simulator = make_simulator(HOPPER)
     if request.param == "actor":
-        from burnish.datasets.behaviour import SACActor
+        from burnish.datasets.collecting.sac_actor import SACActor
 
         actor = SACActor(simulator.obs_dim, simulator.action_dim, (8,))
         return str(actor.save(tmp_path / "hopper.safetensors", {"task": "hopper"}))
-    from burnish.policy import DiffusionPolicy, PolicyConfig
+    from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
     policy = DiffusionPolicy(PolicyConfig(), simulator.obs_dim, simulator.action_dim, ["flat"], "hopper")
     policy.save(tmp_path / "policy")

@@ -13,15 +13,16 @@ from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.finetune import off_policy
-from burnish.finetune.best_of_n import BestOfN, BestOfNConfig
-from burnish.finetune.dpmd import DPMD, DPMDConfig
+from burnish.finetune.algorithms.best_of_n import BestOfN, BestOfNConfig
+from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
+from burnish.finetune.algorithms.sdac import SDAC, SDACConfig
+from burnish.finetune.losses.rsm import RSMConfig
 from burnish.finetune.off_policy import Draws
-from burnish.finetune.replay import Transitions
-from burnish.finetune.rsm import RSMConfig
-from burnish.finetune.sdac import SDAC, SDACConfig
 from burnish.finetune.stage import Setting
-from burnish.networks import CriticConfig, DenoiserConfig, compiled_mlp
-from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.finetune.storage.replay import Transitions
+from burnish.networks import CriticConfig, DenoiserConfig
+from burnish.networks.compiled import mlp as compiled_mlp
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 E, TA, DA = 16, 2, 2
 STAGES = {"best_of_n": (BestOfN, BestOfNConfig), "dpmd": (DPMD, DPMDConfig), "sdac": (SDAC, SDACConfig)}

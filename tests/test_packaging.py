@@ -79,7 +79,7 @@ def test_the_folders_refuse_their_bare_names() -> None:
 def test_import_burnish_is_light_and_the_policy_is_there() -> None:
     code = (
         "import sys, burnish; assert 'torch' not in sys.modules;"
-        "from burnish import DiffusionPolicy; assert DiffusionPolicy.__module__ == 'burnish.policy'"
+        "from burnish import DiffusionPolicy; assert DiffusionPolicy.__module__ == 'burnish.policies.diffusion'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from burnish.diffusion import NoiseProcess, Sampler, StdBounds, betas, gaussian_log_prob
-from burnish.finetune.ppo_loss import (
+from burnish.finetune.losses.ppo import (
     chunk_log_prob,
     clip_range,
     clipped_surrogate,
     denoising_discount,
     normalize_advantages,
 )
-from burnish.finetune.rsm import RSMConfig, Weighting, weighted_denoising_loss
+from burnish.finetune.losses.rsm import RSMConfig, Weighting, weighted_denoising_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("BURNISH_PARITY_DIR", ROOT.parent / "shared" / "data" / "parity"))

@@ -8,9 +8,10 @@ import torch
 
 from burnish import DiffusionPolicy
 from burnish.errors import BurnishError
-from burnish.networks import DenoiserConfig, build_denoiser, compiled_mlp
-from burnish.normalizer import Normalizer
-from burnish.policy import PolicyConfig
+from burnish.networks import DenoiserConfig, build_denoiser
+from burnish.networks.compiled import mlp as compiled_mlp
+from burnish.policies.diffusion import PolicyConfig
+from burnish.policies.normalizer import Normalizer
 
 SMALL = DenoiserConfig(hidden_dim=32, n_layers=2)
 

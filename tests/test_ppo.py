@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.finetune.gae import RewardScaler, gae
-from burnish.finetune.ppo_loss import (
+from burnish.finetune.losses.gae import RewardScaler, gae
+from burnish.finetune.losses.ppo import (
     chunk_log_prob,
     clip_range,
     clipped_surrogate,

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from burnish.errors import BurnishError
 from burnish.networks import CriticConfig, DenoiserConfig, QEnsemble, build_denoiser
-from burnish.networks import in_parts as parts
 from burnish.networks.activation import ACTIVATIONS, Mish
+from burnish.networks.compiled import in_parts as parts
 
 B, N, DO, DA = 5, 7, 4, 3
 

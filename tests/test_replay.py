@@ -10,11 +10,17 @@ import torch
 
 from burnish.datasets.episodes import Episode
 from burnish.envs.base import ChunkStep
-from burnish.envs.vector import SyncVectorEnv
+from burnish.envs.vector.sync import SyncVectorEnv
 from burnish.errors import BurnishError
-from burnish.finetune.replay import Replay, Transitions, demonstration_transitions, discounted, online_transitions
+from burnish.finetune.storage.replay import (
+    Replay,
+    Transitions,
+    demonstration_transitions,
+    discounted,
+    online_transitions,
+)
 from burnish.networks import DenoiserConfig
-from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_simulator import Counter

@@ -37,9 +37,9 @@ from burnish.compare.statistics import (
     summarise,
 )
 from burnish.errors import BurnishError
-from burnish.evaluation import Evaluation, Interval
-from burnish.origin import commit, without_names
-from burnish.run import read_metrics
+from burnish.evaluation.evaluate import Evaluation, Interval
+from burnish.runs.folder import read_metrics
+from burnish.runs.origin import commit, without_names
 
 EVERY, UPDATES = 100, 10  # environment steps an update, updates
 N_EPISODES = 20

@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from burnish.envs import robosuite_env
-from burnish.envs.robosuite_env import make_task_env, task_from_env_args
-from burnish.envs.robosuite_fast import speed_up
-from burnish.envs.robosuite_suite import RobosuiteSimulator, env_args_of, select_obs
+from burnish.envs.robosuite import env as robosuite_env
+from burnish.envs.robosuite.env import make_task_env, task_from_env_args
+from burnish.envs.robosuite.fast_step import speed_up
+from burnish.envs.robosuite.simulator import RobosuiteSimulator, env_args_of, select_obs
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 
@@ -167,7 +167,7 @@ def test_the_compiled_step_is_robosuites(env_name, env_kwargs, n_starts):
     """States within 1e-8 is what was asked for. In long episodes that wants equality bit by bit, which this shows where
     numpy is a wheel of its own project: a contact makes 1e-4 of a difference of 1e-15."""
     fast, stock = make_task_env(env_name, env_kwargs), make_task_env(env_name, env_kwargs, fast=False)
-    pytest.importorskip("burnish.envs.robosuite_osc", reason="not numpy's own wheel", exc_type=ImportError)
+    pytest.importorskip("burnish.envs.robosuite.osc", reason="not numpy's own wheel", exc_type=ImportError)
     assert "step" in vars(fast)
     assert "step" not in vars(stock)
     for start in range(n_starts):
@@ -202,7 +202,7 @@ def test_an_observation_is_made_from_robosuites_own(env_name, keys, env_kwargs):
     """The simulator computes only the sensors that these keys need: robosuite's environment computes all."""
     task = TaskConfig("t", "robosuite", env_name, 80, keys, env_kwargs)
     simulator, stock = RobosuiteSimulator(task), make_task_env(env_name, env_kwargs, fast=False)
-    pytest.importorskip("burnish.envs.robosuite_osc", reason="not numpy's own wheel", exc_type=ImportError)
+    pytest.importorskip("burnish.envs.robosuite.osc", reason="not numpy's own wheel", exc_type=ImportError)
 
     def expected(observations: dict[str, np.ndarray]) -> np.ndarray:
         return np.concatenate([np.ravel(select_obs(observations, key)) for key in keys], dtype=np.float32)
@@ -351,7 +351,7 @@ def test_env_args_of_another_simulator_are_refused():
 
 
 def test_without_numpys_blas_robosuites_own_step_runs(monkeypatch):
-    monkeypatch.setitem(sys.modules, "burnish.envs.robosuite_osc", None)  # as where it raises ImportError
+    monkeypatch.setitem(sys.modules, "burnish.envs.robosuite.osc", None)  # as where it raises ImportError
     env = make_task_env("Lift", {}, fast=False)
     assert "runs with robosuite's own, slower step: " in speed_up(env)
     assert "step" not in vars(env)

@@ -11,15 +11,21 @@ from scipy import stats
 from burnish.diffusion import NoiseProcess, betas
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.finetune import sdac
-from burnish.finetune.dpmd import DPMD, DPMDConfig
+from burnish.finetune.algorithms import sdac
+from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
+from burnish.finetune.algorithms.sdac import SDAC, SDACConfig, reverse_noise
+from burnish.finetune.losses.rsm import (
+    RSMConfig,
+    Weighting,
+    kl_from_uniform,
+    paper_temperature,
+    weighted_denoising_loss,
+)
 from burnish.finetune.off_policy import Draws
-from burnish.finetune.replay import Transitions
-from burnish.finetune.rsm import RSMConfig, Weighting, kl_from_uniform, paper_temperature, weighted_denoising_loss
-from burnish.finetune.sdac import SDAC, SDACConfig, reverse_noise
 from burnish.finetune.stage import Setting
+from burnish.finetune.storage.replay import Transitions
 from burnish.networks import DenoiserConfig
-from burnish.policy import DiffusionPolicy, PolicyConfig
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 CPU = torch.device("cpu")
 STAGES = {"dpmd": (DPMD, DPMDConfig), "sdac": (SDAC, SDACConfig)}

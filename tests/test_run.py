@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from burnish import progress as progress_module
-from burnish import video
+from burnish.commands.tasks import load_task
 from burnish.errors import BurnishError
+from burnish.evaluation import video
 from burnish.networks import DenoiserConfig
-from burnish.policy import DiffusionPolicy, PolicyConfig
-from burnish.run import Run, StopRequest, load_config, read_metrics
-from burnish.tasks import load_task
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+from burnish.runs import progress as progress_module
+from burnish.runs.folder import Run, StopRequest, load_config, read_metrics
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def test_a_run_writes_config_metrics_summary_and_curve(tmp_path: Path) -> None:
 
 def test_a_run_does_not_import_wandb_unless_asked(tmp_path: Path) -> None:
     code = (
-        "import sys; from dataclasses import make_dataclass; from burnish.run import Run;"
+        "import sys; from dataclasses import make_dataclass; from burnish.runs.folder import Run;"
         "run = Run.create(sys.argv[1], make_dataclass('C', [])()); run.log({'x': 1}, 0); run.finish({});"
         "assert 'wandb' not in sys.modules and 'matplotlib' not in sys.modules"
     )
@@ -178,7 +178,7 @@ def test_videos_that_cannot_be_written_cost_a_line(
 
 def test_wandb_offline_writes_into_the_run_folder(tmp_path: Path) -> None:
     code = (
-        "from dataclasses import make_dataclass; from burnish.run import Run;"
+        "from dataclasses import make_dataclass; from burnish.runs.folder import Run;"
         "run = Run.create('run', make_dataclass('C', [])(), wandb='offline');"
         "run.log({'my_loss': 1.0}, 0); run.finish({'my_summary': 1.0})"
     )
@@ -233,7 +233,7 @@ def test_the_memory_of_large_arrays_is_used_again():
     """In a process of its own: page faults of the tenth allocation of 64 MiB."""
     code = """
 import resource, sys, torch
-from burnish.memory import keep_freed_memory
+from burnish.machine.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():

@@ -11,9 +11,9 @@ import pytest
 import torch
 from scipy import stats
 
-from burnish.cli import main
-from burnish.distance import BANDWIDTH, DIRECTIONS, mmd, sliced_wasserstein
-from burnish.finetune.energies import (
+from burnish.commands.cli import main
+from burnish.finetune.toy.distances import BANDWIDTH, DIRECTIONS, mmd, sliced_wasserstein
+from burnish.finetune.toy.energies import (
     ENERGIES,
     MODE_STD,
     MODE_WEIGHTS,
@@ -24,7 +24,7 @@ from burnish.finetune.energies import (
     langevin,
     uniform,
 )
-from burnish.finetune.toy import METHODS, Budget, Learner, summary
+from burnish.finetune.toy.toy import METHODS, Budget, Learner, summary
 
 
 def generator(seed: int = 0) -> torch.Generator:

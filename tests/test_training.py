@@ -14,25 +14,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from burnish.cli import main
-from burnish.datasets import d4rl
+from burnish.commands.cli import main
 from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.formats import d4rl
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
-from burnish.evaluation import EvaluationConfig, evaluate
+from burnish.evaluation.evaluate import EvaluationConfig, evaluate
 from burnish.finetune import loop, off_policy
-from burnish.finetune.dpmd import DPMDConfig
-from burnish.finetune.dppo import DPPOConfig
+from burnish.finetune.algorithms.dpmd import DPMDConfig
+from burnish.finetune.algorithms.dppo import DPPOConfig
+from burnish.finetune.algorithms.sdac import SDACConfig
 from burnish.finetune.loop import FinetuneConfig, finetune
-from burnish.finetune.rsm import RSMConfig
-from burnish.finetune.sdac import SDACConfig
+from burnish.finetune.losses.rsm import RSMConfig
 from burnish.finetune.stage import StageConfig
 from burnish.networks import CriticConfig, DenoiserConfig
-from burnish.policy import DiffusionPolicy, PolicyConfig
-from burnish.policy_base import fingerprint
+from burnish.policies.base import fingerprint
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.pretrain import behaviour_cloning
 from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pretrain
-from burnish.run import read_metrics
+from burnish.runs.folder import read_metrics
 
 HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=60)
 POLICY = PolicyConfig(denoiser=DenoiserConfig(hidden_dim=32), denoising_steps=5, n_obs_steps=2)
@@ -316,7 +316,7 @@ def test_sigterm_to_the_whole_group_saves_and_resume_goes_on(pretrained, tmp_pat
     words += ["stage.n_steps=16", "stage.ft_denoising_steps=3", "checkpoint_every=256", "eval_every=0"]
     words += ["total_env_steps=10000000", "evaluation.episodes=3", "evaluation.n_envs=3", "evaluation.backend=sync"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "burnish.cli", "finetune", *words],
+        [sys.executable, "-m", "burnish.commands.cli", "finetune", *words],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

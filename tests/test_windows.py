@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.datasets import robomimic
 from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.formats import robomimic
 from burnish.datasets.windows import Windows, split_episodes
 from burnish.errors import BurnishError
 

@@ -31,10 +31,10 @@ __all__ = [
 def make_simulator(task: TaskConfig) -> Simulator:
     """The simulator of a task. Raises BurnishError for an unknown `env_id`, with the nearest names."""
     if task.suite == "robosuite":
-        from burnish.envs.robosuite_suite import RobosuiteSimulator
+        from burnish.envs.robosuite.simulator import RobosuiteSimulator
 
         return RobosuiteSimulator(task)
-    from burnish.envs.gymnasium_mujoco import GymnasiumSimulator
+    from burnish.envs.gymnasium.simulator import GymnasiumSimulator
 
     return GymnasiumSimulator(task)
 
@@ -68,7 +68,7 @@ def make_vector_env(
     if backend == "auto":
         backend = "workers" if n_workers > 1 and n_envs >= _ENVS_FOR_WORKERS[task.suite] else "sync"
     if backend == "envpool":
-        from burnish.envs.envpool_vector import EnvPoolVectorEnv
+        from burnish.envs.gymnasium.envpool import EnvPoolVectorEnv
 
         return EnvPoolVectorEnv(
             task,
@@ -79,8 +79,8 @@ def make_vector_env(
             autoreset=autoreset,
             n_threads=n_workers,
         )
-    from burnish.envs.vector import SyncVectorEnv
-    from burnish.envs.workers import WorkerVectorEnv
+    from burnish.envs.vector.sync import SyncVectorEnv
+    from burnish.envs.vector.workers import WorkerVectorEnv
 
     vector_env = partial(WorkerVectorEnv, n_workers=n_workers) if backend == "workers" else SyncVectorEnv
     return vector_env(

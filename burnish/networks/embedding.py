@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.networks.activation import Mish
-from burnish.networks.compiled_mlp import CompiledMLP
+from burnish.networks.compiled.mlp import CompiledMLP
 
 
 def sinusoidal_table(denoising_steps: int, dim: int) -> Tensor:

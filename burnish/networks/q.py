@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from burnish.errors import BurnishError
 from burnish.networks.activation import ACTIVATIONS
-from burnish.networks.compiled_mlp import CompiledMLP, can_compile, up_to_date
-from burnish.networks.in_parts import in_parts
+from burnish.networks.compiled.in_parts import in_parts
+from burnish.networks.compiled.mlp import CompiledMLP, can_compile, up_to_date
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Config group `network`: what a policy from scratch is, `burnish.policy.PolicyConfig`."""
+"""Config group `network`: what a policy from scratch is, `burnish.policies.diffusion.PolicyConfig`."""

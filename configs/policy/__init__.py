@@ -1,1 +1,1 @@
-"""Config group `policy`: one YAML for each kind of denoiser, `burnish.policy.PolicyConfig`."""
+"""Config group `policy`: one YAML for each kind of denoiser, `burnish.policies.diffusion.PolicyConfig`."""

@@ -1,0 +1,42 @@
+"""The configuration of a command: composed anew, or with resume=RUN that of an earlier run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from burnish.commands.table import Command
+from burnish.compose import compose, parse_value, split
+from burnish.errors import BurnishError
+
+
+def configure(command: Command, overrides: list[str]) -> dict[str, Any]:
+    """The resolved configuration, not parsed yet.
+
+    With `resume=RUN` it is RUN/config.yaml; only wandb, device, torch_threads and the total length may be set anew.
+    Raises BurnishError for everything else, and where RUN is not a run of this command.
+    """
+    given = {split(override)[0]: override for override in overrides}
+    run = parse_value(given.pop("resume")) if "resume" in given else None
+    return compose(command.config, overrides) if run is None else _resumed(command, run, given)
+
+
+def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any]:
+    from burnish.runs.folder import load_config
+
+    if command.length is None:
+        raise BurnishError(f"burnish {command.name} takes no resume=...: only pretrain, finetune and scratch have runs")
+    config = load_config(run)
+    if command.section not in config:
+        raise BurnishError(
+            f"resume={run} is not a run of burnish {command.name}: its config.yaml has no {command.section}"
+        )
+    allowed = ("wandb", "device", "torch_threads", command.length)
+    for key, override in given.items():
+        if key not in allowed:
+            raise BurnishError(f"{override}: a resumed run keeps its settings; only {', '.join(allowed)} may differ")
+        *parents, name = key.split(".")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        section[name] = parse_value(override)
+    return {**config, "resume": run, "run_dir": run, "overwrite": False}

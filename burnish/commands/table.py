@@ -1,0 +1,191 @@
+"""The commands that take `key=value`: what they are called, what they run, what their help says."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from burnish.config import parse
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command behind a YAML file of burnish.configs.
+
+    Attributes:
+        name: as typed ("data collect").
+        summary: one line.
+        description: what it does and what it writes.
+        config: the YAML file's name.
+        config_class, function: "module:name" of the dataclass and of what takes it.
+        examples: command lines.
+        length: the key of the total length, which may be raised on resume; None where there is no resume.
+        section: a key only such runs' config.yaml has, to tell whose run folder it is.
+    """
+
+    name: str
+    summary: str
+    description: str
+    config: str
+    config_class: str
+    function: str
+    examples: tuple[str, ...]
+    length: str | None = None
+    section: str | None = None
+
+    def parse(self, config: dict[str, Any]) -> Any:
+        """The command's dataclass from plain data. Raises BurnishError naming the first wrong key."""
+        if isinstance(config.get("stage"), dict):
+            config = {**config, "stage": _parse_stage(config["stage"])}
+        return parse(_load(self.config_class), config)
+
+    def run(self, config: Any) -> Any:
+        """Do the work of the command."""
+        return _load(self.function)(config)
+
+    def help(self) -> str:
+        """The text of --help: its keys are those with a comment in the YAML file."""
+        from burnish.compose import config_groups, config_text
+
+        lines = [
+            f"usage: burnish {self.name} [key=value ...] [--multirun] [--cfg] [--help]",
+            "",
+            self.description,
+        ]
+        lines += ["", "config groups (the first is the default):"]
+        lines += [_row(f"{group}=", ", ".join(options)) for group, options in config_groups(self.config).items()]
+        lines += ["", "keys most used (all of them: --cfg):"]
+        lines += [_row(f"{key}={default}", meaning) for key, default, meaning in _documented(config_text(self.config))]
+        lines += ["", "options:"]
+        lines += [
+            _row("-m, --multirun", "run all combinations of key=a,b or key=range(0,3), one after another"),
+            _row("--cfg", "print the resolved configuration and stop"),
+        ]
+        lines += ["", "examples:", *(f"  {example}" for example in self.examples)]
+        return "\n".join(lines)
+
+
+def _row(left: str, right: str) -> str:
+    text = textwrap.fill(right, 110, initial_indent=" " * 34, subsequent_indent=" " * 34)
+    return f"  {left:<30}  {text[34:]}" if len(left) <= 30 else f"  {left}\n{text}"
+
+
+def _documented(text: str) -> list[tuple[str, str, str]]:
+    """(dotted key, default, meaning) of each `key: default  # meaning` in a YAML text."""
+    found = []
+    parents: list[str] = []
+    for line in text.splitlines():
+        match = re.fullmatch(r"( *)(\w+):(?: +(.*?))?(?:  # (.*))?", line)
+        if match:
+            indent, key, default, meaning = match.groups()
+            parents = [*parents[: len(indent) // 2], key]
+            if meaning:
+                found.append((".".join(parents), default.replace("???", "..."), meaning))
+    return found
+
+
+def _load(target: str) -> Any:
+    module, name = target.split(":")
+    return getattr(import_module(module), name)
+
+
+def _parse_stage(stage: dict[str, Any]) -> Any:
+    from burnish.finetune.stage import stage_class
+
+    return parse(stage_class(str(stage.get("name"))).Config, stage, "stage")
+
+
+COMMANDS = (
+    Command(
+        name="pretrain",
+        summary="clone demonstrations into a diffusion policy",
+        description="Clones demonstrations into a diffusion (or Gaussian) policy (behaviour cloning) and\n"
+        "evaluates it in the simulator. Writes a run folder; its checkpoints are policy folders.",
+        config="pretrain",
+        config_class="burnish.pretrain.behaviour_cloning:PretrainConfig",
+        function="burnish.pretrain.behaviour_cloning:pretrain",
+        examples=(
+            "burnish pretrain task=lift",
+            "burnish pretrain task=hopper dataset=data/hopper.hdf5 train.epochs=50 run_dir=runs/hopper",
+            "burnish pretrain task=can policy=unet --multirun seed=0,1,2 run_dir=runs/can-seeds",
+            "burnish pretrain task=lift policy=gaussian run_dir=runs/gaussian-lift",
+            "burnish pretrain resume=runs/hopper train.epochs=100",
+        ),
+        length="train.epochs",
+        section="train",
+    ),
+    Command(
+        name="finetune",
+        summary="improve a pretrained policy by reinforcement learning",
+        description="Improves a pretrained policy by RL in the simulator. Writes a run folder;\n"
+        "its checkpoints are policy folders.",
+        config="finetune",
+        config_class="burnish.finetune.loop:FinetuneConfig",
+        function="burnish.finetune.loop:finetune",
+        examples=(
+            "burnish finetune task=lift policy=runs/pretrain-lift-seed0/checkpoints/best",
+            "burnish finetune task=lift policy=runs/a/checkpoints/best total_env_steps=2e6 run_dir=runs/b",
+            "burnish finetune task=lift stage=dpmd policy=runs/a total_env_steps=25600",
+            "burnish finetune resume=runs/b",
+        ),
+        length="total_env_steps",
+        section="stage",
+    ),
+    Command(
+        name="scratch",
+        summary="train a policy by reinforcement learning alone",
+        description="Trains a policy by RL from nothing: a diffusion policy in the setting of the RSM paper\n"
+        "(Ma et al. 2025), or a Gaussian one by Stable-Baselines3's SAC, TD3 or PPO.\n"
+        "Writes a run folder; its checkpoints are policy folders.",
+        config="scratch",
+        config_class="burnish.finetune.loop:FinetuneConfig",
+        function="burnish.finetune.loop:finetune",
+        examples=(
+            "burnish scratch task=halfcheetah",
+            "burnish scratch task=hopper stage=sdac_paper total_env_steps=200000 --multirun seed=0,1,2",
+            "burnish scratch task=hopper stage=sac network=gaussian n_envs=1 total_env_steps=100000",
+            "burnish finetune resume=runs/scratch-dpmd-halfcheetah-seed0",
+        ),
+        length="total_env_steps",
+        section="stage",
+    ),
+    Command(
+        name="evaluate",
+        summary="roll out a saved policy with fixed seeds",
+        description="Rolls out a saved policy with fixed seeds: success rate and return, with confidence\n"
+        "intervals. Writes evaluation.json, and videos if asked for.",
+        config="evaluate",
+        config_class="burnish.commands.evaluate:EvaluateConfig",
+        function="burnish.commands.evaluate:evaluate_policy",
+        examples=(
+            "burnish evaluate task=lift policy=runs/dppo-lift-seed0/checkpoints/best",
+            "burnish evaluate task=lift policy=runs/a/checkpoints/best episodes=20 video=3 out=results/lift",
+        ),
+    ),
+    Command(
+        name="data collect",
+        summary="collect demonstrations in simulation",
+        description="Collects demonstrations in simulation: of a scripted expert, an actor or a policy.",
+        config="collect",
+        config_class="burnish.datasets.collecting.collect:CollectConfig",
+        function="burnish.datasets.collecting.collect:collect",
+        examples=(
+            "burnish data collect task=lift out=data/lift.hdf5",
+            "burnish data collect task=hopper behaviour=sac episodes=200 out=data/hopper-medium.hdf5",
+        ),
+    ),
+    Command(
+        name="data train-behaviour",
+        summary="train an actor to collect demonstrations with",
+        description="Trains a SAC actor (Stable-Baselines3) on a Gymnasium task until it reaches a return,\n"
+        "to collect demonstrations with.",
+        config="behaviour",
+        config_class="burnish.datasets.collecting.sac_actor:BehaviourConfig",
+        function="burnish.datasets.collecting.sac_actor:train_behaviour",
+        examples=("burnish data train-behaviour task=hopper target_return=1500 out=data/hopper.safetensors",),
+    ),
+)
+"""All of them, in the order of the help."""

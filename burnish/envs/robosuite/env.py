@@ -1,0 +1,180 @@
+"""Building robosuite environments: defaults, controllers, and robomimic's `env_args` old and new."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+from functools import cache
+from typing import Any
+
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError
+
+# What robosuite draws while it loads a model (the size of Lift's cube) is what this seed gives, everywhere.
+MODEL_SEED = 0
+
+ROBOSUITE_TYPE = 1  # robomimic's EnvType.ROBOSUITE_TYPE
+
+_BUILD_KWARGS = ("hard_reset", "renderer", "seed")  # ours, not part of a recording's env_args
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def import_robosuite() -> Any:
+    """The robosuite module, without its log lines on the console (missing macros, controller files).
+
+    A filter on robosuite's logger, because importing robosuite sets the logger's level again.
+    """
+    logging.getLogger("robosuite_logs").addFilter(_errors_only)
+    try:
+        import robosuite
+    except ImportError as error:
+        raise BurnishError(f"robosuite cannot be imported ({error}): pip install 'robosuite==1.5.2'") from error
+    return robosuite
+
+
+def make_task_env(env_name: str, env_kwargs: dict[str, Any] | None = None, *, fast: bool = True) -> Any:
+    """A robosuite environment without cameras or renderers, from today's or older keyword arguments.
+
+    Arguments:
+        env_name: robosuite's name ("Lift", "PickPlaceCan", "NutAssemblySquare", ...).
+        env_kwargs: for `robosuite.make`; they win over the defaults of `complete_env_kwargs`.
+        fast: with a compiled `step` of the same numbers (`robosuite_fast`); where that is not possible, robosuite's
+            own, and a line on the standard error says why.
+
+    Raises BurnishError for an unknown environment or arguments robosuite refuses.
+    """
+    robosuite = import_robosuite()
+    if env_name not in robosuite.ALL_ENVIRONMENTS:
+        names = ", ".join(sorted(robosuite.ALL_ENVIRONMENTS))
+        raise BurnishError(f"robosuite has no environment {env_name!r}; it has: {names}")
+    kwargs = complete_env_kwargs(env_name, env_kwargs or {})
+    try:
+        env = robosuite.make(env_name, **kwargs)
+    except (TypeError, ValueError, KeyError, AssertionError) as error:
+        raise BurnishError(f"robosuite.make({env_name!r}) refuses task.env_kwargs: {error!r}") from error
+    if fast:
+        from burnish.envs.robosuite.fast_step import speed_up
+
+        _say_once(env_name, speed_up(env))
+    return env
+
+
+@cache
+def _say_once(env_name: str, remark: str | None) -> None:
+    if remark:
+        print(f"burnish: {env_name} {remark}", file=sys.stderr, flush=True)
+
+
+def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`env_kwargs` over our defaults: Panda arms, OSC_POSE deltas in the world frame at 20 Hz, sparse reward,
+    no rendering, no time limit, soft resets, a model from a fixed seed."""
+    defaults: dict[str, Any] = {
+        "robots": ["Panda", "Panda"] if env_name.startswith("TwoArm") else ["Panda"],
+        "control_freq": 20,
+        "reward_shaping": False,
+        "use_object_obs": True,
+        "use_camera_obs": False,
+        "has_renderer": False,
+        "has_offscreen_renderer": False,
+        "ignore_done": True,
+        "hard_reset": False,
+        "renderer": "mujoco",
+        "seed": MODEL_SEED,
+    }
+    kwargs = {**defaults, **copy.deepcopy(env_kwargs)}
+    if isinstance(kwargs["robots"], str):
+        kwargs["robots"] = [kwargs["robots"]]
+    kwargs["controller_configs"] = _controller_configs(kwargs["robots"], kwargs.get("controller_configs"))
+    return kwargs
+
+
+def env_args_of(task: TaskConfig) -> dict[str, Any]:
+    """robomimic's `env_args` of a task: env_name, env_version, type, and the env_kwargs with controllers."""
+    return env_args(task.env_id, task.env_kwargs)
+
+
+def env_args(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """robomimic's `env_args` for what `make_task_env(env_name, env_kwargs)` builds."""
+    kwargs = complete_env_kwargs(env_name, env_kwargs)
+    return {
+        "env_name": env_name,
+        "env_version": import_robosuite().__version__,
+        "type": ROBOSUITE_TYPE,
+        "env_kwargs": {key: value for key, value in kwargs.items() if key not in _BUILD_KWARGS},
+    }
+
+
+def task_from_env_args(env_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """robomimic's `env_args` -> (env_name, env_kwargs) for `make_task_env`.
+
+    Files of robosuite 1.0 to 1.4 get 1.5's names; `make_task_env` makes their arm controllers composite.
+    Cameras and renderers are left out. `lite_physics` stays on (with it off, as robosuite advises for old
+    files, replayed human demonstrations deviated by the same 4 digits, in twice the time).
+
+    Raises BurnishError for an environment that is not robosuite's.
+    """
+    name = env_args.get("env_name")
+    if name is None or env_args.get("type", ROBOSUITE_TYPE) != ROBOSUITE_TYPE:
+        kind = env_args.get("type")
+        raise BurnishError(f"env_args of {name!r} have type {kind!r}: expected robosuite's ({ROBOSUITE_TYPE})")
+    kwargs = {
+        key: value
+        for key, value in copy.deepcopy(env_args.get("env_kwargs", {})).items()
+        if not key.startswith(("camera_", "render")) and key not in ("env_name", "postprocess_visual_obs")
+    }
+    kwargs.update(has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True)
+    for gone in ("gripper_visualization", "gripper_visualizations"):
+        kwargs.pop(gone, None)
+    if "mount_types" in kwargs:
+        kwargs["base_types"] = kwargs.pop("mount_types")
+    return name, kwargs
+
+
+def _controller_configs(robots: list[str], configs: Any) -> list[dict[str, Any]]:
+    """One composite controller per robot.
+
+    Deltas are in the world frame unless a config says otherwise, as in robosuite up to 1.4 and in
+    robomimic's recordings; robosuite 1.5's own default is the frame of the robot's base, which differs
+    where robots face each other (TwoArmTransport).
+    """
+    robosuite = import_robosuite()
+    if configs is None:
+        composites = [robosuite.load_composite_controller_config(robot=robot) for robot in robots]
+        for composite in composites:
+            for part in composite["body_parts"].values():
+                if part.get("type") == "OSC_POSE":
+                    part["input_ref_frame"] = "world"
+        return composites
+    per_robot = configs if isinstance(configs, list) else [configs] * len(robots)
+    if len(per_robot) != len(robots):
+        raise BurnishError(f"controller_configs has {len(per_robot)} entries for {len(robots)} robots")
+    return [_composite(config, robot) for config, robot in zip(per_robot, robots)]
+
+
+def _composite(config: dict[str, Any], robot: str) -> dict[str, Any]:
+    """The composite form of a controller; a robosuite 1.0 - 1.4 arm controller gets 1.5's field names."""
+    from robosuite.controllers.composite.composite_controller_factory import (
+        is_part_controller_config,
+        refactor_composite_controller_config,
+    )
+    from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
+
+    config = copy.deepcopy(config)
+    if not is_part_controller_config(config):
+        return config
+    for old, new in (("damping", "damping_ratio"), ("damping_limits", "damping_ratio_limits")):
+        if old in config:
+            config[new] = config.pop(old)
+    if not config.pop("control_delta", True):
+        config["input_type"] = "absolute"
+    if config.get("input_type", "delta") == "absolute":
+        raise BurnishError("controller_configs: absolute actions are not in [-1, 1]; expected delta control")
+    config.setdefault("input_type", "delta")
+    config.setdefault("input_ref_frame", "world")
+    if robot not in REGISTERED_ROBOTS:
+        raise BurnishError(f"robosuite has no robot {robot!r}; it has: {', '.join(sorted(REGISTERED_ROBOTS))}")
+    return refactor_composite_controller_config(config, robot, REGISTERED_ROBOTS[robot].arms)

@@ -1,0 +1,414 @@
+"""E environments in W worker processes; actions and results pass through shared memory.
+
+Workers are spawned, not forked: a fork of a process with torch's threads can deadlock. A script that makes a
+`WorkerVectorEnv` therefore needs the usual `if __name__ == "__main__":`.
+
+Symbols: E environments, W workers, To observation steps, Ta executed action steps, Do and Da dimensions.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from multiprocessing.connection import Connection, wait
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.envs.base import Bools, ChunkStep, Floats, VectorEnv
+from burnish.envs.vector.sync import (
+    ChunkedEnv,
+    MakeSimulator,
+    check_actions,
+    check_seeds,
+    check_sizes,
+    check_state,
+    chunk_arrays,
+)
+from burnish.errors import BurnishError
+
+_ALIGNMENT = 64
+_SECONDS_TO_CLOSE = 5.0
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Sizes(NamedTuple):
+    """The numbers that fix the shapes of all shared arrays."""
+
+    n_envs: int
+    n_obs_steps: int
+    n_action_steps: int
+    obs_dim: int
+    action_dim: int
+
+
+class SharedArrays(NamedTuple):
+    """Views of one block of shared memory."""
+
+    actions: Floats  # (E, Ta, Da)
+    mask: Bools  # (E,)
+    nonfinite_episodes: NDArray[np.int64]  # (E,)
+    out: ChunkStep
+
+
+def _shared_arrays(sizes: Sizes, memory: SharedMemory | None) -> tuple[SharedArrays, int]:
+    """The arrays laid out one after the other in `memory` (without it: in private memory), and their size."""
+    templates: list[NDArray[Any]] = [
+        np.zeros((sizes.n_envs, sizes.n_action_steps, sizes.action_dim), np.float32),
+        np.zeros(sizes.n_envs, np.bool_),
+        np.zeros(sizes.n_envs, np.int64),
+        *chunk_arrays(sizes.n_envs, sizes.n_obs_steps, sizes.n_action_steps, sizes.obs_dim),
+    ]
+    sizes_in_memory = [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in templates]
+    if memory is None:
+        arrays = templates
+    else:
+        offsets = [sum(sizes_in_memory[:i]) for i in range(len(templates))]
+        arrays = [
+            np.ndarray(array.shape, array.dtype, buffer=memory.buf, offset=offset)
+            for array, offset in zip(templates, offsets)
+        ]
+    actions, mask, nonfinite, *out = arrays
+    return SharedArrays(actions, mask, nonfinite, ChunkStep(*out)), sum(sizes_in_memory)
+
+
+def _copy(out: ChunkStep) -> ChunkStep:
+    arrays: list[Any] = [array.copy() for array in out]
+    return ChunkStep(*arrays)
+
+
+class WorkerPlan(NamedTuple):
+    """What a worker needs to make its environments."""
+
+    make: MakeSimulator
+    indices: range
+    n_obs_steps: int
+    n_action_steps: int
+    max_episode_steps: int
+    seed: int
+    autoreset: bool
+
+
+class _EnvironmentFailed(Exception):
+    """An exception in one environment; the cause is chained."""
+
+
+@contextmanager
+def _blame(index: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _EnvironmentFailed(f"environment {index}") from error
+
+
+def _make_envs(plan: WorkerPlan) -> list[ChunkedEnv]:
+    envs = []
+    for index in plan.indices:
+        with _blame(index):
+            envs.append(
+                ChunkedEnv(
+                    plan.make(),
+                    n_obs_steps=plan.n_obs_steps,
+                    n_action_steps=plan.n_action_steps,
+                    max_episode_steps=plan.max_episode_steps,
+                    seed=plan.seed,
+                    index=index,
+                    autoreset=plan.autoreset,
+                )
+            )
+    return envs
+
+
+class _Worker:
+    """The worker's side: one method for each command."""
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self.indices = plan.indices
+        self.envs = _make_envs(plan)
+        self.memory: SharedMemory | None = None
+        self.arrays: SharedArrays
+
+    def sizes(self, _: None) -> tuple[int, int]:
+        simulator = self.envs[0].simulator
+        return simulator.obs_dim, simulator.action_dim
+
+    def attach(self, argument: tuple[str, Sizes]) -> None:
+        name, sizes = argument
+        self.memory = SharedMemory(name)
+        self.arrays, _ = _shared_arrays(sizes, self.memory)
+
+    def reset(self, seeds: list[int | None]) -> None:
+        for index, env, seed in zip(self.indices, self.envs, seeds):
+            with _blame(index):
+                env.reset(seed)
+            self.arrays.out.obs[index] = env.history
+
+    def step(self, _: None) -> None:
+        actions, mask, nonfinite, out = self.arrays
+        for index, env in zip(self.indices, self.envs):
+            if not mask[index]:
+                env.stand_still(out)
+                continue
+            try:
+                env.step(actions[index], out)
+            except Exception as error:  # not `_blame`: a context manager for each step costs microseconds
+                raise _EnvironmentFailed(f"environment {index}") from error
+            nonfinite[index] = env.nonfinite_episodes
+
+    def state_dict(self, _: None) -> list[dict[str, Any]]:
+        return [env.state_dict() for env in self.envs]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for index, env, state in zip(self.indices, self.envs, states):
+            with _blame(index):
+                env.load_state_dict(state)
+            self.arrays.nonfinite_episodes[index] = env.nonfinite_episodes
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.simulator.close()
+        if self.memory is not None:
+            del self.arrays  # numpy's views must go before the memory can
+            self.memory.close()
+
+
+def _serve(connection: Connection, plan: WorkerPlan) -> None:
+    """The worker process: answer commands until "close", or until the parent's end of the pipe is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # both may reach the whole process group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    worker = None
+    try:
+        worker = _Worker(plan)
+        connection.send(("ok", None))
+        while True:
+            command, argument = connection.recv()
+            if command == "close":
+                break
+            try:
+                answer = ("ok", getattr(worker, command)(argument))
+            except NotImplementedError as error:  # a simulator that cannot save its state can go on
+                answer = ("unsupported", str(error))
+            connection.send(answer)
+    except (EOFError, ConnectionError):
+        pass  # the parent is gone
+    except _EnvironmentFailed as failure:
+        cause = failure.__cause__
+        if isinstance(cause, BurnishError):
+            connection.send(("user", f"{failure}: {cause}"))
+        else:
+            connection.send(("error", f"{failure}: {''.join(traceback.format_exception(cause))}"))
+    except Exception:
+        connection.send(("error", traceback.format_exc()))
+    finally:
+        if worker is not None:
+            worker.close()
+
+
+class WorkerVectorEnv(VectorEnv):
+    """E environments in W processes, bitwise equal to `SyncVectorEnv` with the same arguments.
+
+    A worker that raises or dies closes the whole vector environment and raises here, naming the worker: never
+    a hang. A user's mistake (BurnishError) inside a worker is a BurnishError here too.
+
+    Args:
+        make: gives a new simulator; must be picklable (a function of a module, `functools.partial` of one).
+        n_workers: processes; at most `n_envs` are started.
+        others: as in `SyncVectorEnv`.
+    """
+
+    def __init__(
+        self,
+        make: MakeSimulator,
+        *,
+        n_envs: int,
+        n_obs_steps: int,
+        n_action_steps: int,
+        max_episode_steps: int,
+        seed: int,
+        n_workers: int,
+        autoreset: bool = True,
+    ) -> None:
+        check_sizes(n_envs, n_obs_steps, n_action_steps, max_episode_steps)
+        if n_workers < 1:
+            raise BurnishError(f"n_workers={n_workers}: expected at least 1")
+        n_workers = min(n_workers, n_envs)
+        bounds = [w * n_envs // n_workers for w in range(n_workers + 1)]
+        self._indices = [range(start, stop) for start, stop in pairwise(bounds)]
+        self._arrays: SharedArrays | None = None  # before the memory: it is released in this order
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._connections: list[Connection] = []
+        self._pending: set[int] = set()  # workers that have not answered yet
+        self._memory: SharedMemory | None = None
+        self._closed = False
+        atexit.register(self.close)  # workers ignore the SIGTERM by which multiprocessing would end them at exit
+        try:
+            for indices in self._indices:
+                plan = WorkerPlan(make, indices, n_obs_steps, n_action_steps, max_episode_steps, seed, autoreset)
+                self._start(plan)
+            self._collect()
+            obs_dim, action_dim = self._command("sizes", [None] * n_workers)[0]
+            sizes = Sizes(n_envs, n_obs_steps, n_action_steps, obs_dim, action_dim)
+            self._share(sizes)
+        except BaseException:
+            self.close()
+            raise
+        self.n_envs = n_envs
+        self.obs_dim = obs_dim
+        self.action_dim = action_dim
+        self.n_obs_steps = n_obs_steps
+        self.n_action_steps = n_action_steps
+        self.nonfinite_episodes = 0
+
+    def _start(self, plan: WorkerPlan) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_serve, args=(theirs, plan), daemon=True, name=f"burnish-env-{len(self._processes)}"
+        )
+        with _one_thread():
+            process.start()
+        theirs.close()  # so that the worker's death closes the pipe
+        self._pending.add(len(self._processes))
+        self._processes.append(process)
+        self._connections.append(ours)
+
+    def _share(self, sizes: Sizes) -> None:
+        _, size = _shared_arrays(sizes, None)
+        self._memory = SharedMemory(create=True, size=size)
+        try:
+            self._arrays, _ = _shared_arrays(sizes, self._memory)
+            self._command("attach", [(self._memory.name, sizes)] * len(self._processes))
+        finally:
+            self._memory.unlink()  # all have it open, and now nothing can be left behind, even by kill -9
+
+    def _command(self, command: str, arguments: Sequence[Any]) -> list[Any]:
+        """Send one command to every worker, each with its own argument -> the answers in order."""
+        if self._closed:
+            raise RuntimeError("this WorkerVectorEnv is closed")
+        if self._pending:  # a Ctrl-C interrupted the last command: its answers come first
+            self._collect()
+        for w, (connection, argument) in enumerate(zip(self._connections, arguments)):
+            self._pending.add(w)
+            try:
+                connection.send((command, argument))
+            except OSError:
+                self._report_death(w)
+        return self._collect()
+
+    def _collect(self) -> list[Any]:
+        answers: list[Any] = [None] * len(self._processes)
+        sentinels = [process.sentinel for process in self._processes]
+        while self._pending:
+            ready = set(wait([*(self._connections[w] for w in self._pending), *sentinels]))
+            for w in sorted(self._pending):
+                if self._connections[w] in ready or sentinels[w] in ready:
+                    answers[w] = self._receive(w)
+            for w, sentinel in enumerate(sentinels):
+                if sentinel in ready:
+                    self._report_death(w)
+        unsupported = next((answer for answer in answers if isinstance(answer, NotImplementedError)), None)
+        if unsupported is not None:
+            raise unsupported
+        return answers
+
+    def _receive(self, w: int) -> Any:
+        try:
+            kind, answer = self._connections[w].recv()
+        except (EOFError, OSError):
+            self._report_death(w)
+        self._pending.remove(w)
+        if kind == "ok":
+            return answer
+        if kind == "unsupported":
+            return NotImplementedError(answer)  # raised when all have answered
+        self.close()
+        if kind == "user":
+            raise BurnishError(f"worker {w}, {answer}")
+        raise RuntimeError(f"worker {w} failed in {answer}")
+
+    def _report_death(self, w: int) -> NoReturn:
+        process, indices = self._processes[w], self._indices[w]
+        process.join(_SECONDS_TO_CLOSE)
+        exit_code = process.exitcode
+        self.close()
+        raise RuntimeError(
+            f"worker {w} (environments {indices.start} to {indices.stop - 1}) died (exit code {exit_code}); "
+            "-9 may be a lack of memory: use fewer environments or workers"
+        )
+
+    @property
+    def _shared(self) -> SharedArrays:
+        if self._arrays is None:
+            raise RuntimeError("this WorkerVectorEnv is closed")
+        return self._arrays
+
+    def reset(self, seeds: Sequence[int] | None = None) -> Floats:
+        all_seeds = check_seeds(seeds, self.n_envs)
+        self._command("reset", [all_seeds[indices.start : indices.stop] for indices in self._indices])
+        return self._shared.out.obs.copy()
+
+    def step(self, actions: Floats, mask: Bools | None = None) -> ChunkStep:
+        actions, mask = check_actions(self, actions, mask)
+        if self._pending:  # a Ctrl-C interrupted the last step: its workers still read the shared actions
+            self._collect()
+        shared = self._shared
+        shared.actions[:] = actions
+        shared.mask[:] = mask
+        self._command("step", [None] * len(self._processes))
+        self.nonfinite_episodes = int(shared.nonfinite_episodes.sum())
+        return _copy(shared.out)
+
+    def state_dict(self) -> dict[str, Any]:
+        answers = self._command("state_dict", [None] * len(self._processes))
+        return {"environments": [state for states in answers for state in states]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        environments = check_state(state, self.n_envs)
+        self._command("load_state_dict", [environments[indices.start : indices.stop] for indices in self._indices])
+        self.nonfinite_episodes = int(self._shared.nonfinite_episodes.sum())
+
+    def close(self) -> None:
+        """End the workers; those that have not ended by themselves after 5 seconds are killed."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.send(("close", None))
+        wait_until = time.monotonic() + _SECONDS_TO_CLOSE
+        for process in self._processes:
+            process.join(max(0.0, wait_until - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for connection in self._connections:
+            connection.close()
+        self._arrays = None  # numpy's views must go before the memory can
+        if self._memory is not None:
+            self._memory.close()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A child started inside computes with one thread: the libraries read these variables when they load,
+    which is before any code of ours runs in the child."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,1 @@
+"""Policies rolled out with fixed seeds: episodes, intervals, videos."""

@@ -1,0 +1,309 @@
+"""Evaluation: fixed-seed episodes -> success rate and return with intervals. The only one there is.
+
+Pretraining, fine-tuning and `burnish evaluate` all call `evaluate`. Episode i starts from the initial state of
+seed `config.seed + i` and draws its policy noise from a generator of its own with that seed, so the result does
+not depend on how many environments run side by side. An episode ends when it succeeds (as robomimic counts),
+when the environment terminates it, or after `task.max_episode_steps`.
+
+Symbols: E environments, S transitions of a diffusion policy's sampler, Tp predicted action steps, Da dimensions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from burnish.envs.base import VectorEnv
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError
+from burnish.policies.base import Policy, fingerprint
+from burnish.runs.origin import origin
+
+CONFIDENCE = 0.95
+LATENCY_CALLS = 20
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a policy is evaluated.
+
+    Attributes:
+        episodes: number of episodes.
+        seed: of the first episode; episode i has seed + i.
+        n_envs: environments side by side (changes the speed, not the episodes).
+        backend, n_workers: see `burnish.envs.make_vector_env`.
+        video: number of episodes to write as MP4.
+        candidates: chunks sampled for each that is executed, chosen by the policy's critic (1: no selection).
+    """
+
+    episodes: int = 100
+    seed: int = 100_000
+    n_envs: int = 20
+    backend: str = "auto"
+    n_workers: int | None = None
+    video: int = 0
+    candidates: int = 1
+
+    def __post_init__(self) -> None:
+        for key, least in (("episodes", 1), ("seed", 0), ("n_envs", 1), ("video", 0), ("candidates", 1)):
+            if getattr(self, key) < least:
+                raise BurnishError(f"evaluation.{key}={getattr(self, key)}: expected at least {least}")
+        if self.video > self.episodes:
+            raise BurnishError(f"evaluation.video={self.video} is more than evaluation.episodes={self.episodes}")
+
+    def require_single(self) -> None:
+        """Raise BurnishError unless `candidates` is 1: trainings evaluate without selection first."""
+        if self.candidates != 1:
+            raise BurnishError(
+                f"evaluation.candidates={self.candidates}: expected 1; trainings with a critic evaluate with "
+                "stage.n_candidates as well, and burnish evaluate takes candidates=..."
+            )
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
+
+
+def bootstrap_interval(values: np.ndarray, confidence: float = CONFIDENCE, resamples: int = 10_000) -> Interval:
+    """Percentile bootstrap interval of the mean of `values` (n,); fixed resampling seed."""
+    if np.ptp(values) == 0:
+        return Interval(float(values[0]), float(values[0]))
+    draws = np.random.default_rng(0).choice(values, size=(resamples, len(values))).mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, one entry per episode."""
+
+    seeds: list[int]
+    success: np.ndarray  # (n,) bool
+    returns: np.ndarray  # (n,) sum of the rewards until the end (or the success)
+    lengths: np.ndarray  # (n,) primitive steps
+    latency_ms: float  # median time of one `act` for one observation
+    nonfinite_episodes: int
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """What "best" compares: the success rate, then the return."""
+        return float(self.success.mean()), float(self.returns.mean())
+
+    def summary(self) -> dict[str, float]:
+        """Success rate with its Wilson interval, mean return with its bootstrap interval, length, latency."""
+        n = len(self.seeds)
+        success = wilson_interval(int(self.success.sum()), n)
+        returns = bootstrap_interval(self.returns)
+        return {
+            "episodes": n,
+            "success_rate": float(self.success.mean()),
+            "success_rate_low": success.low,
+            "success_rate_high": success.high,
+            "return": float(self.returns.mean()),
+            "return_low": returns.low,
+            "return_high": returns.high,
+            "episode_length": float(self.lengths.mean()),
+            "nonfinite_episodes": self.nonfinite_episodes,
+            "time/latency_ms": self.latency_ms,
+        }
+
+    def metrics(self, prefix: str = "eval") -> dict[str, float]:
+        """The summary under the keys of metrics.jsonl: `eval/...`, and `time/...` for what no rerun repeats."""
+        summary = self.summary()
+        latency = "time/latency_ms"
+        metrics = {f"{prefix}/{key}": value for key, value in summary.items() if key != latency}
+        return metrics | {f"time/{prefix}_latency_ms": summary[latency]}
+
+    def save(self, path: Path, **about: Any) -> None:
+        """Write `evaluation.json`: `about`, the summary, and every episode."""
+        content = {
+            **about,
+            "confidence": CONFIDENCE,
+            "summary": self.summary(),
+            "seeds": self.seeds,
+            "success": self.success.tolist(),
+            "return": self.returns.tolist(),
+            "length": self.lengths.tolist(),
+        }
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            raise BurnishError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def check_fit(policy: Policy, task: TaskConfig, obs_dim: int, action_dim: int, source: str | None = None) -> None:
+    """Raise BurnishError where a policy cannot act in a task; `source` is what the user gave, if not a policy."""
+    source = source or f"the policy (trained for task={policy.task or 'unknown'})"
+    if policy.obs_keys != task.obs_keys:
+        raise BurnishError(
+            f"{source} has the observations {policy.obs_keys}, but task={task.name} gives {task.obs_keys}"
+        )
+    for name, ours, theirs in (
+        ("observation", policy.obs_dim, obs_dim),
+        ("action", policy.action_dim, action_dim),
+    ):
+        if ours != theirs:
+            raise BurnishError(f"{source} has {name} dimension {ours}, but task={task.name} has {theirs}")
+
+
+@contextlib.contextmanager
+def evaluation_envs(
+    policy: Policy, task: TaskConfig, config: EvaluationConfig, source: str | None = None
+) -> Iterator[VectorEnv]:
+    """Environments for `evaluate`, to be kept where it is called again and again; `source`: see `check_fit`."""
+    from burnish.envs import make_vector_env
+
+    envs = make_vector_env(
+        task,
+        n_envs=min(config.n_envs, config.episodes),
+        n_obs_steps=policy.config.n_obs_steps,
+        n_action_steps=policy.config.n_action_steps,
+        seed=config.seed,
+        backend=config.backend,
+        n_workers=config.n_workers,
+        autoreset=False,
+    )
+    try:
+        check_fit(policy, task, envs.obs_dim, envs.action_dim, source)
+        yield envs
+    finally:
+        envs.close()
+
+
+def evaluate(
+    policy: Policy,
+    task: TaskConfig,
+    config: EvaluationConfig,
+    *,
+    envs: VectorEnv | None = None,
+    progress: Any = None,
+) -> Evaluation:
+    """Run `config.episodes` episodes of `policy` in `task`.
+
+    Args:
+        envs: from `evaluation_envs`; None makes and closes them.
+        progress: something with `update(n, **shown)`, counting episodes.
+
+    Raises:
+        BurnishError: the policy does not fit the task, or has no critic to choose among candidates.
+    """
+    policy.check_candidates(config.candidates)
+    if envs is None:
+        with evaluation_envs(policy, task, config) as made:
+            return evaluate(policy, task, config, envs=made, progress=progress)
+    nonfinite = envs.nonfinite_episodes
+    seeds = [config.seed + i for i in range(config.episodes)]
+    rounds = []
+    for start in range(0, len(seeds), envs.n_envs):
+        rounds.append(run_episodes(policy, envs, seeds[start : start + envs.n_envs], config.candidates))
+        if progress is not None:
+            progress.update(
+                len(rounds[-1].success),
+                success_rate=float(np.concatenate([r.success for r in rounds]).mean()),
+            )
+    return Evaluation(
+        seeds=seeds,
+        success=np.concatenate([r.success for r in rounds]),
+        returns=np.concatenate([r.returns for r in rounds]),
+        lengths=np.concatenate([r.lengths for r in rounds]),
+        latency_ms=latency_ms(policy, config.candidates),
+        nonfinite_episodes=envs.nonfinite_episodes - nonfinite,
+    )
+
+
+class Episodes(NamedTuple):
+    """One episode for each of n seeds."""
+
+    success: np.ndarray  # (n,) bool
+    returns: np.ndarray  # (n,)
+    lengths: np.ndarray  # (n,)
+
+
+def run_episodes(policy: Policy, envs: VectorEnv, seeds: list[int], candidates: int = 1) -> Episodes:
+    """One episode for each seed, at most as many as there are environments."""
+    n = len(seeds)
+    padded = [*seeds, *[seeds[-1]] * (envs.n_envs - n)]
+    generators = [torch.Generator().manual_seed(seed) for seed in padded]
+    success, returns, lengths = np.zeros(envs.n_envs, bool), np.zeros(envs.n_envs), np.zeros(envs.n_envs, int)
+    running = np.arange(envs.n_envs) < n
+    obs = envs.reset(padded)
+    while running.any():
+        step = envs.step(act(policy, obs, generators, candidates), running)
+        obs = step.obs
+        returns += step.reward
+        lengths += step.steps
+        success |= step.success & running
+        running &= ~(step.terminated | step.truncated | success)
+    return Episodes(success[:n], returns[:n], lengths[:n])
+
+
+def act(policy: Policy, obs: np.ndarray, generators: list[torch.Generator], candidates: int = 1) -> np.ndarray:
+    """Actions (E, Ta, Da); row e draws its noise from generator e. A single row is computed as one of two: a matrix
+    product of one row rounds differently, and a chaotic simulation makes another episode of the last bit."""
+    rows = [0, 0] if len(generators) == 1 else slice(None)
+    noise = episode_noise(policy, generators, candidates)[:, rows]
+    return np.asarray(policy.act(obs[rows], noise=noise, candidates=candidates))[: len(generators)]
+
+
+def episode_noise(policy: Policy, generators: list[torch.Generator], candidates: int = 1) -> torch.Tensor:
+    """What `Policy.act` takes, e.g. (S + 1, E, Tp, Da); column e is drawn from generator e alone."""
+    shape = policy.noise_shape(candidates)
+    return torch.stack([torch.randn(shape, generator=g) for g in generators], dim=1).to(policy.device)
+
+
+def latency_ms(policy: Policy, candidates: int = 1) -> float:
+    """Median wall-clock time of `act` for one observation (numpy in, numpy out), in milliseconds."""
+    obs = policy.obs_normalizer.offset.cpu().numpy()
+    obs = np.broadcast_to(obs, (1, policy.config.n_obs_steps, policy.obs_dim)).copy()
+    generator = torch.Generator(policy.device).manual_seed(0)
+    times = []
+    for _ in range(LATENCY_CALLS):
+        start = time.perf_counter()
+        policy.act(obs, generator=generator, candidates=candidates)
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference of two evaluations on the same seeds, with its paired bootstrap interval."""
+
+    mean: float
+    interval: Interval
+
+    @classmethod
+    def between(cls, before: np.ndarray, after: np.ndarray) -> Difference:
+        """after - before, episode by episode (n,)."""
+        difference = after.astype(float) - before.astype(float)
+        return cls(float(difference.mean()), bootstrap_interval(difference))
+
+
+def about(policy: str | None, task: TaskConfig, config: EvaluationConfig) -> dict[str, Any]:
+    """What `evaluation.json` says about how its numbers came about; `policy`: its folder, None for an untrained one."""
+    return {
+        "policy": policy or "untrained",
+        "weights": fingerprint(policy) if policy else None,
+        "task": dataclasses.asdict(task),
+        "evaluation": dataclasses.asdict(config),
+        **origin(),
+    }

@@ -1,0 +1,40 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from burnish.errors import BurnishError
+from burnish.machine.memory import keep_freed_memory
+
+
+def resolve_device(name: str, torch_threads: int = 1) -> torch.device:
+    """The device of a run, with torch set up for it.
+
+    Args:
+        name: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+        torch_threads: of torch on the CPU. The default, 1, leaves the cores to the simulators, gives the same bits
+            on machines with another number of cores, and does not collapse where others use them too.
+
+    Raises:
+        BurnishError: no such device here.
+    """
+    if torch_threads < 1:
+        raise BurnishError(f"torch_threads={torch_threads}: expected at least 1")
+    torch.set_num_threads(torch_threads)
+    keep_freed_memory()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BurnishError(f"device={name}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise BurnishError(f"device={name}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BurnishError(
+            f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices that torch can use"
+        )
+    # TF32 convolutions differ between batch sizes by more than a likelihood ratio may: keep float32
+    torch.backends.cudnn.allow_tf32 = False
+    return device

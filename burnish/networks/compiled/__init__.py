@@ -1,0 +1,1 @@
+"""Passes without gradients as compiled code."""

@@ -1,0 +1,1 @@
+"""Policies: raw observations in, raw action chunks out; one folder evaluates alone."""

@@ -1,0 +1,271 @@
+"""What every kind of policy has in common: raw observations in, raw action chunks out, a folder that evaluates alone.
+
+Symbols: B batch, N candidate chunks for an observation, To observation steps, Tp predicted and Ta executed action
+steps, Do and Da dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from burnish.config import parse
+from burnish.errors import BurnishError
+from burnish.networks import CriticConfig, QEnsemble
+from burnish.policies.normalizer import Normalizer
+from burnish.runs.checkpoint import Checkpoints, save_folder
+
+FORMAT = 1
+WEIGHTS = "policy.safetensors"
+DESCRIPTION = "policy.json"
+
+POLICIES = {
+    "diffusion": "burnish.policies.diffusion:DiffusionPolicy",
+    "gaussian": "burnish.policies.gaussian:GaussianPolicy",
+}
+"""Kind -> module:class; the class names its config in `Config`."""
+
+P = TypeVar("P", bound="Policy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkConfig:
+    """What the config of every kind of policy has.
+
+    Attributes:
+        kind: which class it is for, a key of `POLICIES`.
+        n_obs_steps, n_action_steps: To, Ta.
+        obs_normalization, action_normalization: "min_max", "mean_std" or "none".
+    """
+
+    kind: str
+    n_obs_steps: int = 1
+    n_action_steps: int = 4
+    obs_normalization: Literal["min_max", "mean_std", "none"] = "min_max"
+    action_normalization: Literal["min_max", "mean_std", "none"] = "min_max"
+
+    @property
+    def horizon(self) -> int:
+        """Tp"""
+        return self.n_action_steps
+
+
+class Policy(nn.Module, ABC):
+    """See the module's docstring.
+
+    Args:
+        config: of the class's `Config`.
+        obs_dim, action_dim: Do, Da.
+        obs_keys: the observation keys that make up Do, in order.
+        task: name of the task it was trained for; for information.
+    """
+
+    Config: ClassVar[type[ChunkConfig]]
+    config: ChunkConfig
+
+    def __init__(self, config: ChunkConfig, obs_dim: int, action_dim: int, obs_keys: list[str], task: str = ""):
+        super().__init__()
+        self.config = config
+        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.obs_keys = list(obs_keys)
+        self.task = task
+        self.obs_normalizer = Normalizer(obs_dim)
+        self.action_normalizer = Normalizer(action_dim)
+        self.critic: QEnsemble | None = None
+        self.critic_config: CriticConfig | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.obs_normalizer.offset.device
+
+    @abstractmethod
+    def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What behaviour cloning minimises: a scalar.
+
+        Args:
+            obs: raw (B, To, Do)
+            actions: raw (B, Tp, Da)
+            generator: of all that is random in it.
+        """
+
+    @abstractmethod
+    def noise_shape(self, candidates: int = 1) -> tuple[int, ...]:
+        """Of the standard normal numbers that decide the chunk for one observation, of `candidates` chunks."""
+
+    @abstractmethod
+    def predict(
+        self, obs: Tensor, noise: Tensor | None, generator: torch.Generator | None = None, candidates: int = 1
+    ) -> Tensor:
+        """The normalised chunks (B, Tp, Da) for normalised, flattened observations (B, To * Do); see `act`."""
+
+    @abstractmethod
+    def within_bounds(self, x: Tensor) -> Tensor:
+        """Normalised actions (..., Da) clamped to what can be executed."""
+
+    def normalized_obs(self, obs: Tensor) -> Tensor:
+        """Raw (B, To, Do) -> normalised and flattened (B, To * Do)."""
+        return self.obs_normalizer.normalize(obs).flatten(1)
+
+    def executed(self, x: Tensor) -> Tensor:
+        """Normalised chunks (..., Tp, Da) -> the normalised part that is executed (..., Ta, Da), within its bounds."""
+        return self.within_bounds(x[..., : self.config.n_action_steps, :])
+
+    def executed_actions(self, x: Tensor) -> Tensor:
+        """Normalised chunks (..., Tp, Da) -> raw actions to execute (..., Ta, Da)."""
+        return self.action_normalizer.unnormalize(self.executed(x))
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: np.ndarray | Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        candidates: int = 1,
+    ) -> np.ndarray | Tensor:
+        """Raw observations (B, To, Do) -> raw actions (B, Ta, Da), numpy for numpy, tensors for tensors.
+
+        Args:
+            noise: `noise_shape` with B behind its first dimension, e.g. (S + 1, B, Tp, Da) for a diffusion policy,
+                (S + 1, B, N, Tp, Da) for N candidates; None draws it with `generator`.
+            candidates: N; of more than one the critic's best is executed.
+
+        Raises:
+            BurnishError: observations of another shape, or several candidates without a critic.
+        """
+        expected = (self.config.n_obs_steps, self.obs_dim)
+        if tuple(obs.shape[1:]) != expected:
+            raise BurnishError(
+                f"observations of shape {tuple(obs.shape)}: expected (B, To, Do) = (B, {expected[0]}, {expected[1]})"
+            )
+        self.check_candidates(candidates)
+        normalized = self.normalized_obs(torch.as_tensor(obs, dtype=torch.float32, device=self.device))
+        actions = self.executed_actions(self.predict(normalized, noise, generator, candidates))
+        return actions.cpu().numpy() if isinstance(obs, np.ndarray) else actions
+
+    def check_candidates(self, candidates: int) -> None:
+        """Raise BurnishError where one of several candidates would have to be chosen without a critic, or of none."""
+        if candidates < 1:
+            raise BurnishError(f"candidates={candidates}: expected at least 1")
+        if candidates > 1 and self.critic is None:
+            raise BurnishError(
+                f"candidates={candidates}: this policy has no critic to choose among several candidates with "
+                "(stage=dpmd and stage=sdac train one)"
+            )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `policy.json` and `policy.safetensors` into `folder`, whole or not at all."""
+        save_folder(Path(folder), self.write)
+
+    def write(self, folder: Path) -> None:
+        """Write the two files into an existing folder."""
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+        (folder / DESCRIPTION).write_text(json.dumps(self.description(), indent=2) + "\n")
+
+    def description(self) -> dict[str, Any]:
+        """The content of policy.json: all that `from_description` needs to make such a policy."""
+        return {
+            "format": FORMAT,
+            "kind": self.config.kind,
+            "task": self.task,
+            "obs_dim": self.obs_dim,
+            "action_dim": self.action_dim,
+            "obs_keys": self.obs_keys,
+            "config": asdict(self.config),
+        }
+
+    @classmethod
+    def from_description(cls: type[P], description: dict[str, Any]) -> P:
+        """A policy without its weights. Raises BurnishError, KeyError or TypeError where it does not make sense."""
+        config = parse(cls.Config, description["config"], where="config")
+        sizes = description["obs_dim"], description["action_dim"]
+        return cls(config, *sizes, description["obs_keys"], description["task"])
+
+    @classmethod
+    def load(cls: type[P], folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> P:
+        """As `load_policy`, but of this kind. Raises BurnishError where the folder holds another."""
+        policy = load_policy(folder, device)
+        if not isinstance(policy, cls):
+            raise BurnishError(f"{folder} holds a {policy.config.kind} policy: expected a {cls.__name__}")
+        return policy
+
+    def load_weights(self, path: Path) -> None:
+        """Take the weights from `path`. Raises BurnishError where they are damaged or those of another policy."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            weights = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise BurnishError(f"{path} is damaged: {error}") from error
+        try:
+            self.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise BurnishError(f"{path} does not fit {DESCRIPTION} beside it: {reason}") from error
+
+
+def policy_class(kind: str) -> type[Policy]:
+    """The class of one kind of policies.
+
+    Raises:
+        BurnishError: there is none.
+    """
+    if kind not in POLICIES:
+        raise BurnishError(f"kind={kind}: expected one of {', '.join(POLICIES)}")
+    module, name = POLICIES[kind].split(":")
+    return getattr(import_module(module), name)
+
+
+def load_policy(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Policy:
+    """Read a policy folder of any kind, or the latest checkpoint of a run folder.
+
+    Raises:
+        BurnishError: a file is missing or damaged, or the two do not belong together.
+    """
+    folder = policy_folder(folder)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        if description["format"] != FORMAT:
+            raise BurnishError(f"format {description['format']}, this version reads {FORMAT}")
+        policy = policy_class(description.get("kind", "diffusion")).from_description(description)
+    except BurnishError as error:
+        raise BurnishError(f"{folder / DESCRIPTION}: {error}") from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
+    policy.load_weights(folder / WEIGHTS)
+    return policy.to(device).eval()
+
+
+def policy_folder(folder: str | os.PathLike[str]) -> Path:
+    """What `load_policy` reads: the folder itself, or the latest checkpoint of a run folder.
+
+    Raises:
+        BurnishError: a file is missing.
+    """
+    folder = Path(folder)
+    if (folder / "checkpoints").is_dir():
+        folder = Checkpoints(folder / "checkpoints").latest() or folder
+    for name in (DESCRIPTION, WEIGHTS):
+        if not (folder / name).is_file():
+            raise BurnishError(
+                f"{folder} is not a policy folder: {name} is missing (expected {DESCRIPTION} and {WEIGHTS})"
+            )
+    return folder
+
+
+def fingerprint(folder: str | os.PathLike[str]) -> str:
+    """SHA-256 of the weights that `load_policy` reads, 64 hexadecimal digits. Raises BurnishError as it does."""
+    return hashlib.sha256((policy_folder(folder) / WEIGHTS).read_bytes()).hexdigest()

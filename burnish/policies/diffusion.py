@@ -1,0 +1,304 @@
+"""The diffusion policy: raw observations in, raw action chunks out; it evaluates alone.
+
+Symbols: B batch, N candidate chunks for an observation, K denoising steps, S transitions of the sampler (DDPM:
+S = K), K' fine-tuned transitions, To observation steps, Tp predicted and Ta executed action steps, Do and Da
+dimensions.
+
+    time          t-To+1 ...  t   t+1  ...  t+Ta-1  ...  t+Tp-1
+    observed         x   ...  x
+    predicted                 x    x   ...    x     ...    x
+    executed                  x    x   ...    x
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from burnish.config import parse
+from burnish.diffusion import Chain, NoiseProcess, Sampler, StdBounds, betas
+from burnish.errors import BurnishError
+from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, Encoded, QEnsemble, build_denoiser
+from burnish.policies.base import ChunkConfig, Policy
+
+
+@dataclass(frozen=True)
+class PolicyConfig(ChunkConfig):
+    """Everything that decides what a diffusion policy computes.
+
+    Attributes:
+        denoiser: the network.
+        n_obs_steps, horizon, n_action_steps: To, Tp, Ta.
+        denoising_steps: K, timesteps of the forward process.
+        schedule, schedule_scale, beta_start, beta_end: see `burnish.diffusion.betas`.
+        prediction_type: what the network predicts.
+        clip_sample: bound of the predicted clean (normalised) action, or null.
+        sampler, ddim_steps: "ddpm", or "ddim" with that many transitions.
+        eta: DDIM's noise when the policy acts (0: deterministic given the initial noise).
+        obs_normalization, action_normalization: "min_max", "mean_std" or "none".
+    """
+
+    kind: Literal["diffusion"] = field(default="diffusion", kw_only=True)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    horizon: int = 4
+    denoising_steps: int = 20
+    schedule: str = "cosine"
+    schedule_scale: float = 1.0
+    beta_start: float = 1e-4
+    beta_end: float = 0.999
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    clip_sample: float | None = 1.0
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    ddim_steps: int = 5
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("n_obs_steps", "horizon", "n_action_steps", "denoising_steps"):
+            if getattr(self, key) < 1:
+                raise BurnishError(f"policy.{key}={getattr(self, key)}: expected at least 1")
+        if self.n_action_steps > self.horizon:
+            raise BurnishError(
+                f"policy.n_action_steps={self.n_action_steps} (Ta) is larger than policy.horizon={self.horizon} "
+                "(Tp): a policy cannot execute more steps than it predicts"
+            )
+        if self.action_normalization == "mean_std" and self.clip_sample is not None:
+            raise BurnishError(
+                "policy.action_normalization=mean_std does not bound actions: set policy.clip_sample=null, "
+                "or use min_max"
+            )
+        Sampler(self.noise_process(), self.sampler, self.ddim_steps, self.eta)  # refuses what cannot be sampled
+
+    def noise_process(self) -> NoiseProcess:
+        """The forward process that this configuration describes."""
+        beta = betas(
+            self.schedule,
+            self.denoising_steps,
+            scale=self.schedule_scale,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+        )
+        return NoiseProcess(beta, self.prediction_type, self.clip_sample)
+
+
+class DiffusionPolicy(Policy):
+    """A denoiser, its noise process, its sampler and its normalizers.
+
+    A fine-tuned policy holds two denoisers: the pretrained one runs the first S - K' transitions, the fine-tuned
+    one the last K' (Ren et al. 2024). Which one runs is part of the policy folder, not of who evaluates it. It may
+    hold a critic as well, to choose among several candidates.
+
+    Args:
+        config: see `PolicyConfig`.
+        obs_dim, action_dim: Do, Da.
+        obs_keys: the observation keys that make up Do, in order.
+        task: name of the task it was trained for; for information.
+    """
+
+    Config: ClassVar[type[ChunkConfig]] = PolicyConfig
+    config: PolicyConfig
+
+    def __init__(self, config: PolicyConfig, obs_dim: int, action_dim: int, obs_keys: list[str], task: str = ""):
+        super().__init__(config, obs_dim, action_dim, obs_keys, task)
+        self.process = config.noise_process()
+        self.sampler = Sampler(self.process, config.sampler, config.ddim_steps, config.eta)
+        self.denoiser = build_denoiser(
+            config.denoiser,
+            obs_dim=config.n_obs_steps * obs_dim,
+            horizon=config.horizon,
+            action_dim=action_dim,
+            denoising_steps=config.denoising_steps,
+        )
+        self.finetuned: Denoiser | None = None
+        self.ft_denoising_steps = 0
+
+    def start_finetuning(self, ft_denoising_steps: int) -> None:
+        """Freeze the denoiser and add a copy of it for the last K' = `ft_denoising_steps` transitions.
+
+        Raises:
+            BurnishError: K' is not in 1 .. S, or the policy is fine-tuned already.
+        """
+        S = len(self.sampler)
+        if not 1 <= ft_denoising_steps <= S:
+            raise BurnishError(
+                f"ft_denoising_steps={ft_denoising_steps} (K'): expected 1 to {S}, "
+                f"the transitions of this policy's sampler ({self.config.sampler})"
+            )
+        if self.finetuned is not None:
+            raise BurnishError("this policy is fine-tuned already: start from the pretrained one, or resume that run")
+        self.finetuned = copy.deepcopy(self.denoiser)
+        self.denoiser.requires_grad_(False)
+        self.ft_denoising_steps = ft_denoising_steps
+
+    @property
+    def finetuned_timesteps(self) -> int:
+        """The fine-tuned denoiser runs at the timesteps k below this."""
+        S, K = len(self.sampler), self.ft_denoising_steps
+        if K in (0, S):
+            return self.config.denoising_steps if K else 0
+        return self.sampler.timestep(S - K) + 1
+
+    def add_critic(self, config: CriticConfig) -> QEnsemble:
+        """A critic of normalised observations and executed, normalised chunks, freshly initialised."""
+        obs_dim = self.config.n_obs_steps * self.obs_dim
+        self.critic = QEnsemble(config, obs_dim, self.config.n_action_steps * self.action_dim).to(self.device)
+        self.critic_config = config
+        return self.critic
+
+    def set_sampler(self, sampler: Literal["ddpm", "ddim"], ddim_steps: int = 5, eta: float = 0.0) -> None:
+        """Sample in another way from now on; the denoiser stays as it is.
+
+        Raises:
+            BurnishError: impossible sampler, or the policy is fine-tuned (its K' counts transitions of its sampler).
+        """
+        if self.finetuned is not None:
+            raise BurnishError("the sampler of a fine-tuned policy cannot be changed")
+        self.config = replace(self.config, sampler=sampler, ddim_steps=ddim_steps, eta=eta)
+        self.sampler = Sampler(self.process, sampler, ddim_steps, eta).to(self.device)
+
+    def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Denoising loss of the pretrained denoiser (Ho et al. 2020, eq. 14; Chi et al. 2023, eq. 5): a scalar.
+
+        Args:
+            obs: raw (B, To, Do)
+            actions: raw (B, Tp, Da)
+            generator: of the timesteps and the noise.
+        """
+        x0 = self.action_normalizer.normalize(actions)
+        output, target = self.denoise_noised(self.denoiser, self.normalized_obs(obs), x0, generator)
+        return F.mse_loss(output.float(), target)
+
+    def denoise_noised(
+        self, network: Denoiser, obs: Tensor, x0: Tensor, generator: torch.Generator | None = None, n_timesteps: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """What `network` makes of `x0` noised at random, and what it shall -> output and target, shaped like `x0`.
+
+        Args:
+            obs: normalised, flattened (B, To * Do)
+            x0: normalised (B, Tp, Da) or, several for an observation, (B, N, Tp, Da)
+            generator: of the timesteps (one for each chunk) and the noise.
+            n_timesteps: timesteps are drawn below this; 0 for K.
+        """
+        n_timesteps = n_timesteps or self.config.denoising_steps
+        k = torch.randint(n_timesteps, x0.shape[:-2], device=x0.device, generator=generator)
+        eps = torch.randn(x0.shape, device=x0.device, generator=generator)
+        # f_theta(sqrt(abar_k) x0 + sqrt(1 - abar_k) eps, k, s)
+        output = network(self.process.add_noise(x0, eps, k), k, encode_for(network, obs, x0))
+        return output, self.process.target(x0, eps, k)
+
+    def draw_noise(
+        self, *shape: int, generator: torch.Generator | None = None, sampler: Sampler | None = None
+    ) -> Tensor:
+        """Standard normal numbers for one chain of `shape` samples, e.g. B or B, N -> (S + 1, *shape, Tp, Da)."""
+        full = (len(sampler or self.sampler) + 1, *shape, self.config.horizon, self.action_dim)
+        return torch.randn(full, device=self.device, generator=generator)
+
+    def sample(
+        self,
+        obs: Tensor,
+        noise: Tensor,
+        *,
+        sampler: Sampler | None = None,
+        bounds: StdBounds | None = None,
+        noise_clip: float = float("inf"),
+        keep: int = 0,
+        pretrained: bool = False,
+        finetuned: Denoiser | None = None,
+    ) -> tuple[Tensor, Chain]:
+        """Run the denoising chain in normalised space.
+
+        Args:
+            obs: normalised, flattened (B, To * Do), as `normalized_obs` gives it.
+            noise: (S + 1, B, Tp, Da) or, for N candidates each, (S + 1, B, N, Tp, Da)
+            sampler: None for the policy's own; bounds, noise_clip, keep: see `Sampler.sample`.
+            pretrained: run the pretrained denoiser in every transition.
+            finetuned: runs in place of the policy's own fine-tuned denoiser.
+
+        Returns:
+            The normalised chunks (B, Tp, Da) or (B, N, Tp, Da), and the last `keep` transitions.
+        """
+        sampler = sampler or self.sampler
+        finetuned = finetuned or self.finetuned
+        S, below = len(sampler), 0 if pretrained or finetuned is None else self.finetuned_timesteps
+        n_pretrained = sum(sampler.timestep(i) >= below for i in range(S))
+        networks = ((self.denoiser, n_pretrained), (finetuned or self.denoiser, S - n_pretrained))
+        parts = [(network, encode_for(network, obs, noise[0]), steps) for network, steps in networks if steps]
+
+        def denoise(x: Tensor, i: int) -> Tensor:
+            network, encoded, _ = parts[0] if i < n_pretrained else parts[-1]
+            return network(x, sampler.timesteps[i], encoded)
+
+        # a chunk without a batch goes step by step
+        if noise.dim() > 3 and all(encoded.compiled is not None for _, encoded, _ in parts):
+            compiled = [(encoded, steps) for _, encoded, steps in parts]
+            return sampler.sample_compiled(compiled, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)
+        return sampler.sample(denoise, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)
+
+    def within_bounds(self, x: Tensor) -> Tensor:
+        """Normalised actions (..., Da) clamped to what can be sampled; without such bounds, to what environments do."""
+        bound = self.config.clip_sample
+        if bound is not None:
+            return x.clamp(-bound, bound)
+        low, high = (self.action_normalizer.normalize(raw * torch.ones_like(x[..., :1])) for raw in (-1, 1))
+        return x.clamp(low, high)
+
+    def values(self, obs: Tensor, x: Tensor, critic: QEnsemble | None = None) -> Tensor:
+        """Least Q of the ensemble's members for candidates.
+
+        Args:
+            obs: normalised, flattened (B, To * Do)
+            x: normalised chunks (B, N, Tp, Da)
+            critic: None for the policy's own.
+
+        Returns:
+            (B, N)
+        """
+        critic = critic or self.critic
+        assert critic is not None
+        return critic(obs, self.executed(x).flatten(2)).amin(0)
+
+    def noise_shape(self, candidates: int = 1) -> tuple[int, ...]:
+        """(S + 1, Tp, Da), or (S + 1, N, Tp, Da) for N > 1"""
+        chunk = (self.config.horizon, self.action_dim)
+        return (len(self.sampler) + 1, *((candidates,) if candidates > 1 else ()), *chunk)
+
+    def predict(
+        self, obs: Tensor, noise: Tensor | None, generator: torch.Generator | None = None, candidates: int = 1
+    ) -> Tensor:
+        if noise is None:
+            shape = (len(obs),) if candidates == 1 else (len(obs), candidates)
+            noise = self.draw_noise(*shape, generator=generator)
+        x, _ = self.sample(obs, noise)
+        return choose(x, self.values(obs, x).argmax(1)) if candidates > 1 else x
+
+    def description(self) -> dict[str, Any]:
+        return {
+            **super().description(),
+            "ft_denoising_steps": self.ft_denoising_steps,
+            "critic": self.critic_config and asdict(self.critic_config),
+        }
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> DiffusionPolicy:
+        policy = super().from_description(description)
+        if description["ft_denoising_steps"]:
+            policy.start_finetuning(description["ft_denoising_steps"])
+        if description.get("critic"):
+            policy.add_critic(parse(CriticConfig, description["critic"], where="critic"))
+        return policy
+
+
+def encode_for(network: Denoiser, obs: Tensor, x: Tensor) -> Encoded:
+    """`network.encode(obs)` for chunks `x` (B, Tp, Da), or (B, N, Tp, Da) of N for each observation."""
+    encoded = network.encode(obs)
+    return encoded._replace(obs=encoded.obs[:, None]) if x.dim() == 4 else encoded
+
+
+def choose(x: Tensor, index: Tensor) -> Tensor:
+    """Of candidates (B, N, Tp, Da) those at `index` (B,) -> (B, Tp, Da), or at `index` (B, n) -> (B, n, Tp, Da)."""
+    rows = torch.arange(len(x), device=x.device)
+    return x[rows, index] if index.dim() == 1 else x[rows[:, None], index]

@@ -1,0 +1,109 @@
+"""The classical policy: a Gaussian over the action chunk, its mean by a multilayer perceptron.
+
+Its layers are those of Stable-Baselines3's actors, so that weights pass between the two. Evaluation executes the mean.
+
+Symbols: B batch, To observation steps, Ta executed (here: all predicted) action steps, Do and Da dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from burnish.errors import BurnishError
+from burnish.networks.activation import ACTIVATIONS
+from burnish.policies.base import ChunkConfig, Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianPolicyConfig(ChunkConfig):
+    """Everything that decides what a Gaussian policy computes.
+
+    Attributes:
+        hidden_sizes, activation: of the mean's network; no sizes make it linear.
+        squash: the mean ends in a tanh (SAC, TD3) or is clipped to the bounds (PPO).
+        log_std_init: of the standard deviation, which does not depend on the observation, before anything is learned.
+        action_normalization: without "mean_std", which does not bound actions.
+    """
+
+    kind: Literal["gaussian"] = "gaussian"
+    hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
+    activation: Literal["relu", "tanh", "mish", "silu", "gelu"] = "relu"
+    squash: bool = False
+    log_std_init: float = 0.0
+    action_normalization: Literal["min_max", "none"] = "min_max"
+
+    def __post_init__(self) -> None:
+        for key in ("n_obs_steps", "n_action_steps"):
+            if getattr(self, key) < 1:
+                raise BurnishError(f"policy.{key}={getattr(self, key)}: expected at least 1")
+        if min(self.hidden_sizes, default=1) < 1:
+            raise BurnishError(f"policy.hidden_sizes={self.hidden_sizes}: expected at least 1 each")
+
+
+class GaussianPolicy(Policy):
+    """See the module's docstring; the arguments are those of `Policy`.
+
+    Attributes:
+        network: normalised, flattened observations (B, To * Do) -> mean before the squashing (B, Ta * Da).
+        log_std: (Ta * Da,) what behaviour cloning fits and PPO explores with; of no use to SAC and TD3.
+    """
+
+    Config: ClassVar[type[ChunkConfig]] = GaussianPolicyConfig
+    config: GaussianPolicyConfig
+
+    def __init__(
+        self, config: GaussianPolicyConfig, obs_dim: int, action_dim: int, obs_keys: list[str], task: str = ""
+    ):
+        super().__init__(config, obs_dim, action_dim, obs_keys, task)
+        sizes = [config.n_obs_steps * obs_dim, *config.hidden_sizes]
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise(sizes):
+            layers += [nn.Linear(n_in, n_out), self.activation()]
+        chunk_dim = config.n_action_steps * action_dim
+        self.network = nn.Sequential(*layers, nn.Linear(sizes[-1], chunk_dim))
+        self.log_std = nn.Parameter(torch.full((chunk_dim,), config.log_std_init))
+
+    def activation(self) -> nn.Module:
+        """A new activation, as between the layers."""
+        return ACTIVATIONS[self.config.activation]()
+
+    def mean(self, obs: Tensor) -> Tensor:
+        """Normalised, flattened observations (B, To * Do) -> normalised mean chunks (B, Ta * Da)."""
+        mean = self.network(obs)
+        return mean.tanh() if self.config.squash else mean
+
+    def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Squared error of the mean, plus the likelihood of its residuals as a loss of the standard deviation alone.
+
+        With a standard deviation that does not depend on the observation, both together have the minimum of the
+        negative log-likelihood where the network fits every dimension. But the error of an action dimension is not
+        weighed by its 1 / std^2: the joint likelihood's gradient is dominated by whatever is predicted best, and grows
+        without bound where the demonstrations are exact. The squared error has the scale of the diffusion policy's
+        loss, so the same learning rate fits both.
+        """
+        x = self.action_normalizer.normalize(actions).flatten(1)  # (B, Ta * Da)
+        residual = (self.mean(self.normalized_obs(obs)) - x).float()
+        # L = E (mu - x)^2 + E [(mu - x)^2 / (2 std^2) + log std], the second term without gradient to mu
+        fit = residual.detach().square() * (-2 * self.log_std).exp() / 2 + self.log_std
+        return residual.square().mean() + fit.mean()
+
+    def noise_shape(self, candidates: int = 1) -> tuple[int, ...]:
+        """(0,): the mean needs none"""
+        return (0,)
+
+    def predict(
+        self, obs: Tensor, noise: Tensor | None, generator: torch.Generator | None = None, candidates: int = 1
+    ) -> Tensor:
+        return self.chunks(self.mean(obs))
+
+    def chunks(self, x: Tensor) -> Tensor:
+        """Flat (B, Ta * Da) -> (B, Ta, Da)"""
+        return x.unflatten(1, (self.config.n_action_steps, self.action_dim))
+
+    def within_bounds(self, x: Tensor) -> Tensor:
+        return x.clamp(-1, 1)

@@ -1,0 +1,320 @@
+"""A run folder: config.yaml, metrics.jsonl, summary.json, checkpoints/, plots/, videos/; wandb on demand."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import yaml
+
+from burnish.runs.checkpoint import Checkpoints, load_state, random_states, restore_random_states, save_state
+from burnish.config import to_dict
+from burnish.errors import BurnishError
+from burnish.runs.progress import Progress
+
+WANDB_MODES = ("disabled", "offline", "online")
+TRAINER = "trainer.pt"
+_FOLDERS = ("checkpoints", "plots", "videos")
+_CONTENTS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "summary.json",
+    "evaluation.json",
+    "evaluation_before.json",
+    "evaluation_selected.json",
+    "wandb",
+    "wandb_id",
+    *_FOLDERS,
+)
+
+
+class Run:
+    """What one training run writes. A context manager: leaving it closes the files and ends the wandb run.
+
+    Attributes:
+        folder: the run folder.
+        checkpoints: its checkpoints.
+        n_metric_lines: lines in metrics.jsonl; belongs into each checkpoint, for `truncate_metrics`.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], wandb: str) -> None:
+        """Not to be called from outside: `Run.create` or `Run.resume`."""
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        for name in _FOLDERS:
+            (folder / name).mkdir(exist_ok=True)
+        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        lines = self._read_metrics()
+        self.n_metric_lines = len(lines)
+        self._start = time.monotonic() - (lines[-1].get("time/elapsed", 0.0) if lines else 0.0)
+        self._wandb = _start_wandb(folder, config, wandb) if wandb != "disabled" else None
+
+    @classmethod
+    def create(cls, folder: str | Path, config: Any, *, wandb: str = "disabled", overwrite: bool = False) -> Run:
+        """Start a run in an empty or new folder; `config` (a dataclass) is written to config.yaml.
+
+        `overwrite` deletes what an earlier run left there, and nothing else. Raises BurnishError where the
+        folder holds something, cannot be written, or is to be overwritten though `config.policy` lies in it, and
+        where `wandb` is not one of disabled, offline, online.
+        """
+        folder = Path(folder)
+        _check_wandb(wandb)
+        try:
+            found = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+            if found and not overwrite:
+                raise BurnishError(
+                    f"run_dir={folder} is not empty (it has {', '.join(found[:3])}): go on with "
+                    f"resume={folder}, choose another run_dir=..., or delete what it has with overwrite=true"
+                )
+            if found:
+                _keep_source(folder, getattr(config, "policy", None))
+            for name in _CONTENTS:
+                _delete(folder / name)
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_config(folder, to_dict(config))
+        except OSError as error:
+            raise BurnishError(f"run_dir={folder} cannot be written: {error.strerror or error}") from error
+        return cls(folder, to_dict(config), wandb)
+
+    @classmethod
+    def open(cls, config: Any) -> Run:
+        """Create the run that `config` describes (its run_dir, resume, wandb and overwrite), or resume it."""
+        if config.resume is not None:
+            return cls.resume(config.resume, config, wandb=config.wandb)
+        return cls.create(config.run_dir, config, wandb=config.wandb, overwrite=config.overwrite)
+
+    @classmethod
+    def resume(cls, folder: str | Path, config: Any = None, *, wandb: str = "disabled") -> Run:
+        """Go on in the folder of an earlier run. Raises BurnishError where it is none.
+
+        `config` (a dataclass), where it is given, replaces config.yaml: so a length that was raised stays raised.
+        """
+        folder = Path(folder)
+        _check_wandb(wandb)
+        in_force = load_config(folder)
+        try:
+            if config is not None:
+                in_force = {**to_dict(config), "run_dir": str(folder), "resume": None}
+                _write_config(folder, in_force)
+            return cls(folder, in_force, wandb)
+        except OSError as error:
+            raise BurnishError(f"resume={folder} cannot be written: {error.strerror or error}") from error
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        """Append one line to metrics.jsonl. Wall-clock figures have keys `time/...`: all others are the same
+        in two runs of one seed. A value that is not finite becomes null."""
+        numbers = {name: _number(value) for name, value in metrics.items()}
+        elapsed = round(time.monotonic() - self._start, 3)
+        line = {"step": int(step), **numbers, "time/elapsed": elapsed}
+        finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
+        self._metrics.write(json.dumps(finite) + "\n")
+        self._metrics.flush()
+        self.n_metric_lines += 1
+        if self._wandb is not None:
+            self._wandb.log({**numbers, "time/elapsed": elapsed}, step=int(step))
+
+    def truncate_metrics(self, n_lines: int) -> None:
+        """Drop the lines after the first `n_lines`: those of the time after the checkpoint resumed from."""
+        path = self.folder / "metrics.jsonl"
+        self._metrics.close()
+        kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:n_lines]
+        _write_atomically(path, "".join(kept))
+        self._metrics = path.open("a", encoding="utf-8")
+        lines = self._read_metrics()
+        self.n_metric_lines = len(lines)
+        self._start = time.monotonic() - (lines[-1].get("time/elapsed", 0.0) if lines else 0.0)
+
+    def save_checkpoint(self, step: int, write_policy: Callable[[Path], None], state: dict[str, Any]) -> None:
+        """Write a policy folder and, in it, what a resumed run needs to go on exactly here: `state`, the global
+        random generators and the place in metrics.jsonl."""
+
+        def write(folder: Path) -> None:
+            write_policy(folder)
+            trainer = {"state": state, "random": random_states(), "n_metric_lines": self.n_metric_lines}
+            save_state(folder / TRAINER, trainer)
+
+        self.checkpoints.save(step, write)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Undo what came after the latest checkpoint -> its `state`; None (and no metrics) where there is none yet."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            self.truncate_metrics(0)
+            return None
+        trainer = load_state(latest / TRAINER)
+        restore_random_states(trainer["random"])
+        self.truncate_metrics(trainer["n_metric_lines"])
+        return trainer["state"]
+
+    def progress(self, total: int, description: str, initial: int = 0) -> Progress:
+        """A progress display for `with`: see `burnish.runs.progress.Progress`."""
+        return Progress(total, description, initial)
+
+    def plot_curve(
+        self, x_key: str, y_keys: Sequence[str], *, x_label: str | None = None, title: str | None = None
+    ) -> Path | None:
+        """Draw metrics over `x_key` into plots/curve.png, a panel for each of `y_keys` that was logged, with
+        a band where `<key>_low` and `<key>_high` were logged too. None where nothing was logged yet."""
+        from burnish.runs.plot import plot_curve
+
+        path = self.folder / "plots" / "curve.png"
+        drawn = plot_curve(self._read_metrics(), x_key, y_keys, path, x_label=x_label, title=title or self.folder.name)
+        return path if drawn else None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write summary.json and end the run."""
+        _write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        if self._wandb is not None:
+            self._wandb.summary.update(summary)
+        self.close()
+
+    def close(self, exit_code: int = 0) -> None:
+        """Close the files and end the wandb run; harmless a second time."""
+        self._metrics.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=exit_code)
+            self._wandb = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(exit_code=0 if kind is None else 1)
+
+    def _read_metrics(self) -> list[dict[str, Any]]:
+        return read_metrics(self.folder / "metrics.jsonl")
+
+
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """The resolved configuration of the run in `folder`. Raises BurnishError where it is not a run folder."""
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise BurnishError(f"{folder} is not a run folder: it has no config.yaml")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise BurnishError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict):
+        raise BurnishError(f"{path} is damaged: expected keys and values")
+    return config
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class StopRequest:
+    """Turns the first SIGTERM or SIGINT into a flag, so that a loop can save and end; the next interrupts.
+
+    Requests nest: a sweep learns from its job's request that it was asked to stop, and the other way round.
+
+    Attributes:
+        requested: True once the process was asked to stop.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            self._previous[kind] = signal.signal(kind, self._handle)
+        self.requested = any(outer.requested for outer in self._outer())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        for outer in self._outer():
+            outer.requested |= self.requested
+
+    def _outer(self) -> list[StopRequest]:
+        owners = [getattr(handler, "__self__", None) for handler in self._previous.values()]
+        return [owner for owner in owners if isinstance(owner, StopRequest)]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nstopping after a checkpoint (once more to stop at once)", file=sys.stderr, flush=True)
+
+
+def _number(value: Any) -> int | float:
+    number = value.item() if hasattr(value, "item") else value
+    return int(number) if isinstance(number, (bool, int)) else float(number)
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    _write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _keep_source(folder: Path, policy: Any) -> None:
+    """Refuse to overwrite the folder that the policy to start from lies in."""
+    if isinstance(policy, str) and Path(policy).resolve().is_relative_to(folder.resolve()):
+        raise BurnishError(f"overwrite=true would delete policy={policy}, which is in run_dir={folder}: choose another")
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _check_wandb(mode: str) -> None:
+    if mode not in WANDB_MODES:
+        raise BurnishError(f"wandb={mode}: expected one of {', '.join(WANDB_MODES)}")
+
+
+def _start_wandb(folder: Path, config: dict[str, Any], mode: str) -> Any:
+    import wandb
+
+    id_file = folder / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:8])
+    try:
+        return wandb.init(
+            project="burnish",
+            name=folder.name,
+            id=id_file.read_text().strip(),
+            resume="allow" if mode == "online" else None,
+            dir=folder,
+            mode=mode,  # type: ignore[arg-type]
+            config=config,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+    except wandb.Error as error:
+        reason = str(error).splitlines()[0]
+        raise BurnishError(
+            f"wandb={mode} did not start ({reason}): log in with `wandb login`, or use wandb=offline"
+        ) from error

@@ -1,0 +1,84 @@
+"""Where numbers come from - commit, versions, machine - without telling paths or names of this computer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import burnish
+from burnish.networks.compiled.mlp import why_not
+
+PACKAGES = ("torch", "numpy", "mujoco", "robosuite", "gymnasium", "stable-baselines3", "rliable")
+ABSOLUTE = re.compile(r"(?<![\w.…~/])/(?:[^\s'\",;:()\[\]/]+/)*([^\s'\",;:()\[\]/]+)/?")
+
+
+def without_names(text: str) -> str:
+    """Text without absolute paths (their last part stays) and without this computer's name."""
+    for known, instead in ((str(Path.cwd()), "."), (str(Path.home()), "~")):
+        if len(known) > 1:
+            text = text.replace(known, instead)
+    text = ABSOLUTE.sub(r"…/\1", text)
+    host = platform.node()
+    return re.sub(rf"\b{re.escape(host)}\b", "(this computer)", text) if len(host) > 2 else text
+
+
+def commit(root: Path | None = None) -> str:
+    """The git commit of this Burnish, and whether files differ from it; said where there is none to be found."""
+    root = root or Path(burnish.__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # installed: a repository further up is somebody else's
+        return "unknown (not run from a git checkout)"
+    try:
+        found = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown (git does not answer)"
+    return found + (f", with {len(changed.splitlines())} changed or new files" if changed else ", nothing changed")
+
+
+def versions() -> dict[str, str]:
+    """Of Python, Burnish and what it stands on, as far as it is installed."""
+    found = {"python": platform.python_version(), "burnish": burnish.__version__}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def origin() -> dict[str, Any]:
+    """What belongs beside every number: commit, versions, machine, and whether it can compile small networks."""
+    return {"commit": commit(), "versions": versions(), "machine": machine(), "compiled_networks": why_not() is None}
+
+
+def machine() -> str:
+    """CPU, cores, memory, system."""
+    import psutil
+
+    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{_cpu()}, {n_cpus} usable cores, {memory:.0f} GiB of memory, {_system()}"
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def _system() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return f"{platform.system()} {platform.release()}"

@@ -1,0 +1,1 @@
+"""Looking at demonstrations and finding their faults."""

@@ -1,0 +1,1 @@
+"""Demonstrations made in simulation."""

@@ -1,0 +1,64 @@
+"""What acts while demonstrations are collected: scripted experts, SAC actors and policies alike.
+
+Symbols: To observation steps, Do and Da dimensions of observation and action.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from burnish.envs.base import Floats, Simulator
+
+if TYPE_CHECKING:
+    from burnish.datasets.collecting.sac_actor import SACActor
+    from burnish.policies.base import Policy
+
+
+class Actor(Protocol):
+    """A behaviour, one action at a time."""
+
+    def reset(self, simulator: Simulator, rng: np.random.Generator) -> None:
+        """Begin an episode in `simulator`, just reset; `rng` is for all that is random in this episode."""
+
+    def act(self, obs: Floats) -> Floats:
+        """The action (Da,) for the observation (Do,). Called once in every step."""
+
+
+class SampledActor:
+    """A SAC actor that samples its actions."""
+
+    def __init__(self, actor: SACActor) -> None:
+        self._actor = actor
+
+    def reset(self, simulator: Simulator, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def act(self, obs: Floats) -> Floats:
+        return self._actor.act(obs, self._rng)
+
+
+class PolicyActor:
+    """A saved policy: keeps the last To observations and works through each chunk before the next."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._history: deque[Floats] = deque(maxlen=policy.config.n_obs_steps)
+        self._chunk: deque[Floats] = deque()
+
+    def reset(self, simulator: Simulator, rng: np.random.Generator) -> None:
+        import torch
+
+        self._history.clear()
+        self._chunk.clear()
+        self._generator: Any = torch.Generator().manual_seed(int(rng.integers(2**63)))
+
+    def act(self, obs: Floats) -> Floats:
+        missing = self._policy.config.n_obs_steps - len(self._history)
+        self._history.extend([obs] * max(missing, 1))  # an episode begins with its first observation To times
+        if not self._chunk:
+            history = np.stack(self._history)[None]  # (1, To, Do)
+            self._chunk.extend(np.asarray(self._policy.act(history, generator=self._generator))[0])
+        return self._chunk.popleft()

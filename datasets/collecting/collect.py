@@ -1,0 +1,189 @@
+"""Collect demonstrations: roll out a behaviour and record what it did."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from burnish.datasets.collecting.recorder import Recorder, Recording
+from burnish.datasets.episodes import Demonstrations
+from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError
+from burnish.machine.disk import require_writable
+from burnish.runs.progress import Progress
+
+Recordings = Generator[tuple[int, Recording], None, None]
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What to collect.
+
+    Attributes:
+        task: the environment.
+        out: HDF5 file to write, robomimic's format for robosuite, D4RL's for Gymnasium.
+        behaviour: "expert" (scripted, robosuite), "sac" (shipped actor, Gymnasium), another SAC actor's
+            .safetensors file, or the folder of a saved diffusion policy.
+        episodes: episodes rolled out.
+        seed: episode i starts from seed + i.
+        action_noise: standard deviation of the Gaussian noise on the executed actions (the gripper has none).
+        grasp_bias: metres the scripted expert misjudges its grasp by, in a random horizontal direction
+            drawn once per episode.
+        speed: scales how fast the scripted expert moves.
+        successes_only: write only the episodes that succeeded.
+        n_workers: processes; the result does not depend on it.
+        overwrite: replace an existing file.
+        states: also write robosuite's simulator states and model XML, to replay the episodes from: they are
+            the larger part of the file, and training needs none of them.
+    """
+
+    task: TaskConfig
+    out: str
+    behaviour: str = "expert"
+    episodes: int = 100
+    seed: int = 0
+    action_noise: float = 0.0
+    grasp_bias: float = 0.0
+    speed: float = 1.0
+    successes_only: bool = False
+    n_workers: int = 2
+    overwrite: bool = False
+    states: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "n_workers"):
+            if getattr(self, name) < 1:
+                raise BurnishError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.seed < 0:
+            raise BurnishError(f"seed={self.seed}: expected 0 or more")
+        for name in ("action_noise", "grasp_bias"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise BurnishError(f"{name}={getattr(self, name)}: expected a finite number of at least 0")
+        if not (math.isfinite(self.speed) and self.speed > 0):
+            raise BurnishError(f"speed={self.speed}: expected a finite number above 0")
+        if self.behaviour != "expert" and (self.grasp_bias != 0 or self.speed != 1):
+            raise BurnishError(
+                f"grasp_bias and speed are for behaviour=expert, got behaviour={self.behaviour}: drop them"
+            )
+        suite_of = {"expert": "robosuite", "sac": "gymnasium"}
+        suite = suite_of.get(self.behaviour, self.task.suite)
+        if self.task.suite != suite:
+            raise BurnishError(
+                f"behaviour={self.behaviour} is for {suite} tasks, {self.task.name} is of {self.task.suite}: "
+                "choose another task, or the folder of a saved policy as behaviour"
+            )
+        if Path(self.out).suffix not in (".hdf5", ".h5"):
+            raise BurnishError(f"out={self.out}: expected a file name ending in .hdf5")
+
+
+def collect(config: CollectConfig) -> Demonstrations:
+    """Roll out the behaviour, write the file, give what was written.
+
+    Episodes end shortly after success, where the environment ends them, or at the time limit. Episode i
+    depends on `seed` + i alone, not on the other episodes nor on the number of workers.
+
+    Raises BurnishError if the file exists (without `overwrite`) or cannot be written, the behaviour does not fit
+    the task, or no episode is left to write.
+    """
+    from burnish.datasets.formats import d4rl, robomimic
+    from burnish.envs.robosuite.simulator import env_args_of
+
+    out = Path(config.out)
+    if out.exists() and not config.overwrite:
+        raise BurnishError(f"{out} exists already: choose another name or set overwrite=true")
+    require_writable(out.parent)
+    recordings = _record_all(config)
+    kept = [recording.episode for recording in recordings if recording.success or not config.successes_only]
+    if not kept:
+        raise BurnishError(
+            f"{out}: none of the {config.episodes} episodes succeeded: nothing to write with successes_only"
+        )
+    names = [f"demo_{i}" for i in range(len(kept))]
+    episodes = [replace(episode, name=name) for episode, name in zip(kept, names)]
+    if config.task.suite == "robosuite":
+        demos = Demonstrations(episodes, env_args_of(config.task), source=str(out))
+        robomimic.write(out, demos)
+    else:
+        demos = Demonstrations(episodes, source=str(out))
+        d4rl.write(out, demos)
+    return demos
+
+
+def _record_all(config: CollectConfig) -> list[Recording]:
+    """All episodes, in the order of their seeds."""
+    recordings: dict[int, Recording] = {}
+    n_workers = min(config.n_workers, config.episodes)
+    stream = _in_this_process(config) if n_workers == 1 else _in_workers(config, n_workers)
+    successes = 0
+    with closing(stream), Progress(config.episodes, f"collect {config.task.name}") as progress:
+        for index, recording in stream:
+            recordings[index] = recording
+            successes += recording.success
+            progress.update(1, success=successes / len(recordings))
+    return [recordings[index] for index in range(config.episodes)]
+
+
+def _in_this_process(config: CollectConfig) -> Recordings:
+    recorder = Recorder(config)
+    for index in range(config.episodes):
+        yield index, recorder.record(index)
+
+
+def _in_workers(config: CollectConfig, n_workers: int) -> Recordings:
+    """The episodes in the order in which the worker processes finish them."""
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Any, Any] = {}  # pipe -> process
+    try:
+        for first in range(n_workers):
+            ours, theirs = context.Pipe(duplex=False)
+            indices = range(first, config.episodes, n_workers)
+            workers[ours] = context.Process(target=_work, args=(config, indices, theirs), daemon=True)
+            workers[ours].start()
+            theirs.close()
+        pipes: list[Any] = list(workers)
+        while pipes:
+            for pipe in connection.wait(pipes):
+                message = _receive(pipe, workers)
+                if message is None:
+                    pipes.remove(pipe)
+                else:
+                    yield message
+    finally:
+        for process in workers.values():
+            process.terminate()
+            process.join()
+
+
+def _receive(pipe: Any, workers: dict[Any, Any]) -> tuple[int, Recording] | None:
+    try:
+        message = pipe.recv()
+    except EOFError:
+        process = workers[pipe]
+        process.join()
+        raise BurnishError(
+            f"a collecting process died (exit code {process.exitcode}), perhaps of memory: try n_workers=1"
+        ) from None
+    if isinstance(message, Exception):
+        raise message
+    return message
+
+
+def _work(config: CollectConfig, indices: range, pipe: Any) -> None:
+    """A worker process: sends each episode of `indices` and then None, or the exception that stopped it."""
+    if config.behaviour != "expert":
+        import torch
+
+        torch.set_num_threads(1)  # the processes share the cores among themselves
+    try:
+        recorder = Recorder(config)
+        for index in indices:
+            pipe.send((index, recorder.record(index)))
+        pipe.send(None)
+    except Exception as error:
+        pipe.send(error)

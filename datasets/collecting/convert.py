@@ -1,0 +1,199 @@
+"""Raw robosuite demonstrations (states and actions) -> training data in robomimic's format."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.formats import hdf5, robomimic
+from burnish.datasets.formats.robosuite_states import begin_episode, model_xml, restore
+from burnish.errors import BurnishError
+
+
+class ConvertedEpisode(NamedTuple):
+    """What became of one episode."""
+
+    name: str
+    n_steps: int
+    success: bool  # the task is solved in a restored state
+    max_action: float  # largest absolute value; robosuite clips at 1
+    n_clipped: int  # steps with a value outside [-1, 1]
+
+
+class ConversionReport(NamedTuple):
+    """What `convert_robosuite` wrote."""
+
+    out: Path
+    env_name: str
+    robots: list[str]
+    obs_keys: list[str]
+    recorded_with: str  # robosuite's version, or "unknown"
+    episodes: list[ConvertedEpisode]
+
+
+class _RawEpisode(NamedTuple):
+    name: str
+    states: NDArray[np.float64]  # (T, S) before each action
+    actions: NDArray[np.float64]  # (T, Da)
+    model_file: str | None
+
+
+def convert_robosuite(
+    path: Path,
+    out: Path,
+    *,
+    env_name: str | None = None,
+    robots: list[str] | None = None,
+    obs_keys: list[str] | None = None,
+) -> ConversionReport:
+    """Restore each recorded state in today's robosuite and write what it observes there.
+
+    Rewards and observations are robosuite's in the restored states; the reward of an action and the
+    observation after it belong to the next state, and the last action is executed once to get them. Actions
+    stay as they are, also outside [-1, 1], where robosuite clips them. The XML written is today's.
+
+    Arguments:
+        path: an HDF5 file of robosuite's `gather_demonstrations_as_hdf5` (any version from 1.0 on).
+        out: the HDF5 file to write (robomimic's format).
+        env_name, robots: what the file does not tell or tells wrongly, e.g. "Lift", ["Panda"].
+        obs_keys: default: robomimic's low-dim keys, as far as the task has them.
+
+    Raises BurnishError naming the file and the episode where something is missing or does not fit.
+    """
+    from burnish.envs.robosuite.env import env_args, make_task_env
+
+    name, env_kwargs, version, raw_episodes = _read(path, env_name, robots)
+    env = make_task_env(name, env_kwargs)
+    try:
+        keys = obs_keys if obs_keys is not None else _default_keys(env)
+        episodes = [_convert(env, raw, keys, f"{path}: episode {raw.name}") for raw in raw_episodes]
+        robot_names = [robot.name for robot in env.robots]
+        report = [
+            _report(raw, episode, success) for raw, (episode, success) in zip(raw_episodes, episodes, strict=True)
+        ]
+    finally:
+        env.close()
+    demos = Demonstrations([episode for episode, _ in episodes], env_args(name, env_kwargs), source=str(out))
+    robomimic.write(out, demos)
+    return ConversionReport(out, name, robot_names, keys, version, report)
+
+
+def _convert(env: Any, raw: _RawEpisode, keys: list[str], where: str) -> tuple[Episode, bool]:
+    """-> (episode, whether the task is solved in one of its states)."""
+    from burnish.envs.robosuite.simulator import select_obs
+
+    if raw.actions.shape[1] != env.action_dim:
+        raise BurnishError(
+            f"{where}: actions of {raw.actions.shape[1]} numbers, but {type(env).__name__} takes "
+            f"{env.action_dim}: give the task and robot it was recorded with"
+        )
+    begin_episode(env, raw.model_file, raw.states[0], where)
+    xml = model_xml(env)
+    observations, rewards, successes = [], [], []
+    for step, action in enumerate(raw.actions):
+        if step > 0:
+            restore(env, raw.states[step], where)
+            rewards.append(env.reward(raw.actions[step - 1]))
+        observations.append(env._get_observations(force_update=True))
+        successes.append(bool(env._check_success()))
+        _command_grippers(env, action)
+    last_obs, last_reward, _, _ = env.step(raw.actions[-1])
+    n_steps = len(raw.actions)
+    episode = Episode(
+        name=raw.name,
+        obs={key: np.stack([_row(select_obs(obs, key)) for obs in observations]) for key in keys},
+        actions=raw.actions.astype(np.float32),
+        rewards=np.array([*rewards, last_reward], np.float32),
+        terminated=np.zeros(n_steps, bool),
+        final_obs={key: _row(select_obs(last_obs, key)) for key in keys},
+        states=raw.states,
+        model_file=xml,
+    )
+    return episode, any(successes) or bool(env._check_success())
+
+
+def _command_grippers(env: Any, action: NDArray[np.float64]) -> None:
+    """Let the grippers follow the commands of skipped steps: robosuite adds them up, outside of the state."""
+    start = 0
+    for robot in env.robots:
+        for part, (first, last) in robot.composite_controller._action_split_indexes.items():
+            if part in robot.composite_controller.grippers:
+                robot.composite_controller.grippers[part].format_action(action[start + first : start + last])
+        start += robot.action_dim
+
+
+def _row(value: Any) -> NDArray[np.float32]:
+    return np.ravel(value).astype(np.float32)
+
+
+def _default_keys(env: Any) -> list[str]:
+    """robomimic's low-dim keys, without those that are empty here (Wipe's gripper has no joints)."""
+    present = {name for name, value in env._get_observations(force_update=True).items() if np.size(value)}
+    keys = [f"robot{i}_{name}" for i in range(len(env.robots)) for name in ("eef_pos", "eef_quat", "gripper_qpos")]
+    return [*(key for key in keys if key in present), "object"]
+
+
+def _report(raw: _RawEpisode, episode: Episode, success: bool) -> ConvertedEpisode:
+    largest = np.abs(raw.actions).max(axis=1)
+    return ConvertedEpisode(episode.name, len(episode), success, float(largest.max()), int((largest > 1).sum()))
+
+
+def _read(
+    path: Path, env_name: str | None, robots: list[str] | None
+) -> tuple[str, dict[str, Any], str, list[_RawEpisode]]:
+    """-> (env_name, env_kwargs, robosuite's version, episodes)."""
+    from burnish.envs.robosuite.env import task_from_env_args
+
+    with hdf5.reading(path) as file:
+        data = file.get("data")
+        if not isinstance(data, h5py.Group) or not len(data):
+            raise BurnishError(f"{path}: no episodes, expected groups data/demo_1, data/demo_2, ...")
+        info = _env_info(path, data)
+        version = str(data.attrs.get("repository_version", "unknown"))
+        names = sorted(data, key=lambda name: (int(re.sub(r"\D", "", name) or -1), name))
+        episodes = [_read_episode(path, name, data[name]) for name in names]
+    recorded_name = info.pop("env_name", None)
+    name = env_name or recorded_name
+    if name is None:
+        raise BurnishError(f"{path}: does not tell its task (attribute env of data): give env_name")
+    if robots is not None:
+        info["robots"] = robots
+    args = {"env_name": name, "env_kwargs": info}
+    return (*task_from_env_args(args), version, episodes)
+
+
+def _env_info(path: Path, data: h5py.Group) -> dict[str, Any]:
+    """Name and keyword arguments of the recorded environment, as far as the file has them."""
+    text = data.attrs.get("env_info", "{}")
+    try:
+        info = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise BurnishError(f"{path}: attribute env_info of data is not a JSON object ({error})") from error
+    if "env" in data.attrs:
+        info.setdefault("env_name", str(data.attrs["env"]))
+    return info
+
+
+def _read_episode(path: Path, name: str, group: h5py.Group) -> _RawEpisode:
+    missing = [key for key in ("states", "actions") if key not in group]
+    if missing:
+        raise BurnishError(f"{path}: episode {name} has no {missing[0]}; it has: {', '.join(group) or 'nothing'}")
+    states = group["states"][()].astype(np.float64)
+    actions = group["actions"][()].astype(np.float64)
+    if states.ndim != 2 or actions.ndim != 2 or len(states) != len(actions) or len(actions) == 0:
+        raise BurnishError(
+            f"{path}: episode {name} has states {states.shape} and actions {actions.shape}: expected as many "
+            f"states as actions, at least 1"
+        )
+    for key, values in (("states", states), ("actions", actions)):
+        if not np.isfinite(values).all():
+            raise BurnishError(f"{path}: episode {name} has NaN or infinity in its {key}: remove the episode")
+    model_file = group.attrs.get("model_file")
+    return _RawEpisode(name, states, actions, None if model_file is None else str(model_file))

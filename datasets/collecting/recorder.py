@@ -1,0 +1,119 @@
+"""Roll out one episode after another and record what was observed, executed and earned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.datasets.collecting.actors import Actor, PolicyActor, SampledActor
+from burnish.datasets.episodes import Episode
+from burnish.datasets.formats.robosuite_states import model_xml
+from burnish.envs import make_simulator
+from burnish.envs.base import Floats, Step
+
+if TYPE_CHECKING:
+    from burnish.datasets.collecting.collect import CollectConfig
+
+STEPS_AFTER_SUCCESS = 3
+ACTIONS_PER_ARM = 7  # OSC_POSE: six for the motion, the last for the gripper
+
+
+class Recording(NamedTuple):
+    """One rolled-out episode."""
+
+    episode: Episode
+    success: bool
+
+
+class Transition(NamedTuple):
+    """What happened in one control step."""
+
+    obs: Floats  # (Do,) before the action
+    state: NDArray[np.float64] | None  # (S,) before the action
+    action: Floats  # (Da,) as executed
+    step: Step
+
+
+class Recorder:
+    """One simulator and one actor: rolls out any episode of a `CollectConfig`."""
+
+    def __init__(self, config: CollectConfig) -> None:
+        self.config = config
+        self.simulator: Any = make_simulator(config.task)
+        self.actor = _make_actor(config)
+        self._is_robosuite = config.task.suite == "robosuite"
+        self._with_states = config.states and self._is_robosuite
+
+    def record(self, index: int) -> Recording:
+        """Episode `index`, from the environment seed `config.seed` + index."""
+        obs, states, actions, steps = zip(*self._roll_out(self.config.seed + index))
+        by_key = self._by_key(np.stack([*obs, steps[-1].obs]))
+        episode = Episode(
+            name=f"demo_{index}",
+            obs={key: values[:-1] for key, values in by_key.items()},
+            actions=np.stack(actions),
+            rewards=np.array([step.reward for step in steps], np.float32),
+            terminated=np.array([step.terminated for step in steps]),
+            final_obs={key: values[-1] for key, values in by_key.items()},
+            states=np.stack(states) if self._with_states else None,
+            model_file=model_xml(self.simulator.env) if self._with_states else None,
+        )
+        return Recording(episode, any(step.success for step in steps))
+
+    def _roll_out(self, seed: int) -> Iterator[Transition]:
+        # Noise of its own stream: the same for every behaviour, whatever the actor draws.
+        actor_seed, noise_seed = np.random.SeedSequence([seed, 1]).spawn(2)
+        noise_rng = np.random.default_rng(noise_seed)
+        obs = self.simulator.reset(seed)
+        self.actor.reset(self.simulator, np.random.default_rng(actor_seed))
+        steps_left = self.config.task.max_episode_steps
+        while steps_left > 0:
+            state = self._state() if self._with_states else None
+            action = self._executed(self.actor.act(obs), noise_rng)
+            step = self.simulator.step(action)
+            if not np.isfinite(step.obs).all():
+                return  # the simulation blew up: the episode ends before that
+            yield Transition(obs, state, action, step)
+            obs = step.obs
+            steps_left -= 1
+            if step.success:
+                steps_left = min(steps_left, STEPS_AFTER_SUCCESS)
+            if step.terminated:
+                return
+
+    def _executed(self, action: Floats, rng: np.random.Generator) -> Floats:
+        noise = self.config.action_noise * rng.standard_normal(len(action))
+        if self._is_robosuite:
+            noise[ACTIONS_PER_ARM - 1 :: ACTIONS_PER_ARM] = 0.0
+        return np.clip(action + noise, -1.0, 1.0).astype(np.float32)
+
+    def _state(self) -> NDArray[np.float64]:
+        return self.simulator.env.sim.get_state().flatten()
+
+    def _by_key(self, flat: Floats) -> dict[str, Floats]:
+        """Flat observations (T, Do) -> key -> (T, d), in the order of the task's keys."""
+        if not self._is_robosuite:
+            return {"flat": flat}
+        from burnish.envs.robosuite.simulator import select_obs
+
+        keys, obs = self.config.task.obs_keys, self.simulator.env._get_observations()
+        ends = np.cumsum([np.size(select_obs(obs, key)) for key in keys])
+        return dict(zip(keys, np.split(flat, ends[:-1], axis=1)))
+
+
+def _make_actor(config: CollectConfig) -> Actor:
+    if config.behaviour == "expert":
+        from burnish.datasets.experts import make_expert
+
+        return make_expert(config.task.env_id, config.grasp_bias, config.speed)
+    if config.behaviour == "sac" or config.behaviour.endswith(".safetensors"):
+        from burnish.datasets.collecting.sac_actor import SACActor
+
+        shipped = f"shipped:{config.task.name}-medium"
+        return SampledActor(SACActor.load(shipped if config.behaviour == "sac" else config.behaviour))
+    from burnish.policies.base import load_policy
+
+    return PolicyActor(load_policy(config.behaviour))

@@ -1,0 +1,1 @@
+"""Files of demonstrations: one module for each format."""

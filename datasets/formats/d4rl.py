@@ -1,0 +1,103 @@
+"""D4RL's flat HDF5 (https://github.com/Farama-Foundation/D4RL): read and write.
+
+All episodes behind one another: observations (N, Do), actions (N, Da), rewards, terminals, timeouts (N,) and
+optionally next_observations (N, Do). An episode ends at a terminal or a timeout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.formats import hdf5
+from burnish.errors import BurnishError
+
+
+def is_layout(file: h5py.File) -> bool:
+    """Whether the open file is laid out as D4RL's are."""
+    return "observations" in file and "actions" in file
+
+
+def read(path: Path) -> Demonstrations:
+    """Read all episodes, observation key "flat". Steps after the last end become an unfinished last episode.
+
+    Files without `timeouts` are cut where the next observation is not the following one.
+
+    Raises BurnishError for missing keys, differing lengths, and if the ends cannot be told.
+    """
+    with hdf5.reading(path) as file:
+        found = ", ".join(sorted(file)) or "nothing"
+        missing = [key for key in ("observations", "actions", "rewards", "terminals") if key not in file]
+        if missing:
+            raise BurnishError(f"{path}: no {', '.join(missing)}, expected D4RL's layout; found: {found}")
+        if "timeouts" not in file and "next_observations" not in file:
+            raise BurnishError(
+                f"{path}: no timeouts and no next_observations to tell where episodes end; found: {found}"
+            )
+        keys = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+        arrays = {key: file[key][()] for key in keys if key in file}
+    n_steps = len(arrays["actions"])
+    for key, values in arrays.items():
+        if len(values) != n_steps:
+            raise BurnishError(f"{path}: {key} has {len(values)} steps, but there are {n_steps} actions")
+    if n_steps == 0:
+        raise BurnishError(f"{path}: no episodes, the arrays are empty")
+    next_obs = arrays.get("next_observations")
+    terminals = arrays["terminals"].astype(bool).reshape(-1)
+    ends = terminals | _timeouts(arrays)
+    ends[-1] = True
+    episodes = []
+    start = 0
+    for number, end in enumerate(np.flatnonzero(ends) + 1):
+        steps = slice(start, end)
+        episodes.append(
+            Episode(
+                name=f"demo_{number}",
+                obs={"flat": arrays["observations"][steps].astype(np.float32)},
+                actions=arrays["actions"][steps].astype(np.float32),
+                rewards=arrays["rewards"][steps].astype(np.float32).reshape(-1),
+                terminated=terminals[steps],
+                final_obs=None if next_obs is None else {"flat": next_obs[end - 1].astype(np.float32)},
+            )
+        )
+        start = end
+    return Demonstrations(episodes, source=str(path))
+
+
+def write(path: Path, demos: Demonstrations) -> None:
+    """Write episodes with the observation key "flat", atomically and gzip-compressed.
+
+    `next_observations` is written if every episode has its `final_obs`.
+
+    Raises BurnishError without episodes, without the key "flat", or where `path` cannot be written.
+    """
+    episodes = demos.episodes
+    if not episodes:
+        raise BurnishError(f"{path}: there are no episodes to write")
+    observations = [episode.flat_obs(["flat"]) for episode in episodes]
+    last = [np.arange(len(episode)) == len(episode) - 1 for episode in episodes]
+    arrays = {
+        "observations": np.concatenate(observations),
+        "actions": np.concatenate([episode.actions for episode in episodes]),
+        "rewards": np.concatenate([episode.rewards for episode in episodes]),
+        "terminals": np.concatenate([episode.terminated for episode in episodes]),
+        "timeouts": np.concatenate([end & ~episode.terminated for end, episode in zip(last, episodes)]),
+    }
+    final = [episode.final_obs["flat"] for episode in episodes if episode.final_obs is not None]
+    if len(final) == len(episodes):
+        following = [np.concatenate([obs[1:], after[None]]) for obs, after in zip(observations, final)]
+        arrays["next_observations"] = np.concatenate(following)
+    with hdf5.writing(path) as file:
+        for key, values in arrays.items():
+            file.create_dataset(key, data=values, compression="gzip")
+
+
+def _timeouts(arrays: dict[str, NDArray[np.float32]]) -> NDArray[np.bool_]:
+    if "timeouts" in arrays:
+        return arrays["timeouts"].astype(bool).reshape(-1)
+    jumps = (arrays["next_observations"][:-1] != arrays["observations"][1:]).any(axis=1)
+    return np.append(jumps, True)

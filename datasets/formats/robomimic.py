@@ -1,0 +1,183 @@
+"""robomimic's HDF5 format: read and write.
+
+The layout (robomimic 0.1 to 0.5, https://robomimic.github.io/docs/datasets/overview.html):
+
+    data                    attrs: env_args (JSON), total (steps)
+    data/demo_N             attrs: num_samples (T), model_file (XML)
+    data/demo_N/obs/KEY     (T, d) before each action          data/demo_N/next_obs/KEY   (T, d), optional
+    data/demo_N/actions     (T, Da)     rewards, dones (T,)    states (T, S)
+    mask/FILTER_KEY         names of the demos of a subset
+
+`dones` is no termination: robomimic's scripts set it at success, at the last step, or both (`done_mode`; the
+released ph and mh files have both, mg success alone). robosuite never ends an episode by itself, so for its
+data `terminated` is False everywhere and a value function bootstraps at the end. For other environments
+`dones` is all that there is. Files written here carry `terminated` beside it, which robomimic ignores and
+`read` prefers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.formats import hdf5
+from burnish.errors import BurnishError
+
+ROBOSUITE_TYPE = 1  # robomimic.envs.env_base.EnvType.ROBOSUITE_TYPE
+_EPISODE_NAME = re.compile(r"demo_(\d+)")
+
+
+def read(path: Path, filter_key: str | None = None) -> Demonstrations:
+    """Read a robomimic file, or the episodes of one of its filter keys.
+
+    Image observations (more than one dimension per step) are left out. `final_obs` comes from the last row of
+    `next_obs`, where the file has it. Masks are cut to the episodes that are read.
+
+    Raises BurnishError naming the file and the episode for a damaged file, missing observations or actions,
+    and an unknown filter key.
+    """
+    with hdf5.reading(path) as file:
+        data = file.get("data")
+        if not isinstance(data, h5py.Group) or not len(data):
+            raise BurnishError(f"{path}: no episodes, expected groups data/demo_0, data/demo_1, ...")
+        masks = _read_masks(file)
+        env_args = _read_env_args(path, data)
+        names = sorted(data, key=_episode_order)
+        if filter_key is not None:
+            names = [name for name in names if name in _names_of(path, masks, filter_key)]
+        if not names:
+            raise BurnishError(f"{path}: none of the episodes of filter key {filter_key!r} is in the file")
+        from_robosuite = env_args is not None and env_args.get("type") == ROBOSUITE_TYPE
+        episodes = [_read_episode(path, name, data[name], from_robosuite) for name in names]
+    kept = set(names)
+    masks = {key: [name for name in members if name in kept] for key, members in masks.items()}
+    return Demonstrations(episodes, env_args, masks, source=str(path))
+
+
+def write(path: Path, demos: Demonstrations) -> None:
+    """Write a file that robomimic's `SequenceDataset` reads, gzip-compressed and atomically.
+
+    `next_obs` is written for episodes with `final_obs`; `dones` is 1 where the environment ended the episode
+    and at the last step (robomimic's `done_mode` 1).
+
+    Raises BurnishError without episodes, for a name that is not demo_N or not unique, or where `path` cannot
+    be written.
+    """
+    names = [episode.name for episode in demos.episodes]
+    if not names:
+        raise BurnishError(f"{path}: there are no episodes to write")
+    for name in names:
+        if not _EPISODE_NAME.fullmatch(name):
+            raise BurnishError(f"{path}: episode name {name!r}: robomimic expects demo_0, demo_1, ...")
+    if len(set(names)) != len(names):
+        raise BurnishError(f"{path}: two episodes have the same name")
+    with hdf5.writing(path) as file:
+        data = file.create_group("data")
+        for episode in demos.episodes:
+            _write_episode(data.create_group(episode.name), episode)
+        data.attrs["total"] = sum(len(episode) for episode in demos.episodes)
+        if demos.env_args is not None:
+            data.attrs["env_args"] = json.dumps(demos.env_args, indent=4)
+        for key, members in demos.masks.items():
+            file[f"mask/{key}"] = np.array(members, dtype="S")
+
+
+def _episode_order(name: str) -> tuple[int, str]:
+    match = _EPISODE_NAME.fullmatch(name)
+    return (int(match[1]) if match else -1, name)
+
+
+def _names_of(path: Path, masks: dict[str, list[str]], filter_key: str) -> set[str]:
+    if filter_key not in masks:
+        present = ", ".join(sorted(masks)) or "none"
+        raise BurnishError(f"{path}: no filter key {filter_key!r}; filter keys of this file: {present}")
+    return set(masks[filter_key])
+
+
+def _read_masks(file: h5py.File) -> dict[str, list[str]]:
+    group = file.get("mask")
+    if not isinstance(group, h5py.Group):
+        return {}
+    return {key: [name.decode() for name in group[key][()].astype("S")] for key in group}
+
+
+def _read_env_args(path: Path, data: h5py.Group) -> dict[str, Any] | None:
+    text = data.attrs.get("env_args")
+    if text is None:
+        return None
+    try:
+        env_args = json.loads(text)
+    except ValueError as error:
+        raise BurnishError(f"{path}: attribute env_args of data is not JSON ({error})") from error
+    if not isinstance(env_args, dict):
+        raise BurnishError(f"{path}: attribute env_args of data is {type(env_args).__name__}, expected an object")
+    return env_args
+
+
+def _read_episode(path: Path, name: str, group: h5py.Group, from_robosuite: bool) -> Episode:
+    if "actions" not in group:
+        found = ", ".join(group) or "nothing"
+        raise BurnishError(f"{path}: episode {name} has no actions; it has: {found}")
+    if "obs" not in group:
+        raise BurnishError(
+            f"{path}: episode {name} has {', '.join(group)}, but no observations (robosuite's raw format); "
+            f"make them from the states with `burnish data convert`"
+        )
+    actions = _rows(group["actions"])
+    n_steps = len(actions)
+    obs = {key: _rows(group["obs"][key]) for key in group["obs"] if group["obs"][key].ndim <= 2}
+    final_obs = None
+    if "next_obs" in group and n_steps:
+        final_obs = {key: _rows(group["next_obs"][key])[-1] for key in obs if key in group["next_obs"]}
+    rewards = group["rewards"][()] if "rewards" in group else np.zeros(n_steps)
+    if "terminated" in group:
+        terminated = group["terminated"][()]
+    elif "dones" in group and not from_robosuite:
+        terminated = group["dones"][()]
+    else:
+        terminated = np.zeros(n_steps)
+    model_file = group.attrs.get("model_file")
+    return Episode(
+        name=name,
+        obs=obs,
+        actions=actions,
+        rewards=rewards.astype(np.float32).reshape(-1),
+        terminated=terminated.astype(bool).reshape(-1),
+        final_obs=final_obs,
+        states=group["states"][()].astype(np.float64) if "states" in group else None,
+        model_file=None if model_file is None else str(model_file),
+    )
+
+
+def _rows(dataset: h5py.Dataset) -> NDArray[np.float32]:
+    values = dataset[()].astype(np.float32)
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def _write_episode(group: h5py.Group, episode: Episode) -> None:
+    def store(name: str, values: NDArray[Any]) -> None:
+        group.create_dataset(name, data=values, compression="gzip")
+
+    for key, values in episode.obs.items():
+        store(f"obs/{key}", values)
+        if episode.final_obs is not None:
+            store(f"next_obs/{key}", np.concatenate([values[1:], episode.final_obs[key][None]]))
+    dones = episode.terminated.astype(np.int32)
+    dones[-1] = 1
+    store("actions", episode.actions)
+    store("rewards", episode.rewards)
+    store("dones", dones)
+    store("terminated", episode.terminated.astype(np.int32))
+    if episode.states is not None:
+        store("states", episode.states)
+    if episode.model_file is not None:
+        group.attrs["model_file"] = episode.model_file
+    group.attrs["num_samples"] = len(episode)

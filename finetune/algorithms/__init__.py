@@ -1,0 +1,1 @@
+"""Our algorithms, one file each."""

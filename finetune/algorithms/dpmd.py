@@ -1,0 +1,74 @@
+"""DPMD: diffusion policy mirror descent (Ma et al. 2025, arXiv 2502.00361).
+
+The denoiser of pi proportional to pi_old exp(Q / lambda): clean chunks are drawn from pi_old and weighed by
+exp(Q / lambda).
+
+Symbols: B states, N draws for each, R of them resampled, Tp, Da as in `burnish.policies.diffusion`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from burnish.errors import BurnishError
+from burnish.finetune.losses.rsm import resample, weighted_denoising_loss
+from burnish.finetune.off_policy import Draws, OffPolicyConfig, OffPolicyStage
+from burnish.finetune.storage.replay import Transitions
+from burnish.policies.diffusion import choose
+
+
+@dataclass(frozen=True)
+class DPMDConfig(OffPolicyConfig):
+    """Settings of DPMD, see `OffPolicyConfig`.
+
+    Attributes:
+        resample: R: so many draws of each state, drawn again by weight, are trained on; the same gradient on average
+            as that of all N, for R / N of its cost. 0, or no less than N: all, weighted.
+        train_on: "all" draws of a state, weighed against each other, or the "best" alone by Q, as the released code
+            does, weighed against those of other states (rsm.weights=paper) or not at all (constant).
+    """
+
+    name: Literal["dpmd"] = "dpmd"
+    resample: int = 2
+    train_on: Literal["all", "best"] = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train_on == "best" and self.rsm.weights not in ("paper", "constant"):
+            raise BurnishError(
+                f"stage.train_on=best leaves one draw, which stage.rsm.weights={self.rsm.weights} has nothing to weigh "
+                "against: expected weights paper or constant, or train_on=all"
+            )
+        if self.resample < 0:
+            raise BurnishError(f"stage.resample={self.resample}: expected at least 0")
+
+
+class DPMD(OffPolicyStage):
+    """See the module's docstring."""
+
+    Config = DPMDConfig
+    config: DPMDConfig
+
+    @property
+    def draws_for_actor(self) -> int:
+        return self.config.draws
+
+    def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        x, q = draws.x[:, : self.config.draws], draws.q[:, : self.config.draws]
+        if self.config.train_on == "best":
+            best = q.argmax(1, keepdim=True)
+            x, q = choose(x, best), q.gather(1, best)
+        weighted = self.weighting(q, self.gradient_steps)
+        weights, metrics = weighted.weights, weighted.metrics()
+        if 0 < self.config.resample < x.shape[1]:
+            chosen = resample(weights, self.config.resample, self.generator)
+            x, weights = choose(x, chosen), torch.full_like(chosen, 1 / self.config.resample, dtype=q.dtype)
+        # L = E_s sum_n w_n || f(sqrt(abar_k) a_n + sqrt(1 - abar_k) eps, k, s) - target ||^2
+        output, target = self.policy.denoise_noised(
+            self.actor, draws.obs, x, self.generator, self.policy.finetuned_timesteps
+        )
+        return weighted_denoising_loss(output, target, weights), metrics

@@ -1,0 +1,135 @@
+"""SDAC: soft diffusion actor-critic (Ma et al. 2025, arXiv 2502.00361).
+
+The denoiser of pi proportional to exp(Q / lambda): a noisy chunk a_k comes from any density h_k; clean chunks are
+drawn from its posterior under a flat prior, a_0 = (a_k - sqrt(1 - abar_k) eps) / sqrt(abar_k), and weighed by
+exp(Q / lambda).
+
+Symbols: B states, M draws for each, Tp, Da as in `burnish.policies.diffusion`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from burnish.errors import BurnishError
+from burnish.finetune.losses.rsm import RSMConfig, weighted_denoising_loss
+from burnish.finetune.off_policy import Draws, OffPolicyConfig, OffPolicyStage
+from burnish.finetune.stage import Setting
+from burnish.finetune.storage.replay import Transitions
+from burnish.policies.diffusion import DiffusionPolicy, choose, encode_for
+
+SMALLEST_UNIFORM = 2**-25  # torch.rand gives 0 once in 2^24 numbers, which would be an infinite normal
+
+
+@dataclass(frozen=True)
+class SDACConfig(OffPolicyConfig):
+    """Settings of SDAC, see `OffPolicyConfig`; by default anchored to the demonstrations.
+
+    Attributes:
+        noisy_from: where a_k comes from: noised chunks of the "policy" (the best of its draws), of the "replay" (at
+            their own observations), "uniform" ones, or "perturbed" ones of the policy (with Gaussian noise on them).
+        perturbation: standard deviation of that noise.
+        reverse: "truncated": the posterior under a flat prior on [-1, 1]; "clipped": that under a prior without
+            bounds, clipped for Q alone (the released code; leaves mass on the bounds).
+    """
+
+    name: Literal["sdac"] = "sdac"
+    rsm: RSMConfig = field(default_factory=lambda: RSMConfig(kl_target=2.0))
+    draws: int = 32
+    bc_coef: float = 10.0
+    noisy_from: Literal["policy", "replay", "uniform", "perturbed"] = "policy"
+    perturbation: float = 0.3
+    reverse: Literal["truncated", "clipped"] = "truncated"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.perturbation < 0:
+            raise BurnishError(f"stage.perturbation={self.perturbation}: expected at least 0")
+
+
+class SDAC(OffPolicyStage):
+    """See the module's docstring."""
+
+    Config = SDACConfig
+    config: SDACConfig
+
+    def __init__(self, policy: DiffusionPolicy, config: SDACConfig, setting: Setting):
+        if policy.config.clip_sample is None:
+            raise BurnishError("stage=sdac: the policy's actions have no bounds (policy.clip_sample=null)")
+        if config.reverse == "clipped" and policy.config.prediction_type != "epsilon":
+            raise BurnishError(
+                f"stage.reverse=clipped: its draws have no bounds, which a policy of prediction_type="
+                f"{policy.config.prediction_type} would have to predict: expected epsilon, or stage.reverse=truncated"
+            )
+        super().__init__(policy, config, setting)
+
+    @property
+    def draws_for_actor(self) -> int:
+        return self.config.target_candidates if self.config.noisy_from in ("policy", "perturbed") else 0
+
+    def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        obs, clean = self._clean_chunks(batch, draws)
+        process, bound = self.policy.process, self.policy.config.clip_sample
+        k = torch.randint(
+            self.policy.finetuned_timesteps, (len(clean), 1), device=clean.device, generator=self.generator
+        )
+        # a_k ~ h_k
+        noise = torch.randn(clean.shape, device=clean.device, generator=self.generator)
+        x = process.add_noise(clean, noise, k)  # (B, 1, Tp, Da)
+        signal, sigma = process.levels(k, x)
+        with torch.no_grad():
+            eps = reverse_noise(x, signal, sigma, self.config.draws, bound, self.config.reverse, self.generator)
+            x0 = (x - sigma * eps) / signal  # (B, M, Tp, Da)
+            weighted = self.weighting(self.policy.values(obs, x0, self.target_critic), self.gradient_steps)
+        # L = E_{s,k,a_k} sum_m w_m || f(a_k, k, s) - target_m ||^2
+        output = self.actor(x, k, encode_for(self.actor, obs, x))
+        target = process.target(x0, eps, k)
+        return weighted_denoising_loss(output, target, weighted.weights), weighted.metrics()
+
+    def _clean_chunks(self, batch: Transitions, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Observations (B, To * Do) and the clean chunks (B, 1, Tp, Da) whose noised versions are the a_k."""
+        source = self.config.noisy_from
+        if source == "replay":
+            return batch.obs, self.chunks(batch)
+        if source == "uniform":
+            shape = (len(draws.x), 1, *draws.x.shape[2:])
+            uniform = 2 * torch.rand(shape, device=draws.x.device, generator=self.generator) - 1
+            return draws.obs, uniform * (self.policy.config.clip_sample or 1)
+        best = choose(draws.x, draws.q.argmax(1, keepdim=True))
+        if source == "perturbed":
+            best = self.noised(best, self.config.perturbation)
+        return draws.obs, best
+
+
+def reverse_noise(
+    x: Tensor, signal: Tensor, sigma: Tensor, M: int, bound: float | None, kind: str, generator: torch.Generator
+) -> Tensor:
+    """Noise eps with which x_0 = (x - sigma eps) / signal is a draw of x's posterior under a flat prior.
+
+    Args:
+        x: noisy chunks (B, 1, Tp, Da); signal, sigma: sqrt(abar_k), sqrt(1 - abar_k), (B, 1, 1, 1).
+        bound: of x_0. kind: see `SDACConfig.reverse`.
+
+    Returns:
+        (B, M, Tp, Da)
+    """
+    shape = (x.shape[0], M, *x.shape[2:])
+    if kind == "clipped":
+        return torch.randn(shape, device=x.device, generator=generator)
+    # |x_0| <= bound: eps in [(x - signal bound) / sigma, (x + signal bound) / sigma]
+    assert bound is not None
+    low, high = (x - signal * bound) / sigma, (x + signal * bound) / sigma
+    # by the inverse distribution function, in the lower tail, where float32 has the digits
+    flip = low + high > 0
+    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    u = torch.rand(shape, device=x.device, generator=generator).clamp(min=SMALLEST_UNIFORM)
+    # Phi(z) = erfc(-z / sqrt(2)) / 2; torch's ndtr rounds to 0 below -5.4
+    p_low, p_high = (torch.special.erfc(z * -math.sqrt(0.5)) / 2 for z in (low, high))
+    p = torch.lerp(p_low, p_high, u).clamp(min=torch.finfo(x.dtype).tiny)
+    eps = torch.special.ndtri(p).clamp(low, high)
+    return torch.where(flip, -eps, eps)

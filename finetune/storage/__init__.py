@@ -1,0 +1,1 @@
+"""What algorithms remember of the environments."""

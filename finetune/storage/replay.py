@@ -1,0 +1,146 @@
+"""What off-policy learning remembers: chunk transitions, online and from demonstrations.
+
+Symbols: M stored transitions, B batch, E environments, T steps of an episode, h <= Ta executed steps of a chunk,
+To, Tp, Ta, Do, Da as in `burnish.policies.diffusion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from burnish.datasets.episodes import Episode
+from burnish.envs.base import ChunkStep
+from burnish.errors import BurnishError
+from burnish.policies.base import Policy
+
+
+class Transitions(NamedTuple):
+    """Chunks as Q-learning sees them, normalised and flattened."""
+
+    obs: Tensor  # (B, To * Do)
+    chunk: Tensor  # (B, Tp * Da); of it the first Ta * Da numbers were executed
+    reward: Tensor  # (B,) sum_{i<h} gamma^i r_i
+    discount: Tensor  # (B,) gamma^h, or 0 where the environment terminated
+    next_obs: Tensor  # (B, To * Do) what the chunk truly led to
+
+
+def discounted(step_rewards: np.ndarray, steps: np.ndarray, terminated: np.ndarray, gamma: float) -> np.ndarray:
+    """Rewards and discounts of chunks that executed `steps` (E,) of Ta steps -> (2, E).
+
+    Args:
+        step_rewards: (E, Ta), 0 after the cut.
+        terminated: (E,); a chunk cut by a time limit still bootstraps, after its h executed steps.
+        gamma: per environment step.
+    """
+    powers = gamma ** np.arange(step_rewards.shape[1])
+    return np.stack([step_rewards @ powers, gamma**steps * ~terminated]).astype(np.float32)
+
+
+class Replay:
+    """A ring of the last M = `capacity` transitions on `device`.
+
+    Memory is reserved, but touched (and so taken) only as it fills.
+    """
+
+    def __init__(self, capacity: int, obs_dim: int, chunk_dim: int, device: torch.device):
+        self.capacity, self.device = capacity, device
+        widths = (obs_dim, chunk_dim, 0, 0, obs_dim)
+        shapes = [(capacity, width) if width else (capacity,) for width in widths]
+        self.data = Transitions(*(torch.empty(shape, device=device) for shape in shapes))
+        self.size = self.position = 0
+
+    def add(self, transitions: Transitions) -> None:
+        """Store, over the oldest where the ring is full."""
+        n = len(transitions.reward)
+        rows = (self.position + torch.arange(n, device=self.device)) % self.capacity
+        for ours, new in zip(self.data, transitions):
+            ours[rows] = new
+        self.position = (self.position + n) % self.capacity
+        self.size = min(self.size + n, self.capacity)
+
+    def sample(self, n: int, generator: torch.Generator) -> Transitions:
+        """`n` transitions, drawn uniformly with replacement."""
+        rows = torch.randint(self.size, (n,), device=self.device, generator=generator)
+        return Transitions(*(ours.index_select(0, rows) for ours in self.data))
+
+    def state_dict(self) -> dict[str, Any]:
+        # through numpy, or a part would be saved with all of its memory; without a copy, which would double it
+        return {"position": self.position, "data": [torch.from_numpy(t[: self.size].cpu().numpy()) for t in self.data]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.size, self.position = len(state["data"][0]), state["position"]
+        for ours, saved in zip(self.data, state["data"]):
+            ours[: self.size] = saved.to(self.device)
+
+
+def online_transitions(policy: Policy, obs: Tensor, chunk: Tensor, step: ChunkStep, gamma: float) -> Transitions:
+    """What the chunks (E, Tp, Da), normalised, led to from `obs` (E, To * Do), normalised."""
+    device = policy.device
+    numbers = torch.as_tensor(discounted(step.step_rewards, step.steps, step.terminated, gamma), device=device)
+    next_obs = policy.normalized_obs(torch.as_tensor(step.final_obs, device=device))
+    return Transitions(obs, chunk.flatten(1), numbers[0], numbers[1], next_obs)
+
+
+def demonstration_transitions(policy: Policy, episodes: Sequence[Episode], gamma: float) -> Transitions:
+    """The chunk from every step of the demonstrations, as if it had been executed.
+
+    A chunk is cut by the end of its episode; what follows the last step is the recorded final observation. Where an
+    episode has none and did not terminate, the chunks that reach its end are left out.
+
+    Raises:
+        BurnishError: no episode has a whole chunk, an observation is missing or of another size, or no step has a
+            reward.
+    """
+    if not any(episode.rewards.any() for episode in episodes):
+        raise BurnishError(
+            "the demonstrations have no reward anywhere: a critic would learn that they are worthless (without them: "
+            "stage.demo_ratio=0; sac and td3: stage.demos=null)"
+        )
+    parts = [part for episode in episodes if (part := _episode_transitions(policy, episode, gamma)) is not None]
+    if not parts:
+        raise BurnishError("no demonstration is long enough for one chunk with a known end")
+    return Transitions(*(torch.cat(field).to(policy.device) for field in zip(*parts)))
+
+
+def _episode_transitions(policy: Policy, episode: Episode, gamma: float) -> Transitions | None:
+    config, T = policy.config, len(episode)
+    obs = episode.flat_obs(policy.obs_keys)  # (T, Do)
+    for name, ours, theirs in (
+        ("observation", policy.obs_dim, obs.shape[1]),
+        ("action", policy.action_dim, episode.actions.shape[1]),
+    ):
+        if ours != theirs:
+            raise BurnishError(f"episode {episode.name} has {name} dimension {theirs}, but the policy has {ours}")
+    if episode.final_obs is not None:
+        missing = [key for key in policy.obs_keys if key not in episode.final_obs]
+        if missing:
+            raise BurnishError(f"episode {episode.name}: its final observation has no {missing[0]!r}")
+        last = np.concatenate([episode.final_obs[key].reshape(-1) for key in policy.obs_keys])
+        known = T
+    else:
+        last = obs[-1]
+        known = T if episode.terminated[-1] else T - config.n_action_steps
+    if known < 1:
+        return None
+    obs = np.concatenate([obs, last[None].astype(np.float32)])  # (T + 1, Do)
+    start = np.arange(known)
+    h = np.minimum(config.n_action_steps, T - start)
+    offsets = np.arange(config.n_action_steps)
+    inside = offsets < h[:, None]  # (known, Ta)
+    rewards = np.where(inside, episode.rewards[np.minimum(start[:, None] + offsets, T - 1)], 0)
+    numbers = torch.from_numpy(discounted(rewards, h, episode.terminated[start + h - 1], gamma))
+    chunk = episode.actions[np.minimum(start[:, None] + np.arange(config.horizon), T - 1)]  # (known, Tp, Da)
+    history = np.arange(1 - config.n_obs_steps, 1)
+
+    def windows(steps: np.ndarray) -> Tensor:
+        rows = np.maximum(steps[:, None] + history, 0)  # before the start: the first observation repeated
+        return policy.normalized_obs(torch.from_numpy(obs[rows]).to(policy.device)).cpu()
+
+    actions = torch.from_numpy(chunk).to(policy.device, torch.float32).clamp(-1, 1)
+    normalized = policy.within_bounds(policy.action_normalizer.normalize(actions)).flatten(1).cpu()
+    return Transitions(windows(start), normalized, numbers[0], numbers[1], windows(start + h))

@@ -1,0 +1,1 @@
+"""RSM's toy experiment: densities sampled from their energies alone."""

@@ -1,0 +1,297 @@
+"""`burnish toy`: the toy experiment of RSM (Ma et al. 2025, arXiv 2502.00361): a density sampled from its energy.
+
+A bandit without observations, with actions in [-1, 1]^2 and a known Q = lambda log p. The policy is trained by the
+stages' own weights, loss and reverse draws:
+
+- DPMD: n mirror steps, pi_{i+1} proportional to pi_i exp(Q / (n lambda)), from the uniform pi_0, so that pi_n is p.
+  Each trains on a pool of draws from pi_i, resampled by weight: from the box, in later steps from the policy itself.
+  With n = 1 this is the loss alone; with n = 4, what sampler and training miss in a step enters the next one's pi_i,
+  and each step has a quarter of the gradient steps.
+- SDAC: a_k are noised uniform points, and M reverse draws for each are weighed by exp(Q / lambda): "truncated" to the
+  box, or "clipped" to it for Q alone as in the released code.
+
+Beside them stand the same network trained by DDPM on exact samples of p, and Metropolis-adjusted Langevin dynamics from
+uniform starts. All are compared with fresh exact samples; what other exact samples get is the floor.
+
+Symbols: P draws in a pool, B noised points in a batch, M draws for each; a point is a chunk with (Tp, Da) = (1, 2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from burnish.errors import BurnishError
+from burnish.evaluation.evaluate import CONFIDENCE
+from burnish.finetune.algorithms.sdac import reverse_noise
+from burnish.finetune.losses.rsm import RSMConfig, Weighting, weighted_denoising_loss
+from burnish.finetune.toy.distances import mmd, sliced_wasserstein
+from burnish.finetune.toy.energies import ENERGIES, Energy, langevin, uniform
+from burnish.machine.device import resolve_device
+from burnish.networks import DenoiserConfig
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig, choose, encode_for
+from burnish.runs.progress import Progress
+
+TEMPERATURE = 0.2  # lambda
+HIDDEN_DIM = 64
+FLOOR = "true samples"
+DISTANCES: dict[str, Callable[[Tensor, Tensor], float]] = {"mmd": mmd, "sliced_wasserstein": sliced_wasserstein}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything.
+
+    Attributes:
+        steps: gradient steps of a training, all mirror steps together, with B = `batch` noised points each.
+        learning_rate: of Adam, falling linearly to 0.
+        pool: P, points that DDPM and each mirror step of DPMD draw from.
+        draws: M, SDAC's reverse draws for each noised point.
+        langevin_steps: of each chain, with step size `langevin_step_size`.
+        samples: how many points are compared with as many exact ones.
+    """
+
+    steps: int = 2500
+    batch: int = 256
+    learning_rate: float = 5e-3
+    pool: int = 32_768
+    draws: int = 64
+    langevin_steps: int = 1000
+    langevin_step_size: float = 0.002
+    samples: int = 4096
+
+
+QUICK = Budget(steps=8, batch=32, pool=256, draws=8, langevin_steps=5, samples=128)
+
+
+class Learner:
+    """A diffusion policy of points of the box, K = 20 with the cosine schedule, freshly initialised."""
+
+    def __init__(self, budget: Budget, generator: torch.Generator):
+        self.budget, self.generator = budget, generator
+        config = PolicyConfig(DenoiserConfig(hidden_dim=HIDDEN_DIM), horizon=1, n_action_steps=1, denoising_steps=20)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator.initial_seed())
+            self.policy = DiffusionPolicy(config, obs_dim=1, action_dim=2, obs_keys=["none"])
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """Points of the policy (n, 2)."""
+        noise = self.policy.draw_noise(1, n, generator=self.generator)
+        return self.policy.sample(torch.zeros(1, 1), noise)[0].view(n, 2)
+
+    def fit(self, loss: Callable[[], Tensor], steps: int) -> None:
+        """`steps` steps of Adam on `loss`."""
+        optimizer = torch.optim.Adam(self.policy.denoiser.parameters(), lr=self.budget.learning_rate, fused=True)
+        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            loss().backward()
+            optimizer.step()
+            decay.step()
+
+    def fit_pool(self, points: Tensor, weights: Tensor, steps: int) -> None:
+        """Train on `points` (P, 2), resampled by `weights` (1, P), as the DPMD stage does for each of its states."""
+        draws = points.view(1, -1, 1, 2)
+        R = self.budget.batch
+
+        def loss() -> Tensor:
+            chosen = torch.multinomial(weights, R, replacement=True, generator=self.generator)
+            output, target = self.policy.denoise_noised(
+                self.policy.denoiser, torch.zeros(1, 1), choose(draws, chosen), self.generator
+            )
+            return weighted_denoising_loss(output, target, weights.new_full((1, R), 1 / R))
+
+        self.fit(loss, steps)
+
+
+def ddpm(energy: Energy, learner: Learner) -> Tensor:
+    """Samples (n, 2) of a policy that was trained on exact samples."""
+    budget = learner.budget
+    points = energy.sample(budget.pool, learner.generator)
+    learner.fit_pool(points, points.new_full((1, budget.pool), 1 / budget.pool), budget.steps)
+    return learner.sample(budget.samples)
+
+
+def walk(energy: Energy, learner: Learner) -> Tensor:
+    """Samples (n, 2) of Langevin dynamics: nothing is learned."""
+    budget, generator = learner.budget, learner.generator
+    start = uniform(budget.samples, generator)
+    return langevin(energy, start, budget.langevin_steps, budget.langevin_step_size, generator)
+
+
+def dpmd(energy: Energy, learner: Learner, mirror_steps: int) -> Tensor:
+    """Samples (n, 2) of a policy that was trained by mirror descent."""
+    budget = learner.budget
+    weighting = Weighting(RSMConfig("fixed", temperature=mirror_steps * TEMPERATURE), learner.policy.device)
+    points = uniform(budget.pool, learner.generator)
+    for step in range(mirror_steps):
+        if step:
+            points = learner.sample(budget.pool)
+        # pi_{i+1} proportional to pi_i exp(Q / (n lambda))
+        weights = weighting(TEMPERATURE * energy.log_density(points)[None], step).weights
+        learner.fit_pool(points, weights, math.ceil(budget.steps / mirror_steps))
+    return learner.sample(budget.samples)
+
+
+def sdac(energy: Energy, learner: Learner, reverse: Literal["truncated", "clipped"]) -> Tensor:
+    """Samples (n, 2) of a policy that was trained by the soft actor-critic's loss."""
+    budget, generator = learner.budget, learner.generator
+    process, network = learner.policy.process, learner.policy.denoiser
+    weighting = Weighting(RSMConfig("fixed", temperature=TEMPERATURE), learner.policy.device)
+
+    def loss() -> Tensor:
+        clean = uniform(budget.batch, generator).view(-1, 1, 1, 2)
+        k = torch.randint(process.denoising_steps, (budget.batch, 1), generator=generator)
+        x = process.add_noise(clean, torch.randn(clean.shape, generator=generator), k)  # (B, 1, 1, 2)
+        signal, sigma = process.levels(k, x)
+        eps = reverse_noise(x, signal, sigma, budget.draws, 1.0, reverse, generator)
+        x0 = (x - sigma * eps) / signal  # (B, M, 1, 2)
+        q = TEMPERATURE * energy.log_density(x0.clamp(-1, 1).squeeze(2))
+        weights = weighting(q, 0).weights
+        output = network(x, k, encode_for(network, torch.zeros(1, 1), x))
+        return weighted_denoising_loss(output, process.target(x0, eps, k), weights)
+
+    learner.fit(loss, budget.steps)
+    return learner.sample(budget.samples)
+
+
+METHODS: dict[str, Callable[[Energy, Learner], Tensor]] = {
+    "DDPM": ddpm,
+    "Langevin": walk,
+    "DPMD": partial(dpmd, mirror_steps=1),
+    "DPMD, 4 steps": partial(dpmd, mirror_steps=4),
+    "SDAC truncated": partial(sdac, reverse="truncated"),
+    "SDAC clipped": partial(sdac, reverse="clipped"),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Sample both energies in every way, print and write the distances, draw the figure -> exit status."""
+    parser = argparse.ArgumentParser(prog="burnish toy", description="RSM's toy experiment: densities from energies.")
+    parser.add_argument("--dir", default="runs/toy", help="folder of toy.json and toy.png (default: runs/toy)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
+    parser.add_argument("--steps", type=int, help=f"gradient steps of each training (default: {Budget.steps})")
+    parser.add_argument("--quick", action="store_true", help="far too short to learn anything: a check that it runs")
+    options = parser.parse_args(arguments)
+    for name in ("seeds", "steps"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise BurnishError(f"--{name} {value}: expected at least 1")
+    budget = QUICK if options.quick else Budget()
+    if options.steps is not None:
+        budget = replace(budget, steps=options.steps)
+    folder = Path(options.dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BurnishError(f"--dir {folder}: cannot be made ({error.strerror or error})") from error
+    resolve_device("cpu")
+    start = time.monotonic()
+    measured = measure(budget, options.seeds)
+    result = {
+        "confidence": CONFIDENCE,
+        "seeds": options.seeds,
+        "temperature": TEMPERATURE,
+        "budget": asdict(budget),
+        "distances": {
+            energy: {
+                method: {name: summary(values) for name, values in by_name.items()} for method, by_name in rows.items()
+            }
+            for energy, rows in measured.distances.items()
+        },
+    }
+    (folder / "toy.json").write_text(json.dumps(result, indent=2) + "\n")
+    draw(measured.points, result["distances"], folder / "toy.png")
+    print(f"Distance to exact samples, mean of {options.seeds} seeds [95 % t interval over seeds]\n")
+    print(table(result["distances"]))
+    print(f"\n{(time.monotonic() - start) / 60:.1f} minutes. {folder / 'toy.json'}, {folder / 'toy.png'}")
+    return 0
+
+
+class Measured(NamedTuple):
+    distances: dict[str, dict[str, dict[str, list[float]]]]  # energy, method, distance -> one for each seed
+    points: dict[str, dict[str, Tensor]]  # energy, method -> (n, 2), of seed 0
+
+
+def measure(budget: Budget, seeds: int) -> Measured:
+    """Sample every energy by every method with each seed; the floor, exact samples, is the first method."""
+    measured = Measured({}, {})
+    with Progress(len(ENERGIES) * seeds * len(METHODS), "toy") as progress:
+        for energy in ENERGIES:
+            rows = measured.distances[energy.name] = {m: {d: [] for d in DISTANCES} for m in (FLOOR, *METHODS)}
+            points = measured.points[energy.name] = {}
+            for seed in range(seeds):
+                generator = torch.Generator().manual_seed(seed)
+                truth = energy.sample(budget.samples, generator)
+                for method in (FLOOR, *METHODS):
+                    if method == FLOOR:
+                        x = energy.sample(budget.samples, generator)
+                    else:
+                        x = METHODS[method](energy, Learner(budget, generator))
+                        progress.update()
+                    points.setdefault(method, x)
+                    for name, distance in DISTANCES.items():
+                        rows[method][name].append(distance(x, truth))
+    return measured
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over seeds and its Student t interval, not below 0 (None of a single seed)."""
+    from scipy.stats import t
+
+    n, mean = len(values), float(np.mean(values))
+    low = high = None
+    if n > 1:
+        half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+        low, high = max(mean - half, 0.0), mean + half
+    return {"mean": mean, "low": low, "high": high, "values": list(values)}
+
+
+def table(distances: dict[str, Any]) -> str:
+    """Markdown: one row for each energy and method."""
+    lines = [
+        f"| {'energy':<16} | {'sampled by':<14} | {'MMD':<21} | {'sliced Wasserstein-1':<21} |",
+        "|---|---|---|---|",
+    ]
+    for energy, rows in distances.items():
+        for method, row in rows.items():
+            cells = " | ".join(f"{_cell(row[name]):<21}" for name in DISTANCES)
+            lines.append(f"| {energy:<16} | {method:<14} | {cells} |")
+    return "\n".join(lines)
+
+
+def _cell(summary: dict[str, Any]) -> str:
+    interval = "" if summary["low"] is None else f" [{summary['low']:.3f}, {summary['high']:.3f}]"
+    return f"{summary['mean']:.3f}{interval}"
+
+
+def draw(points: dict[str, dict[str, Tensor]], distances: dict[str, Any], path: Path) -> None:
+    """One row for each energy, one column for each method: seed 0's points (PNG)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = (FLOOR, *METHODS)
+    figure = Figure(figsize=(1.9 * len(columns), 2.15 * len(points)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(points), len(columns), squeeze=False)
+    for panel, method in zip(panels[0], columns):
+        panel.set_title(method, fontsize=9)
+    for row, (energy, by_method) in zip(panels, points.items()):
+        for panel, method in zip(row, columns):
+            x, y = by_method[method].T.numpy()
+            panel.scatter(x, y, s=0.6, alpha=0.4, linewidths=0)
+            panel.set(xlim=(-1.03, 1.03), ylim=(-1.03, 1.03), xticks=[], yticks=[], aspect="equal")
+            panel.set_xlabel(f"MMD {distances[energy][method]['mmd']['mean']:.3f}", fontsize=8)
+        row[0].set_ylabel(energy, fontsize=9)
+    figure.savefig(path, dpi=110)
