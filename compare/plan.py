@@ -18,7 +18,7 @@ import yaml
 from burnish.commands.table import COMMANDS, Command
 from burnish.compose import compose, split
 from burnish.config import parse
-from burnish.datasets.load import resolve as demonstrations_path
+from burnish.datasets.sources import resolve as demonstrations_path
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 import h5py
@@ -10,9 +9,8 @@ import h5py
 from burnish.datasets.consistency import require_consistent
 from burnish.datasets.episodes import Demonstrations
 from burnish.datasets.formats import d4rl, dppo_npz, hdf5, minari_local, robomimic
+from burnish.datasets.sources import resolve
 from burnish.errors import BurnishError
-
-SHIPPED = "shipped:"
 
 
 def load(source: str | Path, filter_key: str | None = None) -> Demonstrations:
@@ -50,22 +48,6 @@ def read(source: str | Path, filter_key: str | None = None) -> Demonstrations:
     if file_format == "D4RL":
         return d4rl.read(path)
     return minari_local.read(path) if file_format == "Minari" else dppo_npz.read(path)
-
-
-def resolve(source: str | Path) -> Path:
-    """The path that a source stands for; "shipped:NAME" is a file of the package.
-
-    Raises BurnishError listing the shipped files if there is none of that name.
-    """
-    if not str(source).startswith(SHIPPED):
-        return Path(source).expanduser()
-    name = str(source).removeprefix(SHIPPED)
-    folder = Path(str(resources.files("burnish.datasets"))) / "shipped"
-    path = folder / f"{name}.hdf5"
-    if not path.is_file():
-        present = ", ".join(sorted(file.stem for file in folder.glob("*.hdf5"))) or "none"
-        raise BurnishError(f"{source}: no such shipped dataset; shipped: {present}")
-    return path
 
 
 def _hdf5_format(path: Path) -> str:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.datasets.collecting import sac_actor as behaviour
 from burnish.datasets.collecting.collect import CollectConfig, collect
 from burnish.datasets.collecting.sac_actor import BehaviourConfig, SACActor, export_actor, roll_out, train_behaviour
 from burnish.datasets.load import load
+from burnish.datasets.sources import SHIPPED_FOLDER
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 
@@ -74,7 +74,7 @@ def test_shipped_actor_acts_in_range_and_repeatably():
 
 
 def test_shipped_files_are_small_and_say_where_they_come_from():
-    files = sorted(behaviour.SHIPPED_FOLDER.glob("hopper-medium.*"))
+    files = sorted(SHIPPED_FOLDER.glob("hopper-medium.*"))
     assert [f.suffix for f in files] == [".json", ".safetensors"]
     assert sum(f.stat().st_size for f in files) < 200_000
     metadata = SACActor.load("shipped:hopper-medium").metadata
@@ -170,7 +170,7 @@ def test_unknown_environment_is_named(tmp_path):
 
 
 def copy_of_shipped(folder: Path) -> Path:
-    for file in behaviour.SHIPPED_FOLDER.glob("hopper-medium.*"):
+    for file in SHIPPED_FOLDER.glob("hopper-medium.*"):
         (folder / file.name).write_bytes(file.read_bytes())
     return folder / "hopper-medium.safetensors"
 

@@ -500,7 +500,7 @@ def test_raw_robosuite_files_name_the_conversion(shared_data: Path) -> None:
 
 
 def test_shipped_names_are_looked_up_in_the_package() -> None:
-    with pytest.raises(BurnishError, match=r"shipped:nonesuch: no such shipped dataset; shipped: "):
+    with pytest.raises(BurnishError, match=r"shipped:nonesuch: no such file in the package; it has: "):
         load("shipped:nonesuch")
 
 

@@ -17,7 +17,8 @@ from burnish.datasets.collecting.collect import CollectConfig, collect
 from burnish.datasets.collecting.recorder import STEPS_AFTER_SUCCESS, Recorder
 from burnish.datasets.experts import make_expert
 from burnish.datasets.experts.expert import hand_rotation, nearest_yaw
-from burnish.datasets.load import load, resolve
+from burnish.datasets.load import load
+from burnish.datasets.sources import resolve
 from burnish.envs import make_simulator
 from burnish.errors import BurnishError
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from burnish.datasets.sources import resolve
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.machine.disk import require_writable
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     import gymnasium
     from stable_baselines3 import SAC
 
-SHIPPED = "shipped:"
-SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 FORMAT = "burnish-sac-actor-1"
 
 
@@ -146,7 +145,7 @@ class SACActor(nn.Module):
 
         Raises BurnishError where the file or its JSON is missing, damaged or of another architecture.
         """
-        file = _resolve(str(path))
+        file = resolve(path, ".safetensors")
         description = file.with_suffix(".json")
         for part in (file, description):
             if not part.is_file():
@@ -165,16 +164,6 @@ class SACActor(nn.Module):
             raise BurnishError(f"{file}: weights do not fit {description.name} ({reason})") from error
         actor.metadata = metadata
         return actor.eval()
-
-
-def _resolve(path: str) -> Path:
-    if not path.startswith(SHIPPED):
-        return Path(path)
-    name = path.removeprefix(SHIPPED)
-    names = sorted(file.stem for file in SHIPPED_FOLDER.glob("*.safetensors"))
-    if name not in names:
-        raise BurnishError(f"{path}: no such behaviour in the package; it has: {', '.join(names) or 'none'}")
-    return SHIPPED_FOLDER / f"{name}.safetensors"
 
 
 class Rollouts(NamedTuple):
