@@ -32,7 +32,6 @@ from bench_envs import mj_step_floor
 from bench_envs import random_actions as action_stream
 from bench_rsm import AUTHORS_ACTION, AUTHORS_STEP, Case, build, gradient_step, milliseconds, products_gflop
 
-from burnish.commands.tasks import load_task
 from burnish.compose import compose
 from burnish.config import parse
 from burnish.datasets.load import load
@@ -40,6 +39,7 @@ from burnish.datasets.windows import Windows
 from burnish.envs import make_vector_env
 from burnish.envs.base import ChunkStep
 from burnish.envs.robosuite.simulator import RobosuiteSimulator
+from burnish.envs.task import load_task
 from burnish.evaluation.evaluate import act
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting

@@ -35,17 +35,17 @@ import torch
 from bench_rsm import STATUS, Case, build, gradient_step, milliseconds, peak_memory
 
 from burnish.commands.table import COMMANDS
-from burnish.commands.tasks import load_task
 from burnish.compose import compose
 from burnish.config import parse
 from burnish.datasets.episodes import Episode
 from burnish.datasets.windows import Windows
 from burnish.envs import make_vector_env
 from burnish.envs.base import ChunkStep
+from burnish.envs.task import load_task
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
-from burnish.finetune.loop import finetune
 from burnish.finetune.off_policy import OffPolicyStage
 from burnish.finetune.stage import Setting, stage_class
+from burnish.finetune.start import finetune
 from burnish.finetune.storage.replay import Replay, Transitions
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 

@@ -18,11 +18,14 @@ def parse(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     """Build the dataclass `cls` from plain data, refusing what does not fit.
 
     Integers widen to float where a float is expected, whole floats (1e6) narrow to integers. `where` is the
-    dotted key of `mapping`, for messages. Raises BurnishError for an unknown key (naming the nearest right
-    one), a missing or `???` value, or a value of the wrong type.
+    dotted key of `mapping`, for messages. A class with a method `choose` of its own is the base of others and says which of them
+    `mapping` is for. Raises BurnishError for an unknown key (naming the nearest right one), a missing or `???` value,
+    or a value of the wrong type.
     """
     if not isinstance(mapping, Mapping):
         raise BurnishError(f"{where or cls.__name__}={mapping!r}: expected keys and values")
+    if "choose" in vars(cls):
+        cls = cls.choose(mapping)  # type: ignore[attr-defined]
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in mapping:

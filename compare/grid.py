@@ -9,12 +9,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from burnish.compare.plan import Cell, command_of, resolve
+from burnish.compare.plan import Cell, parsed, resolve
 from burnish.compare.results import weights_at_start
 from burnish.errors import BurnishError
-from burnish.policies.base import fingerprint
+from burnish.policies.folder import fingerprint
 from burnish.runs.checkpoint import Checkpoints
-from burnish.runs.folder import StopRequest, load_config
+from burnish.runs.folder import load_config
+from burnish.runs.stop import StopRequest
 
 NOT_DECISIVE = ("device", "torch_threads", "backend", "n_workers", "wandb", "resume", "overwrite", "run_dir")
 """Keys of a run's configuration that do not decide its result."""
@@ -173,7 +174,7 @@ def standing(cell: Cell) -> str:
 def is_current(cell: Cell) -> bool:
     """Whether its run folder was made by its configuration, as far as that decides the result."""
     try:
-        found = command_of(cell).parse(load_config(cell.folder))
+        found = parsed(cell, load_config(cell.folder))
     except BurnishError:  # no run, or one that this version would refuse
         return False
     expected = resolve(cell)

@@ -15,13 +15,19 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from burnish.commands.table import COMMANDS, Command
 from burnish.compose import compose, split
 from burnish.config import parse
 from burnish.datasets.sources import resolve as demonstrations_path
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.registry import load
 
+CONFIGS = {
+    "pretrain": "burnish.pretrain.behaviour_cloning:PretrainConfig",
+    "finetune": "burnish.finetune.config:FinetuneConfig",
+    "scratch": "burnish.finetune.config:FinetuneConfig",
+}
+"""A cell's command -> the dataclass of its configuration."""
 PRETRAIN = "pretrain"  # the command of the cells that others start from, and what their methods' names begin with
 EVALUATED_ALIKE = (
     ("evaluation", "seed"),
@@ -221,9 +227,9 @@ def check_needs(cells: Sequence[Cell], unfinished: Sequence[Cell]) -> None:
 
 
 def _check_policy(config: Any, made: Mapping[str, str]) -> None:
-    from burnish.finetune.loop import check_kind  # torch and the algorithms: not needed before
     from burnish.finetune.stage import stage_class
-    from burnish.policies.base import load_policy
+    from burnish.finetune.start import check_kind
+    from burnish.policies.load import load_policy
 
     if config.policy is None:
         kind = config.network.kind
@@ -251,16 +257,15 @@ def _check_demonstrations(demos: str, task: TaskConfig) -> None:
 @cache
 def resolve(cell: Cell) -> Any:
     """The configuration (a dataclass) that a cell's words make. Raises BurnishError naming the cell and its fault."""
-    command = command_of(cell)
     try:
-        return command.parse(compose(command.config, list(cell.words)))
+        return parsed(cell, compose(cell.command, list(cell.words)))
     except BurnishError as error:
         raise BurnishError(f"{cell}: {error}") from error
 
 
-def command_of(cell: Cell) -> Command:
-    """The command that makes it."""
-    return next(command for command in COMMANDS if command.name == cell.command)
+def parsed(cell: Cell, config: Mapping[str, Any]) -> Any:
+    """A configuration of the command that makes the cell, as its dataclass. Raises BurnishError where it is none."""
+    return parse(load(CONFIGS[cell.command]), config)
 
 
 def _pretraining(config: CompareConfig, task: str, grid: TaskGrid) -> list[Cell]:

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from burnish.errors import BurnishError
-from burnish.evaluation.evaluate import Difference
-from burnish.policies.base import DESCRIPTION
+from burnish.evaluation.intervals import Difference
+from burnish.policies.folder import DESCRIPTION
 from burnish.runs.checkpoint import Checkpoints
 from burnish.runs.folder import load_config, read_metrics
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from burnish.evaluation.evaluate import CONFIDENCE, Interval
+from burnish.evaluation.intervals import CONFIDENCE, Interval
 
 RESAMPLES = 2000
 FEWEST = 2  # runs for any interval

@@ -19,7 +19,7 @@ from burnish.compare.results import (
     paired_difference,
 )
 from burnish.compare.statistics import Estimate, improvement, summarise
-from burnish.evaluation.evaluate import wilson_interval
+from burnish.evaluation.intervals import wilson_interval
 
 CHECKPOINTS = {"last": "last (headline)", "best": "best (optimistic)"}
 BEST_SELECTED = "best by one sample"  # of an evaluation by Q, which did not choose the checkpoint

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.episodes import Episode
 from burnish.errors import BurnishError
 
 
@@ -73,33 +73,3 @@ def _gather(steps: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
     # index_select: on a CPU 2.5 times as fast as steps[rows[indices]]
     chosen = rows.index_select(0, indices)
     return steps.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
-
-
-def split_episodes(demos: Demonstrations, validation_fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:
-    """Whole episodes for training and for validation, disjoint, each in file order.
-
-    With a fraction of 0 everything is for training. Otherwise the file's own masks `train` and `valid` are
-    used, where it has both; else `validation_fraction` of the episodes is drawn by `seed`, at least one and
-    never all.
-
-    Raises BurnishError for a fraction outside [0, 1), no episodes, or overlapping masks.
-    """
-    if not 0 <= validation_fraction < 1:
-        raise BurnishError(f"validation_fraction={validation_fraction}: expected at least 0 and less than 1")
-    if not demos.episodes:
-        raise BurnishError(f"{demos.source}: no episodes")
-    if validation_fraction == 0:
-        return list(demos.episodes), []
-    train, valid = set(demos.masks.get("train", [])), set(demos.masks.get("valid", []))
-    if train & valid:
-        raise BurnishError(f"{demos.source}: {min(train & valid)} is in both masks, train and valid")
-    if not (train and valid):
-        names = [episode.name for episode in demos.episodes]
-        count = min(max(1, round(validation_fraction * len(names))), len(names) - 1)
-        drawn = np.random.default_rng(seed).permutation(len(names))[:count]
-        valid = {names[index] for index in drawn}
-        train = set(names) - valid
-    return (
-        [episode for episode in demos.episodes if episode.name in train],
-        [episode for episode in demos.episodes if episode.name in valid],
-    )

@@ -5,208 +5,23 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from burnish.envs import make_simulator, make_vector_env
-from burnish.envs.base import ChunkStep, VectorEnv
-from burnish.envs.task import TaskConfig
-from burnish.errors import BurnishError, Stopped
-from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
+from burnish.envs.base import VectorEnv
+from burnish.errors import Stopped
+from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate
 from burnish.evaluation.video import record
-from burnish.finetune.stage import Setting, Stage, StageConfig, stage_class
-from burnish.machine.device import resolve_device
+from burnish.finetune.config import FinetuneConfig
+from burnish.finetune.stage import Stage
+from burnish.finetune.statistics import EpisodeStatistics
 from burnish.machine.memory import peak_memory_mib
-from burnish.policies.base import Policy, load_policy, policy_class
-from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
-from burnish.policies.gaussian import GaussianPolicyConfig
-from burnish.runs.checkpoint import Checkpoints
-from burnish.runs.folder import Run, StopRequest
+from burnish.runs.folder import Run
+from burnish.runs.stop import StopRequest
 
 NOISY_SHARE = 0.2  # a training policy that succeeds less often than this share of the clean one learns nothing
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """One run of `burnish finetune` or `burnish scratch`; see their config files for what each key means.
-
-    Either `policy` (the folder of a pretrained one) or `network` (what a fresh one shall be) is given.
-    """
-
-    task: TaskConfig
-    stage: StageConfig
-    run_dir: str
-    policy: str | None = None
-    network: PolicyConfig | GaussianPolicyConfig | None = None
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    total_env_steps: int = 51_200
-    max_minutes: float | None = None
-    n_envs: int = 16
-    backend: str = "auto"
-    n_workers: int | None = None
-    eval_every: int = 0
-    checkpoint_every: int = 12_800
-    seed: int = 0
-    device: str = "auto"
-    torch_threads: int = 1
-    resume: str | None = None
-    wandb: str = "disabled"
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.policy is None and self.network is None:
-            raise BurnishError(
-                "policy=null: expected the folder of a pretrained policy (burnish scratch starts without one)"
-            )
-        if self.policy is not None and self.network is not None:
-            raise BurnishError(f"policy={self.policy}: burnish scratch starts without one (burnish finetune with one)")
-        if self.network is not None:
-            for key in ("obs_normalization", "action_normalization"):
-                if getattr(self.network, key) != "none":
-                    raise BurnishError(
-                        f"network.{key}={getattr(self.network, key)}: expected none, there are no data to take it from"
-                    )
-        self.evaluation.require_single()
-        for key in ("total_env_steps", "n_envs"):
-            if getattr(self, key) < 1:
-                raise BurnishError(f"{key}={getattr(self, key)}: expected at least 1")
-        for key in ("eval_every", "checkpoint_every", "seed"):
-            if getattr(self, key) < 0:
-                raise BurnishError(f"{key}={getattr(self, key)}: expected at least 0")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise BurnishError(f"max_minutes={self.max_minutes}: expected more than 0, or null for no limit")
-
-
-class EpisodeStatistics:
-    """Success, return and length of the training episodes that ended since the last report."""
-
-    def __init__(self, n_envs: int):
-        self.success = np.zeros(n_envs, bool)
-        self.returns = np.zeros(n_envs)
-        self.lengths = np.zeros(n_envs, np.int64)
-        self.finished: list[tuple[float, float, float]] = []
-
-    def observe(self, step: ChunkStep) -> None:
-        self.success |= step.success
-        self.returns += step.reward
-        self.lengths += step.steps
-        for e in np.flatnonzero(step.terminated | step.truncated):
-            self.finished.append((float(self.success[e]), float(self.returns[e]), float(self.lengths[e])))
-            self.success[e], self.returns[e], self.lengths[e] = False, 0.0, 0
-
-    def report(self) -> dict[str, float]:
-        """Means over the episodes that ended, which are then forgotten; nothing if none did."""
-        if not self.finished:
-            return {}
-        success, returns, lengths = np.mean(self.finished, axis=0)
-        report = {
-            "train/success_rate": float(success),
-            "train/return": float(returns),
-            "train/episode_length": float(lengths),
-            "train/episodes": len(self.finished),
-        }
-        self.finished.clear()
-        return report
-
-    def state_dict(self) -> dict[str, Any]:
-        return vars(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
-
-def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Improve a policy online, evaluate before and after, and leave a run folder -> the content of summary.json.
-
-    Raises:
-        BurnishError: bad input; nothing was started.
-        Stopped: asked to stop; the run folder can be resumed.
-    """
-    device = resolve_device(config.device, config.torch_threads)
-    torch.manual_seed(config.seed)
-    latest = Checkpoints(Path(config.resume) / "checkpoints").latest() if config.resume else None
-    source = latest or config.policy
-    policy = load_policy(source, device) if source else fresh_policy(config, device)
-    check_kind(config, policy.config.kind)
-    with ExitStack() as stack:
-        eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
-        make_stage: Any = stage_class(config.stage.name)
-        setting = Setting(config.task, config.n_envs, config.seed, pretrained=config.policy is not None)
-        stage = make_stage(policy, config.stage, setting)
-        check_budget(config, stage)
-        check_whole_chain(config, stage)
-        envs = make_vector_env(
-            config.task,
-            n_envs=config.n_envs,
-            n_obs_steps=policy.config.n_obs_steps,
-            n_action_steps=policy.config.n_action_steps,
-            seed=config.seed,
-            backend=config.backend,
-            n_workers=config.n_workers,
-        )
-        stack.callback(envs.close)
-        run = stack.enter_context(Run.open(config))
-        return Loop(config, stage, envs, eval_envs, run).run_to_end()
-
-
-def fresh_policy(config: FinetuneConfig, device: torch.device) -> Policy:
-    """A policy that knows nothing but the sizes of the task's observations and actions."""
-    assert config.network is not None
-    simulator = make_simulator(config.task)
-    sizes = simulator.obs_dim, simulator.action_dim
-    simulator.close()
-    make_policy: Any = policy_class(config.network.kind)
-    return make_policy(config.network, *sizes, config.task.obs_keys, config.task.name).to(device).eval()
-
-
-def check_kind(config: FinetuneConfig, kind: str) -> None:
-    """Raise BurnishError where the stage does not train policies of `kind`, the kind that it would be given."""
-    name, expected = config.stage.name, stage_class(config.stage.name).kind
-    if kind != expected:
-        option = {"diffusion": "mlp", "gaussian": "gaussian"}[expected]
-        given, instead = f"policy={config.policy}", f"pretrain one: burnish pretrain policy={option}"
-        if config.policy is None:
-            given, instead = "the network", f"give network={option}"
-        raise BurnishError(f"stage={name} trains a {expected} policy, but {given} is a {kind} one: {instead}")
-
-
-def check_budget(config: FinetuneConfig, stage: Stage) -> None:
-    """Raise BurnishError where the steps do not suffice for one update."""
-    Ta = stage.policy.config.n_action_steps
-    per_update = config.n_envs * stage.chunks_per_update * Ta
-    keys = " and ".join(
-        f"stage.{key}"
-        for key in ("n_steps", "learning_starts", "update_every", "train_freq")
-        if hasattr(config.stage, key)
-    )
-    if config.total_env_steps < per_update:
-        raise BurnishError(
-            f"total_env_steps={config.total_env_steps} is too few for one update, which takes {per_update} = n_envs * "
-            f"chunks * n_action_steps = {config.n_envs} * {stage.chunks_per_update} * {Ta}; the chunks are of {keys}"
-        )
-    random_steps = getattr(config.stage, "random_steps", 0)
-    if config.total_env_steps <= random_steps:
-        raise BurnishError(
-            f"total_env_steps={config.total_env_steps}, but the first stage.random_steps={random_steps} are random "
-            "actions: expected more steps, or fewer random ones"
-        )
-
-
-def check_whole_chain(config: FinetuneConfig, stage: Stage) -> None:
-    """Raise BurnishError where a part of a fresh policy's chain would stay random."""
-    if config.network is None or not isinstance(stage.policy, DiffusionPolicy):
-        return
-    K, S = stage.policy.ft_denoising_steps, len(stage.policy.sampler)
-    if K < S:
-        raise BurnishError(
-            f"stage.ft_denoising_steps={K}: from scratch expected {S}, all of the sampler's steps; "
-            "the others would stay random"
-        )
 
 
 class Loop:

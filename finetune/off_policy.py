@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from burnish.datasets.load import load
@@ -32,9 +32,11 @@ from burnish.finetune.losses.rsm import RSMConfig, Weighting, paper_temperature,
 from burnish.finetune.stage import Setting, Stage, StageConfig
 from burnish.finetune.storage.replay import Replay, Transitions, demonstration_transitions, online_transitions
 from burnish.networks import CriticConfig, Denoiser
+from burnish.networks.averages import polyak
 from burnish.networks.compiled.mlp import why_not
+from burnish.networks.optimise import clipped_step
 from burnish.policies.diffusion import DiffusionPolicy, choose
-from burnish.runs.checkpoint import generator_state, restore_generator
+from burnish.runs.state import generator_state, restore_generator
 
 MOST_GRADIENT_STEPS = 500  # in one `update`: a long warm-up can be watched, stopped and resumed
 DIVERGED = {
@@ -400,7 +402,7 @@ class OffPolicyStage(Stage):
         if self.config.bc_coef:
             loss = loss + self.config.bc_coef * self._bc_loss(batch)
         self._decay_actor_lr()
-        step(self.actor_optimizer, loss, self.config.max_grad_norm)
+        clipped_step(self.actor_optimizer, loss, self.config.max_grad_norm)
         polyak(self.averaged, self.actor, self.config.actor_tau)
         return {"actor_loss": loss.detach()} | metrics
 
@@ -420,7 +422,7 @@ class OffPolicyStage(Stage):
         q = self.critic(batch.obs, self.executed(batch).flatten(2)).squeeze(2)  # (n, B)
         # L_Q = sum_j E (Q_j(s, a) - y)^2
         loss = F.mse_loss(q, target.expand_as(q)) * len(q)
-        step(self.critic_optimizer, loss, self.config.max_grad_norm)
+        clipped_step(self.critic_optimizer, loss, self.config.max_grad_norm)
         polyak(self.target_critic, self.critic, self.config.tau)
         return {"critic_loss": loss.detach() / len(q), "q": q.detach().mean()}
 
@@ -474,17 +476,3 @@ class OffPolicyStage(Stage):
         for name in self.COUNTERS:
             setattr(self, name, state[name])
         restore_generator(self.generator, state["generator"])
-
-
-def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> None:
-    """One clipped gradient step."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), max_grad_norm)
-    optimizer.step()
-
-
-@torch.no_grad()
-def polyak(average: nn.Module, module: nn.Module, tau: float) -> None:
-    """average <- (1 - tau) average + tau module"""
-    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), tau)

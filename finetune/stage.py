@@ -6,8 +6,8 @@ Symbols: E environments, To observation steps, Ta executed action steps, Do and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,6 +17,7 @@ from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.policies.base import Policy
+from burnish.registry import load
 
 STAGES = {
     "dppo": "burnish.finetune.algorithms.dppo:DPPO",
@@ -44,6 +45,11 @@ class StageConfig:
     """Base of the stages' configs: `name` chooses the stage."""
 
     name: str
+
+    @classmethod
+    def choose(cls, mapping: Mapping[str, Any]) -> type[StageConfig]:
+        """The config of the stage that `mapping` names. Raises BurnishError where there is none of that name."""
+        return stage_class(str(mapping.get("name"))).Config
 
 
 class Stage(ABC):
@@ -100,5 +106,4 @@ def stage_class(name: str) -> type[Stage]:
     """
     if name not in STAGES:
         raise BurnishError(f"stage={name}: expected one of {', '.join(STAGES)}")
-    module, attribute = STAGES[name].split(":")
-    return getattr(import_module(module), attribute)
+    return load(STAGES[name])

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from burnish.datasets.episodes import Episode
 from burnish.datasets.load import load
-from burnish.datasets.windows import Windows, split_episodes
+from burnish.datasets.split import split_episodes
+from burnish.datasets.windows import Windows
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
@@ -24,11 +25,14 @@ from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, eva
 from burnish.evaluation.video import record
 from burnish.machine.device import resolve_device
 from burnish.networks.averages import EMA
-from burnish.policies.base import Policy, policy_class
+from burnish.networks.optimise import clipped_step
+from burnish.policies.base import Policy
 from burnish.policies.diffusion import PolicyConfig
 from burnish.policies.gaussian import GaussianPolicyConfig
-from burnish.runs.checkpoint import generator_state, restore_generator
-from burnish.runs.folder import Run, StopRequest
+from burnish.policies.load import policy_class
+from burnish.runs.folder import Run
+from burnish.runs.state import generator_state, restore_generator
+from burnish.runs.stop import StopRequest
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,7 @@ class BehaviourCloning:
         batch = self.windows.batch(self.indices())
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             loss = self.policy.loss(batch.obs, batch.actions, self.generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
+        clipped_step(self.optimizer, loss, self.config.max_grad_norm)
         self.scheduler.step()
         self.ema.update(self.policy)
         self.loss_sum += loss.detach()

@@ -20,16 +20,17 @@ from burnish.finetune import loop
 from burnish.finetune.baselines.ppo import PPO, PPOConfig
 from burnish.finetune.baselines.sac import SAC, SACConfig
 from burnish.finetune.baselines.td3 import TD3, TD3Config
-from burnish.finetune.loop import FinetuneConfig, finetune
+from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.losses.gae import gae
 from burnish.finetune.stage import Setting, StageConfig
+from burnish.finetune.start import finetune
 from burnish.networks import DenoiserConfig
-from burnish.policies.base import load_policy
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.gaussian import GaussianPolicy, GaussianPolicyConfig
+from burnish.policies.load import load_policy
 from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pretrain
-from burnish.runs.checkpoint import load_state, save_state
 from burnish.runs.folder import read_metrics
+from burnish.runs.state import load_state, save_state
 
 E, TA, DA = 8, 2, 2
 STAGES = {"sac": (SAC, SACConfig), "td3": (TD3, TD3Config), "ppo": (PPO, PPOConfig)}

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.datasets.collecting.collect import CollectConfig, collect
+from burnish.datasets.collecting.collect import collect
+from burnish.datasets.collecting.config import CollectConfig
 from burnish.datasets.collecting.sac_actor import BehaviourConfig, SACActor, export_actor, roll_out, train_behaviour
 from burnish.datasets.load import load
 from burnish.datasets.sources import SHIPPED_FOLDER

@@ -16,15 +16,9 @@ import pytest
 import torch
 
 from burnish.errors import BurnishError
-from burnish.runs.checkpoint import (
-    Checkpoints,
-    load_state,
-    random_states,
-    restore_folder,
-    restore_random_states,
-    save_folder,
-    save_state,
-)
+from burnish.machine.disk import restore_folder, save_folder
+from burnish.runs.checkpoint import Checkpoints
+from burnish.runs.state import load_state, random_states, restore_random_states, save_state
 
 
 def write_without_end(folder: Path, printed: Any) -> None:

@@ -15,13 +15,14 @@ import pytest
 import yaml
 
 from burnish.commands import table as commands
-from burnish.commands.cli import choose_opengl, main, report
+from burnish.commands.cli import choose_opengl, main
 from burnish.commands.configure import configure
 from burnish.commands.evaluate import EvaluateConfig
+from burnish.commands.printing import report
 from burnish.commands.sweep import plan, run_sweep
 from burnish.commands.table import COMMANDS, Command
-from burnish.commands.tasks import load_task
 from burnish.compose import config_groups, group_options
+from burnish.envs.task import load_task
 from burnish.errors import BurnishError, Stopped
 from burnish.runs.folder import Run
 

@@ -15,8 +15,8 @@ from torch import nn
 from burnish.commands import doctor
 from burnish.diffusion.process import PREDICTION_TYPES
 from burnish.diffusion.sampler import StdBounds
-from burnish.finetune.off_policy import polyak
 from burnish.networks import CriticConfig, DenoiserConfig, QEnsemble, build_denoiser
+from burnish.networks.averages import polyak
 from burnish.networks.compiled import mlp as compiled_mlp
 from burnish.networks.compiled.mlp import CompiledMLP
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig

@@ -10,14 +10,8 @@ import torch
 
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.evaluation.evaluate import (
-    Difference,
-    EvaluationConfig,
-    about,
-    bootstrap_interval,
-    evaluate,
-    wilson_interval,
-)
+from burnish.evaluation.evaluate import EvaluationConfig, about, evaluate
+from burnish.evaluation.intervals import Difference, bootstrap_interval, wilson_interval
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 

@@ -11,15 +11,16 @@ import h5py
 import numpy as np
 import pytest
 
-from burnish.commands.tasks import load_task
 from burnish.datasets.collecting.actors import PolicyActor
-from burnish.datasets.collecting.collect import CollectConfig, collect
+from burnish.datasets.collecting.collect import collect
+from burnish.datasets.collecting.config import CollectConfig
 from burnish.datasets.collecting.recorder import STEPS_AFTER_SUCCESS, Recorder
 from burnish.datasets.experts import make_expert
 from burnish.datasets.experts.expert import hand_rotation, nearest_yaw
 from burnish.datasets.load import load
 from burnish.datasets.sources import resolve
 from burnish.envs import make_simulator
+from burnish.envs.task import load_task
 from burnish.errors import BurnishError
 
 LIFT = load_task("lift")

@@ -37,7 +37,8 @@ from burnish.compare.statistics import (
     summarise,
 )
 from burnish.errors import BurnishError
-from burnish.evaluation.evaluate import Evaluation, Interval
+from burnish.evaluation.evaluate import Evaluation
+from burnish.evaluation.intervals import Interval
 from burnish.runs.folder import read_metrics
 from burnish.runs.origin import commit, without_names
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from burnish.envs.robosuite import env as robosuite_env
-from burnish.envs.robosuite.env import make_task_env, task_from_env_args
+from burnish.envs.robosuite.env import env_args_of, make_task_env, task_from_env_args
 from burnish.envs.robosuite.fast_step import speed_up
-from burnish.envs.robosuite.simulator import RobosuiteSimulator, env_args_of, select_obs
+from burnish.envs.robosuite.simulator import RobosuiteSimulator, select_obs
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 

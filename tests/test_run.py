@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.commands.tasks import load_task
+from burnish.envs.task import load_task
 from burnish.errors import BurnishError
 from burnish.evaluation import video
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.runs import progress as progress_module
-from burnish.runs.folder import Run, StopRequest, load_config, read_metrics
+from burnish.runs.folder import Run, load_config, read_metrics
+from burnish.runs.stop import StopRequest
 
 
 @dataclass(frozen=True)

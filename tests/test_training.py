@@ -24,12 +24,13 @@ from burnish.finetune import loop, off_policy
 from burnish.finetune.algorithms.dpmd import DPMDConfig
 from burnish.finetune.algorithms.dppo import DPPOConfig
 from burnish.finetune.algorithms.sdac import SDACConfig
-from burnish.finetune.loop import FinetuneConfig, finetune
+from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.losses.rsm import RSMConfig
 from burnish.finetune.stage import StageConfig
+from burnish.finetune.start import finetune
 from burnish.networks import CriticConfig, DenoiserConfig
-from burnish.policies.base import fingerprint
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+from burnish.policies.folder import fingerprint
 from burnish.pretrain import behaviour_cloning
 from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pretrain
 from burnish.runs.folder import read_metrics

@@ -10,7 +10,8 @@ import torch
 
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.formats import robomimic
-from burnish.datasets.windows import Windows, split_episodes
+from burnish.datasets.split import split_episodes
+from burnish.datasets.windows import Windows
 from burnish.errors import BurnishError
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from burnish.commands.printing import print_config, report
 from burnish.commands.table import COMMANDS, Command
 from burnish.errors import BurnishError, Stopped
 
@@ -96,35 +97,6 @@ def _run_command(command: Command, arguments: list[str]) -> int:
     return 0
 
 
-def print_config(command: Command, config: dict[str, Any]) -> None:
-    """Print a resolved configuration as YAML; checked, unless a value is still to be given."""
-    import yaml
-
-    if "???" not in config.values():
-        command.parse(config)
-    print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), end="")
-
-
-def report(result: Any) -> None:
-    """Print what a command gives: a summary, demonstrations, or the path of what it wrote."""
-    if isinstance(result, dict):
-        for key, value in _flat(result):
-            print(f"{key:<34}{f'{value:.6g}' if isinstance(value, float) else value}")
-        return
-    from burnish.datasets.checking.inspect import inspect
-    from burnish.datasets.episodes import Demonstrations
-
-    print(inspect(result) if isinstance(result, Demonstrations) else result)
-
-
-def _flat(summary: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in summary.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}/")
-        elif value is not None:
-            yield prefix + key, value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="burnish",
@@ -197,8 +169,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from burnish.commands.tasks import load_task
     from burnish.datasets.checking.validate import validate
+    from burnish.envs.task import load_task
 
     obs_keys = load_task(options.task).obs_keys if options.task else None
     result = validate(options.file, options.replay, options.filter_key, obs_keys, options.horizon)
@@ -211,8 +183,8 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from burnish.commands.tasks import load_task
     from burnish.datasets.collecting.convert import convert_robosuite
+    from burnish.envs.task import load_task
 
     task = load_task(options.task) if options.task else None
     result = convert_robosuite(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from burnish.errors import BurnishError
-from burnish.evaluation.evaluate import Difference
+from burnish.evaluation.intervals import Difference
 
 STAGES = {"dppo": ("total_env_steps=38400",), "dpmd": ("total_env_steps=12800",)}
 """What is fine-tuned with, from the same checkpoint, and how long: about three minutes each."""

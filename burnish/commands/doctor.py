@@ -118,7 +118,8 @@ def _compiled() -> Finding:
 def _simulators() -> Iterator[Finding]:
     for name in ("hopper", "lift"):
         try:
-            from burnish.commands.tasks import load_task, try_task
+            from burnish.commands.tasks import try_task
+            from burnish.envs.task import load_task
 
             problem = try_task(load_task(name))
         except (ImportError, BurnishError) as error:

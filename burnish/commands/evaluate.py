@@ -11,7 +11,7 @@ from burnish.evaluation.evaluate import EvaluationConfig, about, evaluate
 from burnish.evaluation.video import record
 from burnish.machine.device import resolve_device
 from burnish.machine.disk import require_writable
-from burnish.policies.base import load_policy
+from burnish.policies.load import load_policy
 from burnish.runs.progress import Progress
 
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import Any, NamedTuple
 
-from burnish.commands.cli import print_config, report
+from burnish.commands.printing import print_config, report
 from burnish.commands.table import Command
 from burnish.compose import compose, expand_sweep, split
 from burnish.errors import BurnishError, Stopped
@@ -46,7 +46,7 @@ def run_sweep(command: Command, overrides: list[str], only_print: bool = False) 
 
     A failed job is reported and the others go on.
     """
-    from burnish.runs.folder import StopRequest
+    from burnish.runs.stop import StopRequest
 
     jobs = plan(command, overrides)
     outcomes: list[str] = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from burnish.config import parse
+from burnish.registry import load
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,11 @@ class Command:
 
     def parse(self, config: dict[str, Any]) -> Any:
         """The command's dataclass from plain data. Raises BurnishError naming the first wrong key."""
-        if isinstance(config.get("stage"), dict):
-            config = {**config, "stage": _parse_stage(config["stage"])}
-        return parse(_load(self.config_class), config)
+        return parse(load(self.config_class), config)
 
     def run(self, config: Any) -> Any:
         """Do the work of the command."""
-        return _load(self.function)(config)
+        return load(self.function)(config)
 
     def help(self) -> str:
         """The text of --help: its keys are those with a comment in the YAML file."""
@@ -87,17 +85,6 @@ def _documented(text: str) -> list[tuple[str, str, str]]:
     return found
 
 
-def _load(target: str) -> Any:
-    module, name = target.split(":")
-    return getattr(import_module(module), name)
-
-
-def _parse_stage(stage: dict[str, Any]) -> Any:
-    from burnish.finetune.stage import stage_class
-
-    return parse(stage_class(str(stage.get("name"))).Config, stage, "stage")
-
-
 COMMANDS = (
     Command(
         name="pretrain",
@@ -123,8 +110,8 @@ COMMANDS = (
         description="Improves a pretrained policy by RL in the simulator. Writes a run folder;\n"
         "its checkpoints are policy folders.",
         config="finetune",
-        config_class="burnish.finetune.loop:FinetuneConfig",
-        function="burnish.finetune.loop:finetune",
+        config_class="burnish.finetune.config:FinetuneConfig",
+        function="burnish.finetune.start:finetune",
         examples=(
             "burnish finetune task=lift policy=runs/pretrain-lift-seed0/checkpoints/best",
             "burnish finetune task=lift policy=runs/a/checkpoints/best total_env_steps=2e6 run_dir=runs/b",
@@ -141,8 +128,8 @@ COMMANDS = (
         "(Ma et al. 2025), or a Gaussian one by Stable-Baselines3's SAC, TD3 or PPO.\n"
         "Writes a run folder; its checkpoints are policy folders.",
         config="scratch",
-        config_class="burnish.finetune.loop:FinetuneConfig",
-        function="burnish.finetune.loop:finetune",
+        config_class="burnish.finetune.config:FinetuneConfig",
+        function="burnish.finetune.start:finetune",
         examples=(
             "burnish scratch task=halfcheetah",
             "burnish scratch task=hopper stage=sdac_paper total_env_steps=200000 --multirun seed=0,1,2",

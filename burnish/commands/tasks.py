@@ -2,25 +2,7 @@
 
 from __future__ import annotations
 
-from burnish.envs.task import TaskConfig
-from burnish.errors import BurnishError
-
-
-def load_task(name: str) -> TaskConfig:
-    """The task of that name. Raises BurnishError, naming the nearest, where there is none."""
-    import difflib
-
-    import yaml
-
-    from burnish.compose import config_text, group_options
-    from burnish.config import parse
-
-    names = group_options("task")
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise BurnishError(f"task={name}: {hint}expected one of {', '.join(names)}")
-    return parse(TaskConfig, yaml.safe_load(config_text(f"task/{name}")), "task")
+from burnish.envs.task import TaskConfig, load_task
 
 
 def try_task(task: TaskConfig) -> str | None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from burnish.diffusion.process import NoiseProcess
 from burnish.errors import BurnishError
-from burnish.networks.embedding import Encoded
+from burnish.networks.encoded import Encoded
 
 SAMPLERS = ("ddpm", "ddim")
 

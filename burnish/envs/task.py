@@ -46,3 +46,20 @@ class TaskConfig:
             raise BurnishError(
                 f"task.obs_keys=[{', '.join(self.obs_keys)}]: Gymnasium tasks have one observation, expected [flat]"
             )
+
+
+def load_task(name: str) -> TaskConfig:
+    """The task of that name. Raises BurnishError, naming the nearest, where there is none."""
+    import difflib
+
+    import yaml
+
+    from burnish.compose import config_text, group_options
+    from burnish.config import parse
+
+    names = group_options("task")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise BurnishError(f"task={name}: {hint}expected one of {', '.join(names)}")
+    return parse(TaskConfig, yaml.safe_load(config_text(f"task/{name}")), "task")

@@ -25,10 +25,11 @@ import torch
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.policies.base import Policy, fingerprint
+from burnish.evaluation.intervals import CONFIDENCE, bootstrap_interval, wilson_interval
+from burnish.policies.base import Policy
+from burnish.policies.folder import fingerprint
 from burnish.runs.origin import origin
 
-CONFIDENCE = 0.95
 LATENCY_CALLS = 20
 
 
@@ -67,29 +68,6 @@ class EvaluationConfig:
                 f"evaluation.candidates={self.candidates}: expected 1; trainings with a critic evaluate with "
                 "stage.n_candidates as well, and burnish evaluate takes candidates=..."
             )
-
-
-class Interval(NamedTuple):
-    low: float
-    high: float
-
-
-def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a proportion (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return Interval(float(interval.low), float(interval.high))
-
-
-def bootstrap_interval(values: np.ndarray, confidence: float = CONFIDENCE, resamples: int = 10_000) -> Interval:
-    """Percentile bootstrap interval of the mean of `values` (n,); fixed resampling seed."""
-    if np.ptp(values) == 0:
-        return Interval(float(values[0]), float(values[0]))
-    draws = np.random.default_rng(0).choice(values, size=(resamples, len(values))).mean(axis=1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -282,20 +260,6 @@ def latency_ms(policy: Policy, candidates: int = 1) -> float:
         policy.act(obs, generator=generator, candidates=candidates)
         times.append(time.perf_counter() - start)
     return 1e3 * float(np.median(times))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean difference of two evaluations on the same seeds, with its paired bootstrap interval."""
-
-    mean: float
-    interval: Interval
-
-    @classmethod
-    def between(cls, before: np.ndarray, after: np.ndarray) -> Difference:
-        """after - before, episode by episode (n,)."""
-        difference = after.astype(float) - before.astype(float)
-        return cls(float(difference.mean()), bootstrap_interval(difference))
 
 
 def about(policy: str | None, task: TaskConfig, config: EvaluationConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Networks: denoisers (residual MLP, 1-D U-Net), the value and Q networks, time embedding."""
 
 from burnish.networks.denoiser import Denoiser, DenoiserConfig, build_denoiser
-from burnish.networks.embedding import Encoded
+from burnish.networks.encoded import Encoded
 from burnish.networks.q import CriticConfig, QEnsemble
 from burnish.networks.value import ValueNetwork
 

@@ -1,4 +1,4 @@
-"""Exponential moving average of a module's parameters, with a counter that is saved."""
+"""Moving averages of a module's parameters: EMA with a counter that is saved, and Polyak's."""
 
 from __future__ import annotations
 
@@ -36,3 +36,9 @@ class EMA(Generic[M]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
         self.updates = state["updates"]
+
+
+@torch.no_grad()
+def polyak(average: nn.Module, module: nn.Module, tau: float) -> None:
+    """average <- (1 - tau) average + tau module"""
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), tau)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from burnish.networks.activation import Mish
-from burnish.networks.compiled.mlp import CompiledMLP
 
 
 def sinusoidal_table(denoising_steps: int, dim: int) -> Tensor:
@@ -18,14 +16,6 @@ def sinusoidal_table(denoising_steps: int, dim: int) -> Tensor:
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float64) / max(half - 1, 1))
     angles = torch.arange(denoising_steps, dtype=torch.float64)[:, None] * frequencies  # (K, dim / 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
-
-
-class Encoded(NamedTuple):
-    """What a denoiser computes once for all denoising steps and all candidates."""
-
-    obs: Tensor  # (B, ...), the observations' part
-    times: Tensor  # (K, ...), every timestep's part
-    compiled: CompiledMLP | None = None  # the rest of the network, where a chain of it can run compiled
 
 
 class TimeEmbedding(nn.Module):

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from burnish.networks.activation import ACTIVATIONS
 from burnish.networks.compiled.in_parts import in_parts
 from burnish.networks.compiled.mlp import CompiledMLP, can_compile, half_wanted, up_to_date
-from burnish.networks.embedding import Encoded, TimeEmbedding
+from burnish.networks.embedding import TimeEmbedding
+from burnish.networks.encoded import Encoded
 
 
 class ResidualBlock(nn.Module):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from burnish.networks.embedding import Encoded, TimeEmbedding
+from burnish.networks.embedding import TimeEmbedding
+from burnish.networks.encoded import Encoded
 
 
 class ConvBlock(nn.Module):

@@ -6,12 +6,10 @@ steps, Do and Da dimensions.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -21,19 +19,10 @@ from torch import Tensor, nn
 
 from burnish.config import parse
 from burnish.errors import BurnishError
+from burnish.machine.disk import save_folder
 from burnish.networks import CriticConfig, QEnsemble
+from burnish.policies.folder import DESCRIPTION, FORMAT, WEIGHTS, policy_folder, read_description
 from burnish.policies.normalizer import Normalizer
-from burnish.runs.checkpoint import Checkpoints, save_folder
-
-FORMAT = 1
-WEIGHTS = "policy.safetensors"
-DESCRIPTION = "policy.json"
-
-POLICIES = {
-    "diffusion": "burnish.policies.diffusion:DiffusionPolicy",
-    "gaussian": "burnish.policies.gaussian:GaussianPolicy",
-}
-"""Kind -> module:class; the class names its config in `Config`."""
 
 P = TypeVar("P", bound="Policy")
 
@@ -43,7 +32,7 @@ class ChunkConfig:
     """What the config of every kind of policy has.
 
     Attributes:
-        kind: which class it is for, a key of `POLICIES`.
+        kind: which class it is for, a key of `burnish.policies.load.POLICIES`.
         n_obs_steps, n_action_steps: To, Ta.
         obs_normalization, action_normalization: "min_max", "mean_std" or "none".
     """
@@ -195,11 +184,23 @@ class Policy(nn.Module, ABC):
 
     @classmethod
     def load(cls: type[P], folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> P:
-        """As `load_policy`, but of this kind. Raises BurnishError where the folder holds another."""
-        policy = load_policy(folder, device)
-        if not isinstance(policy, cls):
-            raise BurnishError(f"{folder} holds a {policy.config.kind} policy: expected a {cls.__name__}")
-        return policy
+        """Read a policy folder of this kind, or the latest checkpoint of a run folder.
+
+        Raises:
+            BurnishError: it holds another kind, a file is missing or damaged, or the two do not belong together.
+        """
+        folder = policy_folder(folder)
+        description = read_description(folder)
+        if description["kind"] != cls.Config.kind:  # type: ignore[misc]
+            raise BurnishError(f"{folder} holds a {description['kind']} policy: expected a {cls.__name__}")
+        try:
+            policy = cls.from_description(description)
+        except BurnishError as error:
+            raise BurnishError(f"{folder / DESCRIPTION}: {error}") from error
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
+        policy.load_weights(folder / WEIGHTS)
+        return policy.to(device).eval()
 
     def load_weights(self, path: Path) -> None:
         """Take the weights from `path`. Raises BurnishError where they are damaged or those of another policy."""
@@ -215,57 +216,3 @@ class Policy(nn.Module, ABC):
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise BurnishError(f"{path} does not fit {DESCRIPTION} beside it: {reason}") from error
-
-
-def policy_class(kind: str) -> type[Policy]:
-    """The class of one kind of policies.
-
-    Raises:
-        BurnishError: there is none.
-    """
-    if kind not in POLICIES:
-        raise BurnishError(f"kind={kind}: expected one of {', '.join(POLICIES)}")
-    module, name = POLICIES[kind].split(":")
-    return getattr(import_module(module), name)
-
-
-def load_policy(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Policy:
-    """Read a policy folder of any kind, or the latest checkpoint of a run folder.
-
-    Raises:
-        BurnishError: a file is missing or damaged, or the two do not belong together.
-    """
-    folder = policy_folder(folder)
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        if description["format"] != FORMAT:
-            raise BurnishError(f"format {description['format']}, this version reads {FORMAT}")
-        policy = policy_class(description.get("kind", "diffusion")).from_description(description)
-    except BurnishError as error:
-        raise BurnishError(f"{folder / DESCRIPTION}: {error}") from error
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
-    policy.load_weights(folder / WEIGHTS)
-    return policy.to(device).eval()
-
-
-def policy_folder(folder: str | os.PathLike[str]) -> Path:
-    """What `load_policy` reads: the folder itself, or the latest checkpoint of a run folder.
-
-    Raises:
-        BurnishError: a file is missing.
-    """
-    folder = Path(folder)
-    if (folder / "checkpoints").is_dir():
-        folder = Checkpoints(folder / "checkpoints").latest() or folder
-    for name in (DESCRIPTION, WEIGHTS):
-        if not (folder / name).is_file():
-            raise BurnishError(
-                f"{folder} is not a policy folder: {name} is missing (expected {DESCRIPTION} and {WEIGHTS})"
-            )
-    return folder
-
-
-def fingerprint(folder: str | os.PathLike[str]) -> str:
-    """SHA-256 of the weights that `load_policy` reads, 64 hexadecimal digits. Raises BurnishError as it does."""
-    return hashlib.sha256((policy_folder(folder) / WEIGHTS).read_bytes()).hexdigest()

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import signal
-import sys
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import yaml
 
-from burnish.runs.checkpoint import Checkpoints, load_state, random_states, restore_random_states, save_state
 from burnish.config import to_dict
 from burnish.errors import BurnishError
+from burnish.machine.disk import write_atomically
+from burnish.runs.checkpoint import Checkpoints
 from burnish.runs.progress import Progress
+from burnish.runs.state import load_state, random_states, restore_random_states, save_state
+from burnish.runs.tracking import check_mode, start_wandb
 
-WANDB_MODES = ("disabled", "offline", "online")
 TRAINER = "trainer.pt"
 _FOLDERS = ("checkpoints", "plots", "videos")
 _CONTENTS = (
@@ -57,7 +55,7 @@ class Run:
         lines = self._read_metrics()
         self.n_metric_lines = len(lines)
         self._start = time.monotonic() - (lines[-1].get("time/elapsed", 0.0) if lines else 0.0)
-        self._wandb = _start_wandb(folder, config, wandb) if wandb != "disabled" else None
+        self._wandb = start_wandb(folder, config, wandb) if wandb != "disabled" else None
 
     @classmethod
     def create(cls, folder: str | Path, config: Any, *, wandb: str = "disabled", overwrite: bool = False) -> Run:
@@ -68,7 +66,7 @@ class Run:
         where `wandb` is not one of disabled, offline, online.
         """
         folder = Path(folder)
-        _check_wandb(wandb)
+        check_mode(wandb)
         try:
             found = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
             if found and not overwrite:
@@ -100,7 +98,7 @@ class Run:
         `config` (a dataclass), where it is given, replaces config.yaml: so a length that was raised stays raised.
         """
         folder = Path(folder)
-        _check_wandb(wandb)
+        check_mode(wandb)
         in_force = load_config(folder)
         try:
             if config is not None:
@@ -128,7 +126,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         self._metrics.close()
         kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:n_lines]
-        _write_atomically(path, "".join(kept))
+        write_atomically(path, "".join(kept))
         self._metrics = path.open("a", encoding="utf-8")
         lines = self._read_metrics()
         self.n_metric_lines = len(lines)
@@ -173,7 +171,7 @@ class Run:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json and end the run."""
-        _write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         if self._wandb is not None:
             self._wandb.summary.update(summary)
         self.close()
@@ -222,60 +220,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-class StopRequest:
-    """Turns the first SIGTERM or SIGINT into a flag, so that a loop can save and end; the next interrupts.
-
-    Requests nest: a sweep learns from its job's request that it was asked to stop, and the other way round.
-
-    Attributes:
-        requested: True once the process was asked to stop.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for kind in (signal.SIGTERM, signal.SIGINT):
-            self._previous[kind] = signal.signal(kind, self._handle)
-        self.requested = any(outer.requested for outer in self._outer())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        for outer in self._outer():
-            outer.requested |= self.requested
-
-    def _outer(self) -> list[StopRequest]:
-        owners = [getattr(handler, "__self__", None) for handler in self._previous.values()]
-        return [owner for owner in owners if isinstance(owner, StopRequest)]
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        print("\nstopping after a checkpoint (once more to stop at once)", file=sys.stderr, flush=True)
-
-
 def _number(value: Any) -> int | float:
     number = value.item() if hasattr(value, "item") else value
     return int(number) if isinstance(number, (bool, int)) else float(number)
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    _write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def _keep_source(folder: Path, policy: Any) -> None:
@@ -289,32 +240,3 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _check_wandb(mode: str) -> None:
-    if mode not in WANDB_MODES:
-        raise BurnishError(f"wandb={mode}: expected one of {', '.join(WANDB_MODES)}")
-
-
-def _start_wandb(folder: Path, config: dict[str, Any], mode: str) -> Any:
-    import wandb
-
-    id_file = folder / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex[:8])
-    try:
-        return wandb.init(
-            project="burnish",
-            name=folder.name,
-            id=id_file.read_text().strip(),
-            resume="allow" if mode == "online" else None,
-            dir=folder,
-            mode=mode,  # type: ignore[arg-type]
-            config=config,
-            settings=wandb.Settings(console="off", silent=True),
-        )
-    except wandb.Error as error:
-        reason = str(error).splitlines()[0]
-        raise BurnishError(
-            f"wandb={mode} did not start ({reason}): log in with `wandb login`, or use wandb=offline"
-        ) from error

@@ -11,10 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import burnish
 from burnish.networks.compiled.mlp import why_not
 
-PACKAGES = ("torch", "numpy", "mujoco", "robosuite", "gymnasium", "stable-baselines3", "rliable")
+PACKAGES = ("burnish", "torch", "numpy", "mujoco", "robosuite", "gymnasium", "stable-baselines3", "rliable")
 ABSOLUTE = re.compile(r"(?<![\w.…~/])/(?:[^\s'\",;:()\[\]/]+/)*([^\s'\",;:()\[\]/]+)/?")
 
 
@@ -30,7 +29,7 @@ def without_names(text: str) -> str:
 
 def commit(root: Path | None = None) -> str:
     """The git commit of this Burnish, and whether files differ from it; said where there is none to be found."""
-    root = root or Path(burnish.__file__).resolve().parents[1]
+    root = root or Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed: a repository further up is somebody else's
         return "unknown (not run from a git checkout)"
     try:
@@ -43,7 +42,7 @@ def commit(root: Path | None = None) -> str:
 
 def versions() -> dict[str, str]:
     """Of Python, Burnish and what it stands on, as far as it is installed."""
-    found = {"python": platform.python_version(), "burnish": burnish.__version__}
+    found = {"python": platform.python_version(), "burnish": "0+unknown"}  # the latter: a checkout on PYTHONPATH
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

@@ -15,7 +15,7 @@ from burnish.envs import make_simulator
 from burnish.envs.base import Floats, Step
 
 if TYPE_CHECKING:
-    from burnish.datasets.collecting.collect import CollectConfig
+    from burnish.datasets.collecting.config import CollectConfig
 
 STEPS_AFTER_SUCCESS = 3
 ACTIONS_PER_ARM = 7  # OSC_POSE: six for the motion, the last for the gripper
@@ -114,6 +114,6 @@ def _make_actor(config: CollectConfig) -> Actor:
 
         shipped = f"shipped:{config.task.name}-medium"
         return SampledActor(SACActor.load(shipped if config.behaviour == "sac" else config.behaviour))
-    from burnish.policies.base import load_policy
+    from burnish.policies.load import load_policy
 
     return PolicyActor(load_policy(config.behaviour))

@@ -31,8 +31,9 @@ from burnish.finetune.losses.ppo import (
 )
 from burnish.finetune.stage import Setting, Stage, StageConfig
 from burnish.networks import Denoiser, ValueNetwork
+from burnish.networks.optimise import clipped_step
 from burnish.policies.diffusion import DiffusionPolicy
-from burnish.runs.checkpoint import generator_state, restore_generator
+from burnish.runs.state import generator_state, restore_generator
 
 RATIO_TOLERANCE = 1e-5  # of |ratio - 1| before any update, for an averaged log-probability
 
@@ -288,7 +289,7 @@ class DPPO(Stage):
             for n in self._permutation(len(obs)).split(size):
                 # L_V = 1/2 E (V(s) - R)^2
                 loss = 0.5 * (self.critic(obs[n]) - returns[n]).square().mean()
-                self._step(self.critic_optimizer, loss)
+                clipped_step(self.critic_optimizer, loss, self.config.max_grad_norm)
                 losses.append(loss.detach())
         return torch.stack(losses).mean()
 
@@ -310,7 +311,7 @@ class DPPO(Stage):
                 if teacher is not None:
                     # eq. 2 of arXiv 2403.03949: the likelihood of the pretrained policy's chains
                     loss = loss - self.config.bc_coef * self._new_log_prob(teacher, n, i).mean()
-                self._step(self.actor_optimizer, loss)
+                clipped_step(self.actor_optimizer, loss, self.config.max_grad_norm)
                 results.append(torch.stack([result.loss.detach(), result.approx_kl, result.clip_fraction]))
             policy_loss, approx_kl, clip_fraction = torch.stack(results).mean(0)
             metrics |= {"policy_loss": policy_loss, "approx_kl": approx_kl, "clip_fraction": clip_fraction}
@@ -346,13 +347,6 @@ class DPPO(Stage):
 
     def _permutation(self, n: int) -> Tensor:
         return torch.randperm(n, device=self.policy.device, generator=self.generator)
-
-    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        optimizer.step()
 
     def cut_episodes(self) -> None:
         if self.t:

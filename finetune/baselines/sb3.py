@@ -28,7 +28,7 @@ from burnish.finetune.off_policy import MOST_GRADIENT_STEPS
 from burnish.finetune.stage import Setting, Stage, StageConfig
 from burnish.finetune.storage.replay import demonstration_transitions, discounted
 from burnish.policies.gaussian import GaussianPolicy
-from burnish.runs.checkpoint import random_states, restore_random_states
+from burnish.runs.state import random_states, restore_random_states
 
 REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from burnish.errors import BurnishError
-from burnish.evaluation.evaluate import CONFIDENCE
+from burnish.evaluation.intervals import CONFIDENCE
 from burnish.finetune.algorithms.sdac import reverse_noise
 from burnish.finetune.losses.rsm import RSMConfig, Weighting, weighted_denoising_loss
 from burnish.finetune.toy.distances import mmd, sliced_wasserstein

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from burnish.envs.base import Bools, ChunkStep, Floats, VectorEnv
 from burnish.envs.task import TaskConfig
-from burnish.envs.vector.sync import LARGEST_REWARD, check_actions, check_seeds, check_sizes, chunk_arrays
+from burnish.envs.vector.checks import check_actions, check_seeds, check_sizes
+from burnish.envs.vector.episode import LARGEST_REWARD, chunk_arrays
 from burnish.errors import BurnishError
 
 _NO_LIMIT = 2**31 - 1  # the time limit is counted here: EnvPool's own would start the next episode by itself

@@ -25,15 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.envs.base import Bools, ChunkStep, Floats, VectorEnv
-from burnish.envs.vector.sync import (
-    ChunkedEnv,
-    MakeSimulator,
-    check_actions,
-    check_seeds,
-    check_sizes,
-    check_state,
-    chunk_arrays,
-)
+from burnish.envs.vector.checks import check_actions, check_seeds, check_sizes, check_state
+from burnish.envs.vector.episode import ChunkedEnv, MakeSimulator, chunk_arrays
 from burnish.errors import BurnishError
 
 _ALIGNMENT = 64

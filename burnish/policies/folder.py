@@ -1,0 +1,53 @@
+"""A policy's folder: policy.json and policy.safetensors, which evaluate alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from burnish.errors import BurnishError
+from burnish.runs.checkpoint import Checkpoints
+
+FORMAT = 1
+WEIGHTS = "policy.safetensors"
+DESCRIPTION = "policy.json"
+
+
+def policy_folder(folder: str | os.PathLike[str]) -> Path:
+    """What `load_policy` reads: the folder itself, or the latest checkpoint of a run folder.
+
+    Raises:
+        BurnishError: a file is missing.
+    """
+    folder = Path(folder)
+    if (folder / "checkpoints").is_dir():
+        folder = Checkpoints(folder / "checkpoints").latest() or folder
+    for name in (DESCRIPTION, WEIGHTS):
+        if not (folder / name).is_file():
+            raise BurnishError(
+                f"{folder} is not a policy folder: {name} is missing (expected {DESCRIPTION} and {WEIGHTS})"
+            )
+    return folder
+
+
+def fingerprint(folder: str | os.PathLike[str]) -> str:
+    """SHA-256 of the weights that `load_policy` reads, 64 hexadecimal digits. Raises BurnishError as it does."""
+    return hashlib.sha256((policy_folder(folder) / WEIGHTS).read_bytes()).hexdigest()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of policy.json.
+
+    Raises:
+        BurnishError: it is no JSON, or of another format.
+    """
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        if description["format"] != FORMAT:
+            raise BurnishError(f"{folder / DESCRIPTION}: format {description['format']}, this version reads {FORMAT}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
+    return {"kind": "diffusion", **description}  # the first policies do not say

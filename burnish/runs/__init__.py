@@ -1,0 +1,1 @@
+"""A run's folder: its checkpoints, metrics and results, and how it stops."""

@@ -1,0 +1,100 @@
+"""The state of a training as plain data: in a file, and of the random generators."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from burnish.errors import BurnishError
+
+_ARRAY = "__ndarray__"
+
+
+def save_state(path: str | Path, state: dict[str, Any]) -> None:
+    """Write tensors, numpy arrays, numbers, strings, None, and dict, list or tuple of them.
+
+    Raises TypeError for anything else, so that what is written can always be read by `load_state`.
+    """
+    torch.save(_encode(state), path)
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, tensors on the CPU; never runs code from the file.
+
+    Raises BurnishError when the file is missing, damaged, or holds anything but plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BurnishError(f"{path} does not exist: expected the state of a checkpoint")
+    try:
+        return _decode(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # damaged bytes raise whatever they happen to mean
+        reason = str(error).strip().split("\n", 1)[0][:200]
+        raise BurnishError(f"{path} is damaged or not a checkpoint's state ({reason}): use another one") from error
+
+
+def _encode(value: Any) -> Any:
+    """numpy arrays as raw bytes in a tensor: `weights_only` reads tensors, of any numpy version."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise TypeError("cannot save a numpy array of objects")
+        raw = np.frombuffer(np.ascontiguousarray(value).tobytes(), dtype=np.uint8)
+        return {_ARRAY: torch.from_numpy(raw.copy()), "dtype": value.dtype.str, "shape": list(value.shape)}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encode(item) for item in value]
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(_encode(item) for item in value)
+    if value is None or isinstance(value, (torch.Tensor, bool, int, float, str, bytes)):
+        return value
+    raise TypeError(f"cannot save a {type(value).__name__}: expected tensors, arrays, numbers, strings or dict/list")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        if _ARRAY in value:
+            raw = value[_ARRAY].numpy().tobytes()
+            return np.frombuffer(raw, dtype=np.dtype(value["dtype"])).reshape(value["shape"]).copy()
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_decode(item) for item in value)
+    return value
+
+
+def generator_state(generator: torch.Generator) -> dict[str, Any]:
+    """A generator's state, and the kind of device it is for."""
+    return {"device": generator.device.type, "state": generator.get_state()}
+
+
+def restore_generator(generator: torch.Generator, saved: dict[str, Any]) -> None:
+    """Go on where `generator_state` was; on another kind of device the generator's stream starts at its seed."""
+    if generator.device.type == saved["device"]:
+        generator.set_state(saved["state"])
+
+
+def random_states() -> dict[str, Any]:
+    """The global random generators of python, numpy and torch, for `save_state`."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002 - robosuite and robomimic draw from the legacy global one
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Undo what was drawn since `random_states()`; CUDA's only where there are as many devices as then."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])

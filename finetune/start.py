@@ -1,0 +1,111 @@
+"""The start of a run: the policy, the stage, the environments, and whether they fit together."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.envs import make_simulator, make_vector_env
+from burnish.errors import BurnishError
+from burnish.evaluation.evaluate import evaluation_envs
+from burnish.finetune.config import FinetuneConfig
+from burnish.finetune.loop import Loop
+from burnish.finetune.stage import Setting, Stage, stage_class
+from burnish.machine.device import resolve_device
+from burnish.policies.base import Policy
+from burnish.policies.diffusion import DiffusionPolicy
+from burnish.policies.load import load_policy, policy_class
+from burnish.runs.checkpoint import Checkpoints
+from burnish.runs.folder import Run
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Improve a policy online, evaluate before and after, and leave a run folder -> the content of summary.json.
+
+    Raises:
+        BurnishError: bad input; nothing was started.
+        Stopped: asked to stop; the run folder can be resumed.
+    """
+    device = resolve_device(config.device, config.torch_threads)
+    torch.manual_seed(config.seed)
+    latest = Checkpoints(Path(config.resume) / "checkpoints").latest() if config.resume else None
+    source = latest or config.policy
+    policy = load_policy(source, device) if source else fresh_policy(config, device)
+    check_kind(config, policy.config.kind)
+    with ExitStack() as stack:
+        eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
+        make_stage: Any = stage_class(config.stage.name)
+        setting = Setting(config.task, config.n_envs, config.seed, pretrained=config.policy is not None)
+        stage = make_stage(policy, config.stage, setting)
+        check_budget(config, stage)
+        check_whole_chain(config, stage)
+        envs = make_vector_env(
+            config.task,
+            n_envs=config.n_envs,
+            n_obs_steps=policy.config.n_obs_steps,
+            n_action_steps=policy.config.n_action_steps,
+            seed=config.seed,
+            backend=config.backend,
+            n_workers=config.n_workers,
+        )
+        stack.callback(envs.close)
+        run = stack.enter_context(Run.open(config))
+        return Loop(config, stage, envs, eval_envs, run).run_to_end()
+
+
+def fresh_policy(config: FinetuneConfig, device: torch.device) -> Policy:
+    """A policy that knows nothing but the sizes of the task's observations and actions."""
+    assert config.network is not None
+    simulator = make_simulator(config.task)
+    sizes = simulator.obs_dim, simulator.action_dim
+    simulator.close()
+    make_policy: Any = policy_class(config.network.kind)
+    return make_policy(config.network, *sizes, config.task.obs_keys, config.task.name).to(device).eval()
+
+
+def check_kind(config: FinetuneConfig, kind: str) -> None:
+    """Raise BurnishError where the stage does not train policies of `kind`, the kind that it would be given."""
+    name, expected = config.stage.name, stage_class(config.stage.name).kind
+    if kind != expected:
+        option = {"diffusion": "mlp", "gaussian": "gaussian"}[expected]
+        given, instead = f"policy={config.policy}", f"pretrain one: burnish pretrain policy={option}"
+        if config.policy is None:
+            given, instead = "the network", f"give network={option}"
+        raise BurnishError(f"stage={name} trains a {expected} policy, but {given} is a {kind} one: {instead}")
+
+
+def check_budget(config: FinetuneConfig, stage: Stage) -> None:
+    """Raise BurnishError where the steps do not suffice for one update."""
+    Ta = stage.policy.config.n_action_steps
+    per_update = config.n_envs * stage.chunks_per_update * Ta
+    keys = " and ".join(
+        f"stage.{key}"
+        for key in ("n_steps", "learning_starts", "update_every", "train_freq")
+        if hasattr(config.stage, key)
+    )
+    if config.total_env_steps < per_update:
+        raise BurnishError(
+            f"total_env_steps={config.total_env_steps} is too few for one update, which takes {per_update} = n_envs * "
+            f"chunks * n_action_steps = {config.n_envs} * {stage.chunks_per_update} * {Ta}; the chunks are of {keys}"
+        )
+    random_steps = getattr(config.stage, "random_steps", 0)
+    if config.total_env_steps <= random_steps:
+        raise BurnishError(
+            f"total_env_steps={config.total_env_steps}, but the first stage.random_steps={random_steps} are random "
+            "actions: expected more steps, or fewer random ones"
+        )
+
+
+def check_whole_chain(config: FinetuneConfig, stage: Stage) -> None:
+    """Raise BurnishError where a part of a fresh policy's chain would stay random."""
+    if config.network is None or not isinstance(stage.policy, DiffusionPolicy):
+        return
+    K, S = stage.policy.ft_denoising_steps, len(stage.policy.sampler)
+    if K < S:
+        raise BurnishError(
+            f"stage.ft_denoising_steps={K}: from scratch expected {S}, all of the sampler's steps; "
+            "the others would stay random"
+        )
