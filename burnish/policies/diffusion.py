@@ -137,10 +137,10 @@ class DiffusionPolicy(Policy):
     @property
     def finetuned_timesteps(self) -> int:
         """The fine-tuned denoiser runs at the timesteps k below this."""
-        S, K = len(self.sampler), self.ft_denoising_steps
-        if K in (0, S):
-            return self.config.denoising_steps if K else 0
-        return self.sampler.timestep(S - K) + 1
+        S, K_ft = len(self.sampler), self.ft_denoising_steps
+        if K_ft in (0, S):
+            return self.config.denoising_steps if K_ft else 0
+        return self.sampler.timestep(S - K_ft) + 1
 
     def add_critic(self, config: CriticConfig) -> QEnsemble:
         """A critic of normalised observations and executed, normalised chunks, freshly initialised."""
