@@ -149,16 +149,16 @@ class DiffusionPolicy(Policy):
         self.critic_config = config
         return self.critic
 
-    def set_sampler(self, sampler: Literal["ddpm", "ddim"], ddim_steps: int = 5, eta: float = 0.0) -> None:
-        """Sample in another way from now on; the denoiser stays as it is.
+    def set_sampler(self, sampler: Literal["ddpm", "ddim"], ddim_steps: int) -> None:
+        """Sample in another way from now on (DDIM with eta = 0); the denoiser stays as it is.
 
         Raises:
             BurnishError: impossible sampler, or the policy is fine-tuned (its K' counts transitions of its sampler).
         """
         if self.finetuned is not None:
             raise BurnishError("the sampler of a fine-tuned policy cannot be changed")
-        self.config = replace(self.config, sampler=sampler, ddim_steps=ddim_steps, eta=eta)
-        self.sampler = Sampler(self.process, sampler, ddim_steps, eta).to(self.device)
+        self.config = replace(self.config, sampler=sampler, ddim_steps=ddim_steps, eta=0.0)
+        self.sampler = Sampler(self.process, sampler, ddim_steps, eta=0.0).to(self.device)
 
     def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Denoising loss of the pretrained denoiser (Ho et al. 2020, eq. 14; Chi et al. 2023, eq. 5): a scalar.
