@@ -70,8 +70,8 @@ class Windows:
 
 
 def history_rows(step: Tensor, n_obs_steps: int, first: Tensor) -> Tensor:
-    """Rows of the To observations up to each `step` (N,) -> (N, To). Before the start the first one is repeated: `first`
-    (N,) is where the step's episode begins."""
+    """Rows of the To observations up to each `step` (N,) -> (N, To). Before the start the first one is repeated:
+    `first` (N,) is where the step's episode begins."""
     return (step[:, None] + torch.arange(1 - n_obs_steps, 1)).maximum(first[:, None])
 
 
