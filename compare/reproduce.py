@@ -1,4 +1,4 @@
-"""`burnish reproduce RECIPE`: run a committed comparison again, and say whether its figures agree.
+"""A committed comparison run again: do its figures agree?
 
 A recipe is a folder with compare.yaml and figures.json: for each task and method the mean over seeds of what was
 measured, before and after, and by how much a repetition may differ. One machine repeats a run bit by bit; another
@@ -7,18 +7,15 @@ processor or library rounds differently, and a chaotic simulation makes other ep
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from burnish.compare.command import compare
 from burnish.compare.grid import is_finished
-from burnish.compare.plan import Cell, plan, read_config
+from burnish.compare.plan import Cell, CompareConfig, plan
 from burnish.errors import BurnishError
 from burnish.runs.folder import load_config
 
@@ -45,31 +42,18 @@ class Figure(NamedTuple):
         return self.seeds == other.seeds and abs(other.mean - self.mean) <= allowed
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the recipe -> 0 where every figure agrees, 1 where one does not or a cell failed."""
-    parser = argparse.ArgumentParser(prog="burnish reproduce", description=__doc__)
-    parser.add_argument("recipe", metavar="RECIPE", help="its folder, or its name in results/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as cores=8 or run_dir=runs/again")
-    parser.add_argument("--commit", action="store_true", help="write figures.json from what is finished, and stop")
-    options = parser.parse_intermixed_args(list(arguments))
-    folder = find(options.recipe)
-    config = read_config(folder / COMPARISON, options.overrides)
-    if not any(override.startswith("run_dir=") for override in options.overrides) and not options.commit:
-        config = replace(config, run_dir=f"runs/reproduce-{folder.resolve().name}")
-    if options.commit:
-        cells = plan(config)
-        if missing := [str(cell) for cell in cells if not is_finished(cell)]:
-            raise BurnishError(
-                f"run_dir={config.run_dir} has no result yet of {', '.join(missing)}: nothing is written"
-            )
-        figures = list(measured(cells))
-        content = json.dumps([figure._asdict() for figure in figures], indent=1)
-        (folder / FIGURES).write_text(content + "\n", encoding="utf-8")
-        print(f"wrote {folder / FIGURES}: {len(figures)} figures")
-        return 0
-    committed = read_figures(folder / FIGURES)
-    status = compare(config)
-    return judge(committed, measured(plan(config))) or status
+def commit(folder: Path, config: CompareConfig) -> list[Figure]:
+    """Write figures.json of a finished comparison into the recipe's folder -> the figures.
+
+    Raises BurnishError where a cell has no result; nothing is written then.
+    """
+    cells = plan(config)
+    if missing := [str(cell) for cell in cells if not is_finished(cell)]:
+        raise BurnishError(f"run_dir={config.run_dir} has no result yet of {', '.join(missing)}: nothing is written")
+    figures = list(measured(cells))
+    content = json.dumps([figure._asdict() for figure in figures], indent=1)
+    (folder / FIGURES).write_text(content + "\n", encoding="utf-8")
+    return figures
 
 
 def find(recipe: str) -> Path:

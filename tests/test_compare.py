@@ -16,8 +16,8 @@ import yaml
 from rich.console import Console
 
 from burnish.commands.cli import main
-from burnish.compare import command as compare_command
 from burnish.compare import reproduce
+from burnish.compare import start as compare_start
 from burnish.compare.display import Display, last_metrics
 from burnish.compare.grid import Grid, Progress, State, is_finished, last_line
 from burnish.compare.local_runner import LocalRunner
@@ -484,11 +484,11 @@ def test_killed_in_the_middle_and_started_again(tmp_path, runner, kill):
 
 
 def test_two_comparisons_do_not_share_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_command, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(compare_start, "LOCK_SECONDS", 0.0)
     taken = pytest.raises(BurnishError, match="another comparison runs in it")
-    with compare_command.locked(tmp_path), taken, compare_command.locked(tmp_path):
+    with compare_start.locked(tmp_path), taken, compare_start.locked(tmp_path):
         pass
-    with compare_command.locked(tmp_path):  # free again
+    with compare_start.locked(tmp_path):  # free again
         pass
 
 

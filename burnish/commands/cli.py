@@ -15,10 +15,10 @@ from burnish.commands.table import COMMANDS, Command
 from burnish.errors import BurnishError, Stopped
 
 MAINS = {
-    "compare": "burnish.compare.command",
-    "reproduce": "burnish.compare.reproduce",
+    "compare": "burnish.commands.compare",
+    "reproduce": "burnish.commands.reproduce",
     "demo": "burnish.commands.demo",
-    "toy": "burnish.finetune.toy.toy",
+    "toy": "burnish.commands.toy",
 }
 """Commands with options of their own, which argparse's REMAINDER would refuse -> the module of their `main`."""
 

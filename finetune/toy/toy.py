@@ -1,4 +1,4 @@
-"""`burnish toy`: the toy experiment of RSM (Ma et al. 2025, arXiv 2502.00361): a density sampled from its energy.
+"""The toy experiment of RSM (Ma et al. 2025, arXiv 2502.00361): a density sampled from its energy.
 
 A bandit without observations, with actions in [-1, 1]^2 and a known Q = lambda log p. The policy is trained by the
 stages' own weights, loss and reverse draws:
@@ -18,12 +18,10 @@ Symbols: P draws in a pool, B noised points in a batch, M draws for each; a poin
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,13 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.errors import BurnishError
 from burnish.evaluation.intervals import CONFIDENCE
 from burnish.finetune.algorithms.sdac import reverse_noise
 from burnish.finetune.losses.rsm import RSMConfig, Weighting, weighted_denoising_loss
 from burnish.finetune.toy.distances import mmd, sliced_wasserstein
 from burnish.finetune.toy.energies import ENERGIES, Energy, langevin, uniform
-from burnish.machine.device import resolve_device
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig, choose, encode_for
 from burnish.runs.progress import Progress
@@ -177,46 +173,25 @@ METHODS: dict[str, Callable[[Energy, Learner], Tensor]] = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Sample both energies in every way, print and write the distances, draw the figure -> exit status."""
-    parser = argparse.ArgumentParser(prog="burnish toy", description="RSM's toy experiment: densities from energies.")
-    parser.add_argument("--dir", default="runs/toy", help="folder of toy.json and toy.png (default: runs/toy)")
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
-    parser.add_argument("--steps", type=int, help=f"gradient steps of each training (default: {Budget.steps})")
-    parser.add_argument("--quick", action="store_true", help="far too short to learn anything: a check that it runs")
-    options = parser.parse_args(arguments)
-    for name in ("seeds", "steps"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise BurnishError(f"--{name} {value}: expected at least 1")
-    budget = QUICK if options.quick else Budget()
-    if options.steps is not None:
-        budget = replace(budget, steps=options.steps)
-    folder = Path(options.dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BurnishError(f"--dir {folder}: cannot be made ({error.strerror or error})") from error
-    resolve_device("cpu")
-    start = time.monotonic()
-    measured = measure(budget, options.seeds)
+def run(budget: Budget, seeds: int, folder: Path) -> dict[str, Any]:
+    """Sample both energies in every way; write toy.json and draw toy.png -> the distances."""
+    measured = measure(budget, seeds)
+    distances = {
+        energy: {
+            method: {name: summary(values) for name, values in by_name.items()} for method, by_name in rows.items()
+        }
+        for energy, rows in measured.distances.items()
+    }
     result = {
         "confidence": CONFIDENCE,
-        "seeds": options.seeds,
+        "seeds": seeds,
         "temperature": TEMPERATURE,
         "budget": asdict(budget),
-        "distances": {
-            energy: {
-                method: {name: summary(values) for name, values in by_name.items()} for method, by_name in rows.items()
-            }
-            for energy, rows in measured.distances.items()
-        },
+        "distances": distances,
     }
     (folder / "toy.json").write_text(json.dumps(result, indent=2) + "\n")
-    draw(measured.points, result["distances"], folder / "toy.png")
-    print(f"Distance to exact samples, mean of {options.seeds} seeds [95 % t interval over seeds]\n")
-    print(table(result["distances"]))
-    print(f"\n{(time.monotonic() - start) / 60:.1f} minutes. {folder / 'toy.json'}, {folder / 'toy.png'}")
-    return 0
+    draw(measured.points, distances, folder / "toy.png")
+    return distances
 
 
 class Measured(NamedTuple):

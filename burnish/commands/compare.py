@@ -1,0 +1,65 @@
+"""`burnish compare FILE [key=value ...]`: run a grid of trainings and report on it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from burnish.compare.grid import Grid, State, is_finished, standing
+from burnish.compare.plan import check_needs, plan, read_config
+from burnish.compare.start import compare
+
+DESCRIPTION = """\
+Compares fine-tuning methods: tasks x methods x seeds, each from the same pretrained checkpoint, then one report
+(report.html, report.md, figures and tables as CSV) in the comparison's folder.
+
+FILE is YAML:
+
+    name: lift
+    tasks:
+      lift:
+        pretrain: []            # words of burnish pretrain, once a seed (or policy: runs/a-seed{seed};
+                                # neither: from scratch, by burnish scratch)
+    settings: [n_envs=16]       # words of every burnish finetune
+    methods:                    # a name and its words
+      dppo: [stage=dppo]
+      dpmd: [stage=dpmd, total_env_steps=12800]
+    seeds: [0, 1, 2]
+    total_env_steps: 51200      # the budget, where a method has none of its own
+    max_minutes: null           # of training, likewise
+    cores: 2                    # of this machine that may be used (default: all)
+    memory_gb: 8                # and memory (default: what is free)
+
+More keys: run_dir, cell_cores, cell_memory_gb, runner=local|ray, tasks.TASK.settings, tasks.TASK.methods.METHOD.
+Started again, it goes on where it stopped: finished cells stay, unless their configuration changed. A failed cell is
+reported, the others go on, and the exit status is 1.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the comparison -> 0, or 1 if a cell failed."""
+    parser = argparse.ArgumentParser(
+        prog="burnish compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", metavar="FILE", help="the comparison, in YAML")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of what the file says")
+    parser.add_argument(
+        "--plan", action="store_true", help="check everything, print the commands and what is finished, and stop"
+    )
+    parser.add_argument("--report", action="store_true", help="only write the report anew, of what is finished")
+    options = parser.parse_intermixed_args(list(arguments))
+    config = read_config(Path(options.file), options.overrides)
+    if options.plan:
+        cells = plan(config)
+        check_needs(cells, [cell for cell in cells if not is_finished(cell)])
+        grid = Grid(Path(config.run_dir), cells)
+        for cell in cells:
+            found = standing(cell)
+            source = grid.source(cell)
+            if found and source is not None and source.state is not State.FINISHED:
+                found += ", if its policy comes out the same" if is_finished(cell) else ""
+            print("burnish", cell.command, shlex.join(cell.words), *(["#", found] if found else []))
+        return 0
+    return compare(config, only_report=options.report)
