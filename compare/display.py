@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,10 +11,10 @@ from typing import Any, NamedTuple
 
 from burnish.compare.grid import Progress, State
 from burnish.compare.plan import Cell, resolve
+from burnish.runs.metrics import METRICS, last_metrics
 
 REFRESH_SECONDS = 1.0
 PLAIN_SECONDS = 60.0  # between two lines about all that runs
-TAIL_BYTES = 16_384  # of metrics.jsonl, more than its longest line
 STYLES = {
     State.WAITING: "dim",
     State.RUNNING: "cyan",
@@ -99,7 +97,7 @@ class Display:
 
     def reached(self, cell: Cell) -> Reached:
         """How far a run is; nothing where it has not begun."""
-        line = last_metrics(cell.folder / "metrics.jsonl")
+        line = last_metrics(cell.folder / METRICS)
         if cell not in self._lengths:
             config = resolve(cell)
             self._lengths[cell] = config.total_env_steps if cell.is_compared else config.train.epochs
@@ -110,19 +108,3 @@ class Display:
             if line.get(key) is not None
         ]
         return Reached(min(at / self._lengths[cell], 1.0), "  ".join(shown))
-
-
-def last_metrics(path: Path) -> dict[str, Any]:
-    """The last whole line of a metrics.jsonl; empty where there is none."""
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES), os.SEEK_SET)
-        lines = file.read().split(b"\n")
-    for line in reversed(lines[:-1]):  # what follows the last line feed is not whole
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        return found if isinstance(found, dict) else {}
-    return {}

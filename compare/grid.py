@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from burnish.compare.plan import Cell, parsed, resolve
-from burnish.compare.results import weights_at_start
 from burnish.errors import BurnishError
 from burnish.policies.folder import fingerprint
 from burnish.runs.checkpoint import Checkpoints
+from burnish.runs.evaluation_file import weights_at_start
 from burnish.runs.folder import load_config
 from burnish.runs.stop import StopRequest
+from burnish.runs.summary import SUMMARY
 
 NOT_DECISIVE = ("device", "torch_threads", "backend", "n_workers", "wandb", "resume", "overwrite", "run_dir")
 """Keys of a run's configuration that do not decide its result."""
@@ -159,7 +160,7 @@ def last_line(log: Path) -> str:
 
 def is_finished(cell: Cell) -> bool:
     """Whether its run folder holds the result of its configuration."""
-    return (cell.folder / "summary.json").is_file() and is_current(cell)
+    return (cell.folder / SUMMARY).is_file() and is_current(cell)
 
 
 def standing(cell: Cell) -> str:

@@ -12,20 +12,22 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from burnish.compare.command import compare
 from burnish.compare.grid import is_finished
 from burnish.compare.plan import Cell, plan, read_config
+from burnish.envs.task import measure_of
 from burnish.errors import BurnishError
 from burnish.runs.folder import load_config
+from burnish.runs.summary import FinetuneSummary
 
 COMPARISON, FIGURES = "compare.yaml", "figures.json"
 TOLERANCE = {"success_rate": 0.1, "return": 0.15}
 """By how much a mean over seeds may differ: success absolutely, returns as a share of the largest of their task."""
-EVALUATIONS = ("before", "after", "after_selected")
+EVALUATIONS = ("before", "after", "after_selected")  # of a `FinetuneSummary`
 
 
 class Figure(NamedTuple):
@@ -99,14 +101,12 @@ def measured(cells: Iterable[Cell]) -> Iterator[Figure]:
         if cell.is_compared and is_finished(cell):
             groups.setdefault((cell.task, cell.method), []).append(cell)
     for (task, method), finished in groups.items():
-        suite = load_config(finished[0].folder)["task"]["suite"]
-        measure = "success_rate" if suite == "robosuite" else "return"
-        summaries: list[dict[str, Any]] = [
-            json.loads((cell.folder / "summary.json").read_text(encoding="utf-8")) for cell in finished
-        ]
+        measure = measure_of(load_config(finished[0].folder)["task"])
+        summaries = [FinetuneSummary.read(cell.folder) for cell in finished]
         for evaluation in EVALUATIONS:
-            if all(summary.get(evaluation) for summary in summaries):
-                mean = float(np.mean([summary[evaluation][measure] for summary in summaries]))
+            found = [getattr(summary, evaluation) for summary in summaries]
+            if all(found):
+                mean = float(np.mean([one.value(measure) for one in found]))
                 seeds = [cell.seed for cell in finished]
                 yield Figure(task, method, evaluation, measure, mean, seeds, TOLERANCE[measure])
 

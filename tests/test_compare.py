@@ -18,7 +18,7 @@ from rich.console import Console
 from burnish.commands.cli import main
 from burnish.compare import command as compare_command
 from burnish.compare import reproduce
-from burnish.compare.display import Display, last_metrics
+from burnish.compare.display import Display
 from burnish.compare.grid import Grid, Progress, State, is_finished, last_line
 from burnish.compare.local_runner import LocalRunner
 from burnish.compare.plan import Cell, plan, read_config, resolve
@@ -27,7 +27,7 @@ from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import about
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
-from burnish.runs.folder import read_metrics
+from burnish.runs.metrics import last_metrics, read_metrics
 
 TINY = [
     "n_envs=2",
@@ -359,7 +359,7 @@ class TrainingRunner(InstantRunner):
         super().start(cell, words, log)
         if cell.is_compared:
             config = resolve(cell)
-            told = about(config.policy, config.task, config.evaluation)
+            told = about(config.policy, config.task, config.evaluation).to_json()
             (cell.folder / "evaluation_before.json").write_text(json.dumps(told))
         else:
             torch.manual_seed(self.seed)
@@ -400,7 +400,7 @@ def test_what_started_from_a_policy_that_was_trained_again_elsewhere_is_run_agai
     (cell,) = cells_of(path)
     config = resolve(cell)
     (cell.folder / "evaluation_before.json").write_text(
-        json.dumps(about(config.policy, config.task, config.evaluation))
+        json.dumps(about(config.policy, config.task, config.evaluation).to_json())
     )
     assert is_finished(cell)
     train(1)
