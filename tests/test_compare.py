@@ -27,7 +27,7 @@ from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import about
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
-from burnish.runs.metrics import last_metrics, read_metrics
+from burnish.runs.metrics import read_metrics
 
 TINY = [
     "n_envs=2",
@@ -502,13 +502,6 @@ def test_ray_makes_the_same_folders(tmp_path):
     assert main(["compare", str(local)]) == 0
     assert main(["compare", str(ray)]) == 0
     assert list(results(cells_of(ray)).values()) == list(results(cells_of(local)).values())
-
-
-def test_the_last_metrics_are_the_last_whole_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert last_metrics(path) == {}
-    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert last_metrics(path) == {"step": 2}
 
 
 def test_the_last_line_of_a_log(tmp_path):
