@@ -11,7 +11,7 @@ help:
 	@echo "make install   a virtual environment in $(VENV) with everything in it"
 	@echo "make demo      pretrain, fine-tune and evaluate a policy in a few minutes (DEMO=--quick: shorter)"
 	@echo "make test      the tests"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy, and that no import runs up (import-linter)"
 	@echo "make bench     speed measurements, tables and runs/bench/*.json"
 
 install: $(STAMP)
@@ -36,6 +36,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 demo: $(STAMP)
 	$(BIN)/burnish demo $(DEMO)

@@ -17,8 +17,8 @@ T = TypeVar("T")
 def parse(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     """Build the dataclass `cls` from plain data, refusing what does not fit.
 
-    Integers widen to float where a float is expected, whole floats (1e6) narrow to integers. `where` is the
-    dotted key of `mapping`, for messages. A class with a method `choose` of its own is the base of others and says which of them
+    Integers widen to float where a float is expected, whole floats (1e6) narrow to integers. `where` is the dotted
+    key of `mapping`, for messages. A class with a `choose` of its own is the base of others, and says which of them
     `mapping` is for. Raises BurnishError for an unknown key (naming the nearest right one), a missing or `???` value,
     or a value of the wrong type.
     """

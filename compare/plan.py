@@ -17,6 +17,7 @@ import yaml
 
 from burnish.compose import compose, split
 from burnish.config import parse
+from burnish.datasets.sources import demonstrations_of
 from burnish.datasets.sources import resolve as demonstrations_path
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -244,7 +245,7 @@ def _check_policy(config: Any, made: Mapping[str, str]) -> None:
 
 
 def _check_demonstrations(demos: str, task: TaskConfig) -> None:
-    source = task.dataset if demos == "task" else demos
+    source = demonstrations_of(task, demos)
     if source is None:
         raise BurnishError(f"task={task.name} names no demonstrations: give dataset=FILE, or stage.demos=FILE")
     if not demonstrations_path(source).exists():

@@ -5,10 +5,16 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 
 SHIPPED = "shipped:"
 SHIPPED_FOLDER = Path(str(resources.files("burnish.datasets"))) / "shipped"
+
+
+def demonstrations_of(task: TaskConfig, source: str | None = "task") -> str | None:
+    """The demonstrations that `source` names: "task" stands for those the task names, of which there may be none."""
+    return task.dataset if source == "task" else source
 
 
 def resolve(source: str | Path, suffix: str = ".hdf5") -> Path:

@@ -55,11 +55,11 @@ class Windows:
         self.actions = torch.from_numpy(actions).to(device, torch.float32).clamp(-1, 1)
         lengths = torch.tensor([len(episode) for episode in episodes])
         ends = lengths.cumsum(0)
-        first = (ends - lengths).repeat_interleave(lengths)[:, None]  # (N, 1) first step of the step's episode
-        last = (ends - 1).repeat_interleave(lengths)[:, None]
-        step = torch.arange(len(obs))[:, None]
-        self._obs_rows = (step + torch.arange(1 - n_obs_steps, 1)).maximum(first).to(device)  # (N, To)
-        self._action_rows = (step + torch.arange(horizon)).minimum(last).to(device)  # (N, Tp)
+        first = (ends - lengths).repeat_interleave(lengths)  # (N,) first step of the step's episode
+        last = (ends - 1).repeat_interleave(lengths)
+        step = torch.arange(len(obs))
+        self._obs_rows = history_rows(step, n_obs_steps, first).to(device)  # (N, To)
+        self._action_rows = (step[:, None] + torch.arange(horizon)).minimum(last[:, None]).to(device)  # (N, Tp)
 
     def __len__(self) -> int:
         return len(self.obs)
@@ -67,6 +67,12 @@ class Windows:
     def batch(self, indices: Tensor) -> Batch:
         """The windows at `indices` (B,), int64 in [0, N), on the same device."""
         return Batch(_gather(self.obs, self._obs_rows, indices), _gather(self.actions, self._action_rows, indices))
+
+
+def history_rows(step: Tensor, n_obs_steps: int, first: Tensor) -> Tensor:
+    """Rows of the To observations up to each `step` (N,) -> (N, To). Before the start the first one is repeated:
+    `first` (N,) is where the step's episode begins."""
+    return (step[:, None] + torch.arange(1 - n_obs_steps, 1)).maximum(first[:, None])
 
 
 def _gather(steps: Tensor, rows: Tensor, indices: Tensor) -> Tensor:

@@ -7,8 +7,11 @@ The critic is an ensemble of Q on (observation history, executed chunk), discoun
 The draws a'_n serve the target and, on updates that train it, the actor: so the actor learns at next observations,
 unless `draw_at` has it draw anew at the batch's own.
 
-Symbols: E environments, B batch, N draws of the old policy for each state, N' those of them in the target, Tp, Ta,
-Do, Da as in `burnish.policies.diffusion`, h <= Ta executed steps of a chunk.
+Three denoisers: `actor` is trained; `averaged`, its Polyak average, is the policy's own `finetuned` one, which acts and
+is saved; `old` is the actor as it was at the last refresh, from which the draws come.
+
+Symbols: E environments, B batch, N draws of the old policy for each state, N' those of them in the target, K' (`K_ft`)
+fine-tuned steps, Tp, Ta, Do, Da as in `burnish.policies.diffusion`, h <= Ta executed steps of a chunk.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from burnish.datasets.load import load
+from burnish.datasets.sources import demonstrations_of
 from burnish.diffusion import Sampler
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
@@ -226,12 +230,13 @@ class OffPolicyStage(Stage):
 
     def __init__(self, policy: DiffusionPolicy, config: OffPolicyConfig, setting: Setting):
         self.policy, self.config = policy, config
-        K = config.ft_denoising_steps
+        K_ft = config.ft_denoising_steps
         if policy.finetuned is None:
-            policy.start_finetuning(len(policy.sampler) if K is None else K)
-        elif K not in (None, policy.ft_denoising_steps):
+            policy.start_finetuning(len(policy.sampler) if K_ft is None else K_ft)
+        elif K_ft not in (None, policy.ft_denoising_steps):
             raise BurnishError(
-                f"stage.ft_denoising_steps={K}, but the policy was fine-tuned with {policy.ft_denoising_steps} before"
+                f"stage.ft_denoising_steps={K_ft}, but the policy was fine-tuned with "
+                f"{policy.ft_denoising_steps} before"
             )
         self.sampler = policy.sampler
         if config.sampler != "inherit":
@@ -294,7 +299,7 @@ class OffPolicyStage(Stage):
     def _demonstrations(self, setting: Setting) -> Transitions | None:
         if not self.config.demo_ratio:
             return None
-        source = setting.task.dataset if self.config.demos == "task" else self.config.demos
+        source = demonstrations_of(setting.task, self.config.demos)
         if source is None:
             raise BurnishError(
                 f"stage.demo_ratio={self.config.demo_ratio}, but task={setting.task.name} names no demonstrations: "

@@ -103,9 +103,9 @@ def check_whole_chain(config: FinetuneConfig, stage: Stage) -> None:
     """Raise BurnishError where a part of a fresh policy's chain would stay random."""
     if config.network is None or not isinstance(stage.policy, DiffusionPolicy):
         return
-    K, S = stage.policy.ft_denoising_steps, len(stage.policy.sampler)
-    if K < S:
+    K_ft, S = stage.policy.ft_denoising_steps, len(stage.policy.sampler)
+    if K_ft < S:
         raise BurnishError(
-            f"stage.ft_denoising_steps={K}: from scratch expected {S}, all of the sampler's steps; "
+            f"stage.ft_denoising_steps={K_ft}: from scratch expected {S}, all of the sampler's steps; "
             "the others would stay random"
         )

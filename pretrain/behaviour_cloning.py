@@ -16,6 +16,7 @@ from torch import Tensor
 
 from burnish.datasets.episodes import Episode
 from burnish.datasets.load import load
+from burnish.datasets.sources import demonstrations_of
 from burnish.datasets.split import split_episodes
 from burnish.datasets.windows import Windows
 from burnish.envs.base import VectorEnv
@@ -211,7 +212,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     device = resolve_device(config.device, config.torch_threads)
     torch.manual_seed(config.seed)
-    source = config.dataset or config.task.dataset
+    source = demonstrations_of(config.task, config.dataset or "task")
     if source is None:
         raise BurnishError(f"task={config.task.name} has no default demonstrations: give dataset=FILE")
     demos = load(source, config.filter_key)

@@ -230,7 +230,7 @@ def fake_pretrain(monkeypatch: pytest.MonkeyPatch) -> Command:
         return {"seed": config.seed, "rate": 0.25}
 
     found = {"fake:Config": FakeConfig, "fake:pretrain": pretrain}
-    monkeypatch.setattr(commands, "_load", found.__getitem__)
+    monkeypatch.setattr(commands, "load", found.__getitem__)
     fake = dataclasses.replace(command("pretrain"), config_class="fake:Config", function="fake:pretrain")
     monkeypatch.setattr("burnish.commands.cli.COMMANDS", (fake,))
     return fake
@@ -265,7 +265,7 @@ def test_ctrl_c_gives_130(
     def interrupted(config: FakeConfig) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "_load", {"fake:Config": FakeConfig, "fake:pretrain": interrupted}.__getitem__)
+    monkeypatch.setattr(commands, "load", {"fake:Config": FakeConfig, "fake:pretrain": interrupted}.__getitem__)
     status, _, err = run(capsys, "pretrain")
     assert status == 130 and "Traceback" not in err
 

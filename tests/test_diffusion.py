@@ -189,8 +189,8 @@ def test_x0_from_the_exact_target(prediction_type):
 
 @pytest.mark.parametrize(("kind", "steps", "eta"), [("ddpm", 20, 1.0), ("ddim", 5, 1.0), ("ddim", 5, 0.0)])
 def test_samples_are_as_narrow_as_the_closed_form_says(kind, steps, eta):
-    """A perfect denoiser of N(0, 0.3^2); results/narrowing.py explains why that matters for DPMD."""
-    path = Path(__file__).resolve().parent.parent / "results" / "narrowing.py"
+    """A perfect denoiser of N(0, 0.3^2); benchmarks/narrowing.py explains why that matters for DPMD."""
+    path = Path(__file__).resolve().parent.parent / "benchmarks" / "narrowing.py"
     spec = importlib.util.spec_from_file_location("narrowing", path)
     narrowing = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(narrowing)

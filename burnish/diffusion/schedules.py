@@ -63,8 +63,9 @@ def _cosine(denoising_steps: int) -> Tensor:
     return torch.tensor([min(1 - ratio, 0.999) for ratio in ratios])
 
 
-def _variance_preserving(denoising_steps: int, beta_min: float = 0.1, beta_max: float = 10.0) -> Tensor:
+def _variance_preserving(denoising_steps: int) -> Tensor:
     """beta_t = 1 - exp(-beta_min / K - (beta_max - beta_min) (2 t - 1) / (2 K^2)), t = 1 .. K, float64."""
+    beta_min, beta_max = 0.1, 10.0
     t = torch.arange(1, denoising_steps + 1, dtype=torch.float64)
     growth = (beta_max - beta_min) * (2 * t - 1) / (2 * denoising_steps**2)
     return 1 - torch.exp(-(beta_min / denoising_steps + growth))

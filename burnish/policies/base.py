@@ -149,7 +149,7 @@ class Policy(nn.Module, ABC):
         if candidates > 1 and self.critic is None:
             raise BurnishError(
                 f"candidates={candidates}: this policy has no critic to choose among several candidates with "
-                "(stage=dpmd and stage=sdac train one)"
+                "(fine-tunings that learn a critic keep it in the policy)"
             )
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -137,10 +137,10 @@ class DiffusionPolicy(Policy):
     @property
     def finetuned_timesteps(self) -> int:
         """The fine-tuned denoiser runs at the timesteps k below this."""
-        S, K = len(self.sampler), self.ft_denoising_steps
-        if K in (0, S):
-            return self.config.denoising_steps if K else 0
-        return self.sampler.timestep(S - K) + 1
+        S, K_ft = len(self.sampler), self.ft_denoising_steps
+        if K_ft in (0, S):
+            return self.config.denoising_steps if K_ft else 0
+        return self.sampler.timestep(S - K_ft) + 1
 
     def add_critic(self, config: CriticConfig) -> QEnsemble:
         """A critic of normalised observations and executed, normalised chunks, freshly initialised."""
@@ -149,16 +149,16 @@ class DiffusionPolicy(Policy):
         self.critic_config = config
         return self.critic
 
-    def set_sampler(self, sampler: Literal["ddpm", "ddim"], ddim_steps: int = 5, eta: float = 0.0) -> None:
-        """Sample in another way from now on; the denoiser stays as it is.
+    def set_sampler(self, sampler: Literal["ddpm", "ddim"], ddim_steps: int) -> None:
+        """Sample in another way from now on (DDIM with eta = 0); the denoiser stays as it is.
 
         Raises:
             BurnishError: impossible sampler, or the policy is fine-tuned (its K' counts transitions of its sampler).
         """
         if self.finetuned is not None:
             raise BurnishError("the sampler of a fine-tuned policy cannot be changed")
-        self.config = replace(self.config, sampler=sampler, ddim_steps=ddim_steps, eta=eta)
-        self.sampler = Sampler(self.process, sampler, ddim_steps, eta).to(self.device)
+        self.config = replace(self.config, sampler=sampler, ddim_steps=ddim_steps, eta=0.0)
+        self.sampler = Sampler(self.process, sampler, ddim_steps, eta=0.0).to(self.device)
 
     def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Denoising loss of the pretrained denoiser (Ho et al. 2020, eq. 14; Chi et al. 2023, eq. 5): a scalar.

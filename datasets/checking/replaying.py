@@ -21,8 +21,8 @@ class ReplayResult(NamedTuple):
     max_position_error: float  # largest difference of a joint position on the way (m, rad, or of a quaternion)
 
 
-def replay(demos: Demonstrations, k: int, env_args: dict[str, Any] | None = None) -> list[ReplayResult]:
-    """Replay `k` episodes, spread evenly over the file, with what `env_args` (default: the file's) tells.
+def replay(demos: Demonstrations, k: int) -> list[ReplayResult]:
+    """Replay `k` episodes, spread evenly over the file, in the environment that its env_args tell.
 
     Open-loop replay is the harder test: contacts amplify the rounding errors of another MuJoCo version, so
     some episodes fail although their states are sound.
@@ -33,13 +33,12 @@ def replay(demos: Demonstrations, k: int, env_args: dict[str, Any] | None = None
     from burnish.envs.robosuite.env import make_task_env, task_from_env_args
 
     source = demos.source or "these demonstrations"
-    env_args = env_args if env_args is not None else demos.env_args
-    if env_args is None:
+    if demos.env_args is None:
         raise BurnishError(f"{source}: no env_args, so the environment to replay in is unknown")
     if k < 1:
         raise BurnishError(f"replaying {k} episodes: expected at least 1")
     picked = np.unique(np.linspace(0, len(demos.episodes) - 1, min(k, len(demos.episodes))).astype(int))
-    env = make_task_env(*task_from_env_args(env_args))
+    env = make_task_env(*task_from_env_args(demos.env_args))
     try:
         return [_replay(env, demos.episodes[i], f"{source}: episode {demos.episodes[i].name}") for i in picked]
     finally:

@@ -5,7 +5,7 @@ N(mean_i(x_i, s), std_i^2); the environment's reward enters after the last. The 
 shared by its K' denoising steps, discounted by gamma_denoising^(K'-1-i).
 
 Symbols: E environments, T chunks of a rollout, N = T E samples, M pairs of a minibatch, S transitions of the
-sampler, K' fine-tuned transitions (the last), i = 0 (noisiest) .. K'-1 among them, To, Tp, Ta, Do, Da as in
+sampler, K' (`K_ft`) fine-tuned transitions (the last), i = 0 (noisiest) .. K'-1 among them, To, Tp, Ta, Do, Da as in
 `burnish.policies.diffusion`.
 """
 
@@ -178,11 +178,11 @@ class DPPO(Stage):
         self.sampler = Sampler(policy.process, policy.config.sampler, policy.config.ddim_steps, eta=1.0)
         self.sampler.to(policy.device)
         self.logprob_std = self.sampler.bounded_std(config.logprob_bounds())  # (S,)
-        K = config.ft_denoising_steps
-        self.first = len(self.sampler) - K  # transition of i = 0
+        K_ft = config.ft_denoising_steps
+        self.first = len(self.sampler) - K_ft  # transition of i = 0
         device = policy.device
-        self.discount = denoising_discount(K, config.gamma_denoising, device)
-        self.eps = clip_range(K, config.clip_coef, config.clip_coef_base, config.clip_coef_rate, device)
+        self.discount = denoising_discount(K_ft, config.gamma_denoising, device)
+        self.eps = clip_range(K_ft, config.clip_coef, config.clip_coef_base, config.clip_coef_rate, device)
         obs_dim = policy.config.n_obs_steps * policy.obs_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
@@ -197,7 +197,7 @@ class DPPO(Stage):
         self.rollout = self._empty_rollout(setting.n_envs, obs_dim)
 
     def _empty_rollout(self, n_envs: int, obs_dim: int) -> Rollout:
-        T, K, config, device = (
+        T, K_ft, config, device = (
             self.config.n_steps,
             self.config.ft_denoising_steps,
             self.policy.config,
@@ -207,8 +207,8 @@ class DPPO(Stage):
         return Rollout(
             obs=torch.zeros(*shape, obs_dim, device=device),
             final_obs=torch.zeros(*shape, obs_dim, device=device),
-            chain=torch.zeros(*shape, K + 1, config.horizon, self.policy.action_dim, device=device),
-            log_prob=torch.zeros(*shape, K, device=device),
+            chain=torch.zeros(*shape, K_ft + 1, config.horizon, self.policy.action_dim, device=device),
+            log_prob=torch.zeros(*shape, K_ft, device=device),
             reward=torch.zeros(shape, device=device),
             terminated=torch.zeros(shape, dtype=torch.bool, device=device),
             truncated=torch.zeros(shape, dtype=torch.bool, device=device),
@@ -295,13 +295,13 @@ class DPPO(Stage):
 
     def _update_actor(self, advantages: Tensor) -> dict[str, Tensor]:
         """PPO on (sample, denoising step) pairs; `advantages` (N,) are normalised."""
-        K = self.config.ft_denoising_steps
+        K_ft = self.config.ft_denoising_steps
         teacher = self._teacher_chains() if self.config.bc_coef else None
         metrics: dict[str, Tensor] = {}
         for epoch in range(self.config.update_epochs):
             results = []
-            for pairs in self._permutation(len(advantages) * K).split(self.config.batch_size):
-                n, i = pairs // K, pairs % K
+            for pairs in self._permutation(len(advantages) * K_ft).split(self.config.batch_size):
+                n, i = pairs // K_ft, pairs % K_ft
                 log_prob = self._new_log_prob(self.rollout.chain.flatten(0, 1), n, i)
                 old_log_prob = self.rollout.log_prob.flatten(0, 1)[n, i]
                 result = clipped_surrogate(log_prob, old_log_prob, advantages[n] * self.discount[i], self.eps[i])

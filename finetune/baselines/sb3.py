@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.datasets.load import load
+from burnish.datasets.sources import demonstrations_of
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
 from burnish.finetune.off_policy import MOST_GRADIENT_STEPS
@@ -260,7 +261,7 @@ class ReplayStage(SB3Stage):
         }
 
     def _store_demonstrations(self, setting: Setting) -> None:
-        source = setting.task.dataset if self.config.demos == "task" else self.config.demos
+        source = demonstrations_of(setting.task, self.config.demos)
         if source is None:
             if self.config.demos is None:
                 return

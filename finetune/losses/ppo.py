@@ -1,6 +1,6 @@
 """The clipped surrogate over (sample, denoising step) pairs: PPO in the two-level MDP of DPPO.
 
-Symbols: B samples, M pairs of a minibatch, K' fine-tuned steps, i = 0 (noisiest) .. K'-1, Tp predicted and Ta
+Symbols: B samples, M pairs of a minibatch, K' (`K_ft`) fine-tuned steps, i = 0 (noisiest) .. K'-1, Tp predicted and Ta
 executed action steps, Da dimensions. Paper: Ren et al. 2024, arXiv 2409.00588.
 """
 
@@ -36,19 +36,19 @@ def normalize_advantages(advantages: Tensor, quantiles: tuple[float, float] = (0
     return normalized.clamp(low, high)
 
 
-def denoising_discount(K: int, gamma_denoising: float, device: torch.device | None = None) -> Tensor:
+def denoising_discount(K_ft: int, gamma_denoising: float, device: torch.device | None = None) -> Tensor:
     """gamma_denoising^(K'-1-i) for every fine-tuned step -> (K',): earlier steps count for less."""
-    return gamma_denoising ** torch.arange(K - 1, -1, -1, dtype=torch.float32, device=device)
+    return gamma_denoising ** torch.arange(K_ft - 1, -1, -1, dtype=torch.float32, device=device)
 
 
 def clip_range(
-    K: int, clip_coef: float, clip_coef_base: float, clip_coef_rate: float, device: torch.device | None = None
+    K_ft: int, clip_coef: float, clip_coef_base: float, clip_coef_rate: float, device: torch.device | None = None
 ) -> Tensor:
     """eps_i = base + (coef - base) (e^{rate i/(K'-1)} - 1) / (e^rate - 1) -> (K',); K' = 1 gives coef."""
-    if K == 1 or clip_coef_rate == 0:
-        return torch.full((K,), clip_coef, device=device)
-    i = torch.arange(K, dtype=torch.float32, device=device)
-    growth = torch.expm1(clip_coef_rate * i / (K - 1)) / math.expm1(clip_coef_rate)
+    if K_ft == 1 or clip_coef_rate == 0:
+        return torch.full((K_ft,), clip_coef, device=device)
+    i = torch.arange(K_ft, dtype=torch.float32, device=device)
+    growth = torch.expm1(clip_coef_rate * i / (K_ft - 1)) / math.expm1(clip_coef_rate)
     return clip_coef_base + (clip_coef - clip_coef_base) * growth
 
 

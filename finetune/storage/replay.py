@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from burnish.datasets.episodes import Episode
+from burnish.datasets.windows import history_rows
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
 from burnish.policies.base import Policy
@@ -135,11 +136,11 @@ def _episode_transitions(policy: Policy, episode: Episode, gamma: float) -> Tran
     rewards = np.where(inside, episode.rewards[np.minimum(start[:, None] + offsets, T - 1)], 0)
     numbers = torch.from_numpy(discounted(rewards, h, episode.terminated[start + h - 1], gamma))
     chunk = episode.actions[np.minimum(start[:, None] + np.arange(config.horizon), T - 1)]  # (known, Tp, Da)
-    history = np.arange(1 - config.n_obs_steps, 1)
 
     def windows(steps: np.ndarray) -> Tensor:
-        rows = np.maximum(steps[:, None] + history, 0)  # before the start: the first observation repeated
-        return policy.normalized_obs(torch.from_numpy(obs[rows]).to(policy.device)).cpu()
+        step = torch.from_numpy(steps)
+        rows = history_rows(step, config.n_obs_steps, torch.zeros_like(step))
+        return policy.normalized_obs(torch.from_numpy(obs)[rows].to(policy.device)).cpu()
 
     actions = torch.from_numpy(chunk).to(policy.device, torch.float32).clamp(-1, 1)
     normalized = policy.within_bounds(policy.action_normalizer.normalize(actions)).flatten(1).cpu()

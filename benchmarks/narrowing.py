@@ -1,6 +1,6 @@
 """How much of a distribution's width a sampler keeps, and what refreshes make of it: in closed form, no training.
 
-    python results/narrowing.py
+    python benchmarks/narrowing.py
 
 For data N(0, std^2) the perfect denoiser is linear, so every transition is too, and the variance of the samples follows
 by recursion. A refresh of DPMD's old policy with constant weights fits the samples: they are the next data.
