@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from burnish.compare.display import Display
-from burnish.compare.grid import Grid, Runner, State, is_finished, standing
+from burnish.compare.grid import Grid, Runner, State, in_words, is_finished
 from burnish.compare.local_runner import LocalRunner
 from burnish.compare.plan import CompareConfig, check_needs, plan, read_config
 from burnish.errors import BurnishError, Stopped
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         check_needs(cells, [cell for cell in cells if not is_finished(cell)])
         grid = Grid(Path(config.run_dir), cells)
         for cell in cells:
-            found = standing(cell)
+            found = in_words(cell)
             source = grid.source(cell)
             if found and source is not None and source.state is not State.FINISHED:
                 found += ", if its policy comes out the same" if is_finished(cell) else ""

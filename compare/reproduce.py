@@ -18,8 +18,8 @@ import numpy as np
 
 from burnish.compare.command import compare
 from burnish.compare.grid import is_finished
-from burnish.compare.plan import Cell, plan, read_config
-from burnish.envs.task import measure_of
+from burnish.compare.plan import PlannedRun, plan, read_config
+from burnish.envs.task import recorded_measure
 from burnish.errors import BurnishError
 from burnish.runs.folder import load_config
 from burnish.runs.summary import FinetuneSummary
@@ -94,14 +94,14 @@ def read_figures(path: Path) -> list[Figure]:
     return figures
 
 
-def measured(cells: Iterable[Cell]) -> Iterator[Figure]:
+def measured(cells: Iterable[PlannedRun]) -> Iterator[Figure]:
     """The figures of what is finished."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    groups: dict[tuple[str, str], list[PlannedRun]] = {}
     for cell in cells:
         if cell.is_compared and is_finished(cell):
             groups.setdefault((cell.task, cell.method), []).append(cell)
     for (task, method), finished in groups.items():
-        measure = measure_of(load_config(finished[0].folder)["task"])
+        measure = recorded_measure(load_config(finished[0].folder)["task"])
         summaries = [FinetuneSummary.read(cell.folder) for cell in finished]
         for evaluation in EVALUATIONS:
             found = [getattr(summary, evaluation) for summary in summaries]

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from burnish.envs.task import measure_of
+from burnish.envs.task import recorded_measure
 from burnish.errors import BurnishError
 from burnish.evaluation.intervals import Difference
 from burnish.policies.folder import DESCRIPTION
@@ -129,7 +129,7 @@ def read_run(folder: Path) -> RunResult:
 
 
 def _result(folder: Path, config: dict[str, Any], summary: FinetuneSummary, lines: list[dict[str, Any]]) -> RunResult:
-    measure = SUCCESS if measure_of(config["task"]) == SUCCESS.key else RETURN
+    measure = SUCCESS if recorded_measure(config["task"]) == SUCCESS.key else RETURN
     before, last = EvaluationFile.read(folder / BEFORE), EvaluationFile.read(folder / EVALUATION)
     if set(before.seeds) != set(last.seeds):
         raise BurnishError(f"{folder}: before and after were evaluated on other episodes, and cannot be compared")

@@ -19,9 +19,9 @@ from burnish.commands.cli import main
 from burnish.compare import command as compare_command
 from burnish.compare import reproduce
 from burnish.compare.display import Display
-from burnish.compare.grid import Grid, Progress, State, is_finished, last_line
+from burnish.compare.grid import Grid, Standing, State, is_finished, last_line
 from burnish.compare.local_runner import LocalRunner
-from burnish.compare.plan import Cell, plan, read_config, resolve
+from burnish.compare.plan import PlannedRun, plan, read_config, resolve
 from burnish.config import to_dict
 from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import about
@@ -61,11 +61,11 @@ def write(path: Path, **content) -> Path:
     return path
 
 
-def cells_of(path: Path) -> list[Cell]:
+def cells_of(path: Path) -> list[PlannedRun]:
     return plan(read_config(path))
 
 
-def results(cells: list[Cell]) -> dict[str, list[dict]]:
+def results(cells: list[PlannedRun]) -> dict[str, list[dict]]:
     """What a repetition must repeat: every line of metrics but the wall-clock."""
     return {
         str(cell): [
@@ -330,7 +330,7 @@ def test_asked_to_stop_nothing_more_is_started(with_pretraining):
 
 def test_the_table_shows_what_is_in_brackets(tmp_path):
     cells = cells_of(write(tmp_path / "a.yaml"))
-    shown = [Progress(cells[0], State.FAILED, "stage.demos=[/tmp/a]: pip install 'burnish[ray]'"), Progress(cells[1])]
+    shown = [Standing(cells[0], State.FAILED, "stage.demos=[/tmp/a]: pip install 'burnish[ray]'"), Standing(cells[1])]
     console = Console(width=200, file=io.StringIO())
     console.print(Display(tmp_path)._table(shown))
     text = console.file.getvalue()

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from scipy import stats
 from burnish.compare.document import shown
 from burnish.compare.figures import look
 from burnish.compare.grouping import Method, TaskRuns, across_tasks, group_pretrained
+from burnish.compare.plan import PlannedRun
 from burnish.compare.report import write_report
 from burnish.compare.results import (
     RETURN,
@@ -46,17 +47,6 @@ from burnish.runs.summary import Best, FinetuneSummary
 
 EVERY, UPDATES = 100, 10  # environment steps an update, updates
 N_EPISODES = 20
-
-
-class Cell(NamedTuple):
-    """As burnish.compare.plan.Cell."""
-
-    task: str
-    method: str
-    seed: int
-    command: str
-    folder: Path
-    words: tuple[str, ...]
 
 
 def evaluation(successes: int, first: int = 0, seed: int = 100_000) -> Evaluation:
@@ -145,8 +135,8 @@ def make_run(
     return folder
 
 
-def cell(method: str, seed: int, folder: Path, task: str = "lift", command: str = "finetune") -> Cell:
-    return Cell(task, method, seed, command, folder, (f"task={task}", f"stage={method}", f"seed={seed}"))
+def cell(method: str, seed: int, folder: Path, task: str = "lift", command: str = "finetune") -> PlannedRun:
+    return PlannedRun(task, method, seed, command, folder, (f"task={task}", f"stage={method}", f"seed={seed}"))
 
 
 def table(folder: Path, name: str) -> list[dict[str, str]]:
@@ -162,7 +152,7 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def grid(tmp_path, quick) -> list[Cell]:
+def grid(tmp_path, quick) -> list[PlannedRun]:
     """Two methods, three seeds; the second ends with half of the minutes and was evaluated in between."""
     cells = []
     for seed, n in enumerate((14, 15, 18)):

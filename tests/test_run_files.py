@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish.envs.task import TaskConfig, load_task, measure_of
+from burnish.envs.task import TaskConfig, load_task, recorded_measure
 from burnish.errors import BurnishError
 from burnish.runs.evaluation_file import About, EvaluationFile, EvaluationSummary, weights_at_start
 from burnish.runs.metrics import last_metrics, read_metrics
@@ -140,4 +140,4 @@ def test_what_a_task_is_judged_by() -> None:
     assert load_task("lift").measure == "success_rate" and load_task("hopper").measure == "return"
     task = TaskConfig(name="mine", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=5)
     assert task.measure == "return"
-    assert measure_of({"suite": "robosuite", "a_key": "of another version"}) == "success_rate"
+    assert recorded_measure({"suite": "robosuite", "a_key": "of another version"}) == "success_rate"

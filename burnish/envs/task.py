@@ -52,10 +52,10 @@ class TaskConfig:
     @property
     def measure(self) -> MeasureName:
         """What evaluations of the task are judged by."""
-        return measure_of({"suite": self.suite})
+        return recorded_measure({"suite": self.suite})
 
 
-def measure_of(task: Mapping[str, Any]) -> MeasureName:
+def recorded_measure(task: Mapping[str, Any]) -> MeasureName:
     """`TaskConfig.measure` of a task as a run's config.yaml has it, also of a version whose keys were others."""
     return "success_rate" if task["suite"] == "robosuite" else "return"
 
