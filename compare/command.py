@@ -21,7 +21,7 @@ from burnish.errors import BurnishError, Stopped
 LOCK = ".lock"
 LOCK_SECONDS = 1800.0  # that the runs of a comparison that was killed may take to save and end
 
-DESCRIPTION = """\
+HELP = """\
 Compares fine-tuning methods: tasks x methods x seeds, each from the same pretrained checkpoint, then one report
 (report.html, report.md, figures and tables as CSV) in the comparison's folder.
 
@@ -51,7 +51,7 @@ reported, the others go on, and the exit status is 1.
 def main(arguments: Sequence[str]) -> int:
     """Run the comparison -> 0, or 1 if a cell failed."""
     parser = argparse.ArgumentParser(
-        prog="burnish compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="burnish compare", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", metavar="FILE", help="the comparison, in YAML")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of what the file says")

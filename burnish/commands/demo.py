@@ -17,10 +17,10 @@ from burnish.evaluation.intervals import Difference
 if TYPE_CHECKING:  # it imports torch, which --help does without
     from burnish.runs.evaluation_file import EvaluationFile
 
-STAGES = {"dppo": ("total_env_steps=38400",), "dpmd": ("total_env_steps=12800",)}
+FINETUNED_BY = {"dppo": ("total_env_steps=38400",), "dpmd": ("total_env_steps=12800",)}
 """What is fine-tuned with, from the same checkpoint, and how long: about three minutes each."""
 
-QUICK: dict[str, tuple[str, ...]] = {
+QUICK_WORDS: dict[str, tuple[str, ...]] = {
     "pretrain": ("train.epochs=3", "evaluation.episodes=4", "evaluation.n_envs=4"),
     "dppo": ("total_env_steps=1000", "n_envs=4", "stage.n_steps=20", "evaluation.episodes=4", "evaluation.n_envs=4"),
     "dpmd": (
@@ -43,13 +43,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     folder = Path(options.dir)
     pretrained = folder / f"pretrain-seed{options.seed}"
-    runs = {name: folder / f"{name}-seed{options.seed}" for name in STAGES}
-    quick = QUICK if options.quick else dict.fromkeys(QUICK, ())
+    runs = {name: folder / f"{name}-seed{options.seed}" for name in FINETUNED_BY}
+    quick = QUICK_WORDS if options.quick else dict.fromkeys(QUICK_WORDS, ())
     start = time.monotonic()
     shared = ("task=lift", f"seed={options.seed}", "overwrite=true")
     # finetune evaluates the pretrained policy before it starts: here a glance is enough
     _burnish("pretrain", *shared, "evaluation.episodes=20", f"run_dir={pretrained}", *quick["pretrain"])
-    for name, settings in STAGES.items():
+    for name, settings in FINETUNED_BY.items():
         words = (f"stage={name}", f"policy={pretrained}", *settings, "evaluation.episodes=100", f"run_dir={runs[name]}")
         _burnish("finetune", *shared, *words, *quick[name])
     _report(runs, time.monotonic() - start)
