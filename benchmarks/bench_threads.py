@@ -23,6 +23,7 @@ from typing import NamedTuple
 import yaml
 
 from burnish.runs.origin import origin
+from burnish.runs.summary import FinetuneSummary
 
 AT_ONCE = ["stage.random_steps=0", "stage.learning_starts=400"]  # a gradient step for two environment steps
 RUNS = {  # and environment steps, for a few seconds to half a minute; the fewest that make an update
@@ -58,8 +59,9 @@ def steps_per_second(setting: Setting, quick: bool) -> float:
         if result.returncode:
             raise SystemExit(f"{' '.join(command)}:\n{result.stderr}")
         check(Path(folder, "run", "config.yaml"), setting)
-        summary = json.loads(Path(folder, "run", "summary.json").read_text(encoding="utf-8"))
-    return summary["env_steps"] / summary["time/training_minutes"] / 60
+        summary = FinetuneSummary.read(Path(folder, "run"))
+    assert summary.training_minutes is not None
+    return summary.env_steps / summary.training_minutes / 60
 
 
 def check(config: Path, setting: Setting) -> None:
@@ -96,7 +98,7 @@ def main() -> None:
         )
     if options.json:
         rows = [{**setting._asdict(), "steps_per_second": values} for setting, values in rates.items()]
-        options.json.write_text(json.dumps({**origin(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps({**origin()._asdict(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

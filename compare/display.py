@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,12 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from burnish.compare.grid import Progress, State
-from burnish.compare.plan import Cell, resolve
+from burnish.compare.grid import Standing, State
+from burnish.compare.plan import PlannedRun, resolve
+from burnish.runs.metrics import METRICS, last_metrics
 
 REFRESH_SECONDS = 1.0
 PLAIN_SECONDS = 60.0  # between two lines about all that runs
-TAIL_BYTES = 16_384  # of metrics.jsonl, more than its longest line
 STYLES = {
     State.WAITING: "dim",
     State.RUNNING: "cyan",
@@ -41,8 +39,8 @@ class Display:
         self._live: Any = None
         self._shown_at = -REFRESH_SECONDS
         self._told_at = time.monotonic()
-        self._states: dict[Cell, State] = {}
-        self._lengths: dict[Cell, float] = {}
+        self._states: dict[PlannedRun, State] = {}
+        self._lengths: dict[PlannedRun, float] = {}
 
     def __enter__(self) -> Display:
         if sys.stderr.isatty():
@@ -59,7 +57,7 @@ class Display:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, cells: Sequence[Progress]) -> None:
+    def show(self, cells: Sequence[Standing]) -> None:
         """Tell what changed; redraw at most once a second."""
         changed = [p for p in cells if self._states.get(p.cell, State.WAITING) is not p.state]
         self._states = {p.cell: p.state for p in cells}
@@ -69,8 +67,8 @@ class Display:
                 self._live.update(self._table(cells), refresh=True)
                 self._shown_at = now
             return
-        for progress in changed:
-            self._tell(f"{progress.state.value:<9} {progress.cell}  {progress.message}".rstrip())
+        for standing in changed:
+            self._tell(f"{standing.state.value:<9} {standing.cell}  {standing.message}".rstrip())
         if now - self._told_at >= PLAIN_SECONDS:
             self._told_at = now
             running = [f"{p.cell} {self.reached(p.cell).share:.0%}" for p in cells if p.state is State.RUNNING]
@@ -80,7 +78,7 @@ class Display:
     def _tell(self, text: str) -> None:
         print(f"compare: {text}", file=sys.stderr, flush=True)
 
-    def _table(self, cells: Sequence[Progress]) -> Any:
+    def _table(self, cells: Sequence[Standing]) -> Any:
         from rich.markup import escape
         from rich.table import Table
 
@@ -97,9 +95,9 @@ class Display:
             table.add_row(*(escape(word) for word in words), style=STYLES[p.state])
         return table
 
-    def reached(self, cell: Cell) -> Reached:
+    def reached(self, cell: PlannedRun) -> Reached:
         """How far a run is; nothing where it has not begun."""
-        line = last_metrics(cell.folder / "metrics.jsonl")
+        line = last_metrics(cell.folder / METRICS)
         if cell not in self._lengths:
             config = resolve(cell)
             self._lengths[cell] = config.total_env_steps if cell.is_compared else config.train.epochs
@@ -110,19 +108,3 @@ class Display:
             if line.get(key) is not None
         ]
         return Reached(min(at / self._lengths[cell], 1.0), "  ".join(shown))
-
-
-def last_metrics(path: Path) -> dict[str, Any]:
-    """The last whole line of a metrics.jsonl; empty where there is none."""
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES), os.SEEK_SET)
-        lines = file.read().split(b"\n")
-    for line in reversed(lines[:-1]):  # what follows the last line feed is not whole
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        return found if isinstance(found, dict) else {}
-    return {}

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from burnish.compare.statistics import Estimate
 
-Cell: TypeAlias = "str | int | float | Estimate | None"
+Value: TypeAlias = "str | int | float | Estimate | None"
 
 LONG = 40  # letters in a cell, from which on it is broken into lines
 
@@ -65,7 +65,7 @@ class Table(NamedTuple):
 
     name: str
     columns: tuple[Column, ...]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[Value]]
 
 
 class Picture(NamedTuple):
@@ -119,7 +119,7 @@ def write_csv(table: Table, path: Path) -> None:
             writer.writerow([plain for cell, has_interval in zip(row, wide) for plain in _plain(cell, has_interval)])
 
 
-def shown(cell: Cell, form: str | None) -> str:
+def shown(cell: Value, form: str | None) -> str:
     """A cell as it is read: a number by `form`, an estimate with its interval in brackets."""
     if cell is None:
         return "–"
@@ -129,7 +129,7 @@ def shown(cell: Cell, form: str | None) -> str:
     return cell if isinstance(cell, str) else (form or "{}").format(cell)
 
 
-def _plain(cell: Cell, has_interval: bool) -> list[str | int | float | None]:
+def _plain(cell: Value, has_interval: bool) -> list[str | int | float | None]:
     value = cell.value if isinstance(cell, Estimate) else cell
     ends = (cell.interval if isinstance(cell, Estimate) else None) or (None, None)
     return [value, *(ends if has_interval else ())]
@@ -186,7 +186,7 @@ def _html_table(table: Table) -> str:
     return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _html_cell(cell: Cell, column: Column) -> str:
+def _html_cell(cell: Value, column: Column) -> str:
     text = shown(cell, column.form)
     kinds = ([] if column.form else ["words"]) + (["long"] if len(text) > LONG else [])
     kind = f' class="{" ".join(kinds)}"' if kinds else ""

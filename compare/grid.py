@@ -9,13 +9,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from burnish.compare.plan import Cell, parsed, resolve
-from burnish.compare.results import weights_at_start
+from burnish.compare.plan import PlannedRun, parsed, resolve
 from burnish.errors import BurnishError
 from burnish.policies.folder import fingerprint
 from burnish.runs.checkpoint import Checkpoints
+from burnish.runs.evaluation_file import weights_at_start
 from burnish.runs.folder import load_config
 from burnish.runs.stop import StopRequest
+from burnish.runs.summary import SUMMARY
 
 NOT_DECISIVE = ("device", "torch_threads", "backend", "n_workers", "wandb", "resume", "overwrite", "run_dir")
 """Keys of a run's configuration that do not decide its result."""
@@ -34,10 +35,10 @@ class State(Enum):
 
 
 @dataclass
-class Progress:
+class Standing:
     """A cell and how it stands."""
 
-    cell: Cell
+    cell: PlannedRun
     state: State = State.WAITING
     message: str = ""  # why it failed
     started: float = 0.0  # time.monotonic()
@@ -49,10 +50,10 @@ class Runner(Protocol):
     def has_room(self) -> bool:
         """Whether one more can be started."""
 
-    def start(self, cell: Cell, words: Sequence[str], log: Path) -> None:
+    def start(self, cell: PlannedRun, words: Sequence[str], log: Path) -> None:
         """Run `burnish WORDS`; what it prints is added to `log`."""
 
-    def ended(self) -> list[tuple[Cell, int]]:
+    def ended(self) -> list[tuple[PlannedRun, int]]:
         """The cells that ended since this was last asked, and their exit statuses."""
 
     def stop(self) -> None:
@@ -62,12 +63,12 @@ class Runner(Protocol):
 class Grid:
     """All cells of one comparison."""
 
-    def __init__(self, folder: Path, cells: Sequence[Cell]):
+    def __init__(self, folder: Path, cells: Sequence[PlannedRun]):
         """`folder` is the comparison's; looks which cells are finished already."""
         self.folder = folder
-        self.cells = [Progress(cell, State.FINISHED if is_finished(cell) else State.WAITING) for cell in cells]
+        self.cells = [Standing(cell, State.FINISHED if is_finished(cell) else State.WAITING) for cell in cells]
 
-    def run(self, runner: Runner, show: Callable[[Sequence[Progress]], None]) -> bool:
+    def run(self, runner: Runner, show: Callable[[Sequence[Standing]], None]) -> bool:
         """Run what is not finished -> whether it came to the end (False: asked to stop, all is saved)."""
         with StopRequest() as stop:
             asked = False
@@ -83,34 +84,34 @@ class Grid:
         return not asked
 
     @property
-    def unfinished(self) -> dict[Cell, str]:
+    def unfinished(self) -> dict[PlannedRun, str]:
         """The cells without a result, and why."""
         return {p.cell: p.message or p.state.value for p in self.cells if p.state is not State.FINISHED}
 
-    def _in(self, state: State) -> list[Progress]:
-        return [progress for progress in self.cells if progress.state is state]
+    def _in(self, state: State) -> list[Standing]:
+        return [standing for standing in self.cells if standing.state is state]
 
     def _start(self, runner: Runner) -> None:
-        for progress in self._in(State.WAITING):
-            source = self.source(progress.cell)
+        for standing in self._in(State.WAITING):
+            source = self.source(standing.cell)
             if source is not None and source.state in (State.FAILED, State.STOPPED):
-                progress.state, progress.message = State.FAILED, f"it has no policy to start from: see {source.cell}"
+                standing.state, standing.message = State.FAILED, f"it has no policy to start from: see {source.cell}"
             elif source is not None and source.state is not State.FINISHED:
                 continue
-            elif is_finished(progress.cell):  # its policy was trained again and has the same weights
-                progress.state = State.FINISHED
+            elif is_finished(standing.cell):  # its policy was trained again and has the same weights
+                standing.state = State.FINISHED
             elif runner.has_room():
-                log = log_path(self.folder, progress.cell)
+                log = log_path(self.folder, standing.cell)
                 log.parent.mkdir(parents=True, exist_ok=True)
-                runner.start(progress.cell, self._words(progress.cell), log)
-                progress.state, progress.started = State.RUNNING, time.monotonic()
+                runner.start(standing.cell, self._words(standing.cell), log)
+                standing.state, standing.started = State.RUNNING, time.monotonic()
 
-    def source(self, cell: Cell) -> Progress | None:
+    def source(self, cell: PlannedRun) -> Standing | None:
         """The cell that pretrains this one's policy."""
-        sources = (progress for progress in self.cells if not progress.cell.is_compared)
+        sources = (standing for standing in self.cells if not standing.cell.is_compared)
         return next((source for source in sources if f"policy={source.cell.folder}" in cell.words), None)
 
-    def _words(self, cell: Cell) -> list[str]:
+    def _words(self, cell: PlannedRun) -> list[str]:
         """What to run: the rest of an interrupted cell, or all of it."""
         if is_current(cell) and Checkpoints(cell.folder / "checkpoints").latest():
             anew = [f"{key}={getattr(resolve(cell), key)}" for key in ("torch_threads", "device", "wandb")]
@@ -118,7 +119,7 @@ class Grid:
         self._forget_what_started_from(cell)
         return [cell.command, *cell.words, "overwrite=true"]
 
-    def _forget_what_started_from(self, cell: Cell) -> None:
+    def _forget_what_started_from(self, cell: PlannedRun) -> None:
         """The policy of `cell` will be another one: make the results of the earlier one stale, on disk and also those
         of methods that are left out this time. Where the weights they started from are known, these decide."""
         for path in self.folder.glob(f"{cell.task}/*/seed*/config.yaml"):
@@ -126,27 +127,27 @@ class Grid:
             ours = isinstance(policy, str) and Path(policy).resolve() == cell.folder.resolve()
             if ours and weights_at_start(path.parent) is None:
                 path.unlink()
-        for progress in self.cells:
-            if f"policy={cell.folder}" in progress.cell.words:
-                progress.state = State.WAITING
+        for standing in self.cells:
+            if f"policy={cell.folder}" in standing.cell.words:
+                standing.state = State.WAITING
 
     def _collect(self, runner: Runner) -> None:
         for cell, status in runner.ended():
-            progress = next(progress for progress in self.cells if progress.cell == cell)
+            standing = next(standing for standing in self.cells if standing.cell == cell)
             if status == 0 and is_finished(cell):
-                progress.state = State.FINISHED
+                standing.state = State.FINISHED
             elif status == STOPPED_STATUS:
-                progress.state = State.STOPPED
+                standing.state = State.STOPPED
             else:
-                progress.state = State.FAILED
-                progress.message = f"exit status {status}: {last_line(log_path(self.folder, cell))}"
+                standing.state = State.FAILED
+                standing.message = f"exit status {status}: {last_line(log_path(self.folder, cell))}"
 
 
 RESUMED_BY = {"scratch": "finetune"}
 """The command that goes on with a run, where it is not the one that started it."""
 
 
-def log_path(folder: Path, cell: Cell) -> Path:
+def log_path(folder: Path, cell: PlannedRun) -> Path:
     """Where what a cell prints is kept."""
     return folder / "logs" / f"{cell.task}-{cell.method}-seed{cell.seed}.log"
 
@@ -157,12 +158,12 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
-def is_finished(cell: Cell) -> bool:
+def is_finished(cell: PlannedRun) -> bool:
     """Whether its run folder holds the result of its configuration."""
-    return (cell.folder / "summary.json").is_file() and is_current(cell)
+    return (cell.folder / SUMMARY).is_file() and is_current(cell)
 
 
-def standing(cell: Cell) -> str:
+def in_words(cell: PlannedRun) -> str:
     """What is there of it, in words: nothing for a cell that was not begun."""
     if is_finished(cell):
         return "finished"
@@ -171,7 +172,7 @@ def standing(cell: Cell) -> str:
     return "made by another configuration or policy, runs again" if cell.folder.exists() else ""
 
 
-def is_current(cell: Cell) -> bool:
+def is_current(cell: PlannedRun) -> bool:
     """Whether its run folder was made by its configuration, as far as that decides the result."""
     try:
         found = parsed(cell, load_config(cell.folder))

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from burnish.compare.grid import STOPPED_STATUS
-from burnish.compare.plan import Cell, CompareConfig
+from burnish.compare.plan import CompareConfig, PlannedRun
 from burnish.errors import BurnishError
 
 PR_SET_PDEATHSIG = 1  # Linux: a signal to the child when its parent ends
@@ -44,13 +44,13 @@ class LocalRunner:
             )
         self.lock = lock
         self.environment = cell_environment(config.cell_cores)
-        self.running: dict[Cell, subprocess.Popen[bytes]] = {}
-        self.asked_to_stop: set[Cell] = set()
+        self.running: dict[PlannedRun, subprocess.Popen[bytes]] = {}
+        self.asked_to_stop: set[PlannedRun] = set()
 
     def has_room(self) -> bool:
         return len(self.running) < self.places
 
-    def start(self, cell: Cell, words: Sequence[str], log: Path) -> None:
+    def start(self, cell: PlannedRun, words: Sequence[str], log: Path) -> None:
         with log.open("ab") as output:
             self.running[cell] = subprocess.Popen(
                 [*burnish_program(), *words],
@@ -63,7 +63,7 @@ class LocalRunner:
                 preexec_fn=dying_with_parent(),  # noqa: PLW1509 - no threads here
             )
 
-    def ended(self) -> list[tuple[Cell, int]]:
+    def ended(self) -> list[tuple[PlannedRun, int]]:
         done = [(cell, process.returncode) for cell, process in self.running.items() if process.poll() is not None]
         for cell, _ in done:
             del self.running[cell]

@@ -131,7 +131,7 @@ class CompareConfig:
                     raise BurnishError(f"tasks.{task}.methods.{method}: expected one of {', '.join(self.methods)}")
 
 
-class Cell(NamedTuple):
+class PlannedRun(NamedTuple):
     """One run of the grid."""
 
     task: str
@@ -185,7 +185,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise BurnishError(f"{override}: the value is no YAML") from error
 
 
-def plan(config: CompareConfig) -> list[Cell]:
+def plan(config: CompareConfig) -> list[PlannedRun]:
     """All cells: those that pretrain first, then seed by seed, so that an unfinished grid compares all methods.
 
     Raises BurnishError for the first one whose words do not make a valid configuration.
@@ -209,7 +209,7 @@ def _check_evaluation(task: str, configs: Sequence[Any]) -> None:
             raise BurnishError(f"{task}: {section}.{key} is {' and '.join(found)}: expected the same for all methods")
 
 
-def check_needs(cells: Sequence[Cell], unfinished: Sequence[Cell]) -> None:
+def check_needs(cells: Sequence[PlannedRun], unfinished: Sequence[PlannedRun]) -> None:
     """Raise BurnishError where one of `unfinished` needs what is not there: demonstrations, an extra, or a policy to
     start from, of the kind that its method trains, which no pretraining of `cells` makes."""
     made = {str(cell.folder): resolve(cell).policy.kind for cell in cells if not cell.is_compared}
@@ -256,7 +256,7 @@ def _check_demonstrations(demos: str, task: TaskConfig) -> None:
 
 
 @cache
-def resolve(cell: Cell) -> Any:
+def resolve(cell: PlannedRun) -> Any:
     """The configuration (a dataclass) that a cell's words make. Raises BurnishError naming the cell and its fault."""
     try:
         return parsed(cell, compose(cell.command, list(cell.words)))
@@ -264,12 +264,12 @@ def resolve(cell: Cell) -> Any:
         raise BurnishError(f"{cell}: {error}") from error
 
 
-def parsed(cell: Cell, config: Mapping[str, Any]) -> Any:
+def parsed(cell: PlannedRun, config: Mapping[str, Any]) -> Any:
     """A configuration of the command that makes the cell, as its dataclass. Raises BurnishError where it is none."""
     return parse(load(CONFIGS[cell.command]), config)
 
 
-def _pretraining(config: CompareConfig, task: str, grid: TaskGrid) -> list[Cell]:
+def _pretraining(config: CompareConfig, task: str, grid: TaskGrid) -> list[PlannedRun]:
     first = [f"task={task}", *_on_cores(config.cell_cores, "evaluation.")]
     return [
         _made(config, task, name, seed, PRETRAIN, [*first, *words])
@@ -278,7 +278,7 @@ def _pretraining(config: CompareConfig, task: str, grid: TaskGrid) -> list[Cell]
     ]
 
 
-def _cell(config: CompareConfig, task: str, grid: TaskGrid, method: str, seed: int) -> Cell:
+def _cell(config: CompareConfig, task: str, grid: TaskGrid, method: str, seed: int) -> PlannedRun:
     words = [f"task={task}", *_on_cores(config.cell_cores, "", "evaluation.")]
     words += [f"{key}={value}" for key in ("total_env_steps", "max_minutes") if (value := getattr(config, key))]
     if not grid.from_scratch:
@@ -299,10 +299,10 @@ def _with_policy(config: CompareConfig, task: str, grid: TaskGrid, seed: int, wo
     return word.replace("{seed}", str(seed))
 
 
-def _made(config: CompareConfig, task: str, method: str, seed: int, command: str, words: list[str]) -> Cell:
+def _made(config: CompareConfig, task: str, method: str, seed: int, command: str, words: list[str]) -> PlannedRun:
     folder = _folder(config, task, method, seed)
     given = {split(word)[0]: word for word in [*words, f"seed={seed}", f"run_dir={folder}"]}  # the last of each key
-    return Cell(task, method, seed, command, folder, tuple(given.values()))
+    return PlannedRun(task, method, seed, command, folder, tuple(given.values()))
 
 
 def _folder(config: CompareConfig, task: str, method: str, seed: int) -> Path:

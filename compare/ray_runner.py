@@ -16,7 +16,7 @@ from typing import Any
 
 from burnish.compare.grid import POLL_SECONDS, STOPPED_STATUS
 from burnish.compare.local_runner import GIGABYTE, burnish_program, cell_environment, dying_with_parent
-from burnish.compare.plan import Cell, CompareConfig
+from burnish.compare.plan import CompareConfig, PlannedRun
 from burnish.errors import BurnishError
 
 
@@ -54,17 +54,17 @@ class RayRunner:
             )
         self.cores = config.cell_cores
         self.remote = ray.remote(num_cpus=self.cores, memory=int(needed["memory"]), max_retries=0)(run_words)
-        self.running: dict[Any, Cell] = {}
+        self.running: dict[Any, PlannedRun] = {}
         self.asked_to_stop = False
 
     def has_room(self) -> bool:
         return not self.asked_to_stop  # Ray has the queue
 
-    def start(self, cell: Cell, words: Sequence[str], log: Path) -> None:
+    def start(self, cell: PlannedRun, words: Sequence[str], log: Path) -> None:
         reference = self.remote.remote(list(words), str(log), str(Path.cwd()), self.cores)
         self.running[reference] = cell
 
-    def ended(self) -> list[tuple[Cell, int]]:
+    def ended(self) -> list[tuple[PlannedRun, int]]:
         if not self.running:
             return []
         done, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)

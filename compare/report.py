@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -34,6 +33,7 @@ from burnish.compare.figures import (
     look,
 )
 from burnish.compare.grouping import Method, TaskRuns, across_tasks, group_pretrained
+from burnish.compare.plan import PlannedRun
 from burnish.compare.results import RunResult, read_run
 from burnish.compare.statistics import FEW, RESAMPLES, improvement, profile, summarise
 from burnish.compare.tables import (
@@ -92,27 +92,7 @@ COST = (
 )
 
 
-class Cell(Protocol):
-    """What the report needs of a cell of the grid (burnish.compare.plan.Cell)."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def method(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def command(self) -> str: ...
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def words(self) -> tuple[str, ...]: ...
-
-
-CellT = TypeVar("CellT", bound=Cell)
-
-
-def write_report(title: str, cells: Sequence[CellT], failures: Mapping[CellT, str], folder: Path) -> Path:
+def write_report(title: str, cells: Sequence[PlannedRun], failures: Mapping[PlannedRun, str], folder: Path) -> Path:
     """Write the report of `cells` into `folder`, from nothing but their run folders -> path of report.html.
 
     Args:
@@ -144,7 +124,7 @@ def write_report(title: str, cells: Sequence[CellT], failures: Mapping[CellT, st
         raise BurnishError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
 
 
-def _read(cells: Sequence[CellT], failures: Mapping[CellT, str]) -> tuple[dict[int, RunResult], list[str]]:
+def _read(cells: Sequence[PlannedRun], failures: Mapping[PlannedRun, str]) -> tuple[dict[int, RunResult], list[str]]:
     """The finished runs by the cell's index, and a line for each other cell."""
     found: dict[int, RunResult] = {}
     problems = []
@@ -160,7 +140,7 @@ def _read(cells: Sequence[CellT], failures: Mapping[CellT, str]) -> tuple[dict[i
     return found, problems
 
 
-def _group(cells: Sequence[Cell], found: dict[int, RunResult]) -> list[TaskRuns]:
+def _group(cells: Sequence[PlannedRun], found: dict[int, RunResult]) -> list[TaskRuns]:
     names = list(dict.fromkeys(cell.method for cell in cells))
     tasks = []
     for task in dict.fromkeys(cell.task for cell in cells):
@@ -281,7 +261,7 @@ def _aggregate_picture(scores: dict[str, np.ndarray], looks: dict, selected: boo
     return Picture(path, f"Interquartile mean over all tasks, {actions(selected)}, last checkpoints.")
 
 
-def _configuration_blocks(cells: Sequence[Cell], found: dict[int, RunResult]) -> list[Block]:
+def _configuration_blocks(cells: Sequence[PlannedRun], found: dict[int, RunResult]) -> list[Block]:
     blocks: list[Block] = [Heading("Configurations")]
     for index, cell in enumerate(cells):
         words = without_names(shlex.join(("burnish", cell.command, *cell.words)))

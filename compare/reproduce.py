@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from burnish.compare.grid import is_finished
-from burnish.compare.plan import Cell, CompareConfig, plan
+from burnish.compare.plan import CompareConfig, PlannedRun, plan
+from burnish.envs.task import recorded_measure
 from burnish.errors import BurnishError
 from burnish.runs.folder import load_config
+from burnish.runs.summary import FinetuneSummary
 
 COMPARISON, FIGURES = "compare.yaml", "figures.json"
 TOLERANCE = {"success_rate": 0.1, "return": 0.15}
 """By how much a mean over seeds may differ: success absolutely, returns as a share of the largest of their task."""
-EVALUATIONS = ("before", "after", "after_selected")
+EVALUATIONS = ("before", "after", "after_selected")  # of a `FinetuneSummary`
 
 
 class Figure(NamedTuple):
@@ -76,21 +78,19 @@ def read_figures(path: Path) -> list[Figure]:
     return figures
 
 
-def measured(cells: Iterable[Cell]) -> Iterator[Figure]:
+def measured(cells: Iterable[PlannedRun]) -> Iterator[Figure]:
     """The figures of what is finished."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    groups: dict[tuple[str, str], list[PlannedRun]] = {}
     for cell in cells:
         if cell.is_compared and is_finished(cell):
             groups.setdefault((cell.task, cell.method), []).append(cell)
     for (task, method), finished in groups.items():
-        suite = load_config(finished[0].folder)["task"]["suite"]
-        measure = "success_rate" if suite == "robosuite" else "return"
-        summaries: list[dict[str, Any]] = [
-            json.loads((cell.folder / "summary.json").read_text(encoding="utf-8")) for cell in finished
-        ]
+        measure = recorded_measure(load_config(finished[0].folder)["task"])
+        summaries = [FinetuneSummary.read(cell.folder) for cell in finished]
         for evaluation in EVALUATIONS:
-            if all(summary.get(evaluation) for summary in summaries):
-                mean = float(np.mean([summary[evaluation][measure] for summary in summaries]))
+            found = [getattr(summary, evaluation) for summary in summaries]
+            if all(found):
+                mean = float(np.mean([one.value(measure) for one in found]))
                 seeds = [cell.seed for cell in finished]
                 yield Figure(task, method, evaluation, measure, mean, seeds, TOLERANCE[measure])
 

@@ -6,7 +6,6 @@ runs, whose files lack newer keys, are read as well; what they do not tell is No
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +13,25 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from burnish.envs.task import recorded_measure
 from burnish.errors import BurnishError
 from burnish.evaluation.intervals import Difference
 from burnish.policies.folder import DESCRIPTION
 from burnish.runs.checkpoint import Checkpoints
-from burnish.runs.folder import load_config, read_metrics
+from burnish.runs.evaluation_file import BEFORE, EVALUATION, SELECTED, EvaluationFile, EvaluationSummary
+from burnish.runs.folder import CONFIG, load_config
+from burnish.runs.json_file import read_json
+from burnish.runs.metrics import METRICS, read_metrics
+from burnish.runs.summary import FinetuneSummary
 
-OLD_VERSIONS = ("burnish", "torch")  # what evaluation.json told before it had `versions`
 Axis = Literal["env_steps", "minutes"]
 SAME_STEP = 0.02  # evaluations of two seeds are of the same time where their steps differ by less of the whole run
 
 
 class Measure(NamedTuple):
-    """What is compared: its name in a summary, that of its value per episode, how it is written."""
+    """What is compared: its name (see `TaskConfig.measure`), how its numbers are written."""
 
     key: str
-    per_episode: str
     form: str
 
     @property
@@ -37,8 +39,8 @@ class Measure(NamedTuple):
         return self.key.replace("_", " ")
 
 
-SUCCESS = Measure("success_rate", "success", "{:.1%}")
-RETURN = Measure("return", "return", "{:,.4g}")
+SUCCESS = Measure("success_rate", "{:.1%}")
+RETURN = Measure("return", "{:,.4g}")
 
 
 class Point(NamedTuple):
@@ -118,7 +120,7 @@ class RunResult:
 def read_run(folder: Path) -> RunResult:
     """Read a finished run folder. Raises BurnishError where it is none, or where a file lacks what is needed."""
     config = load_config(folder)
-    summary = read_json(folder, "summary.json")
+    summary = FinetuneSummary.read(folder)
     lines = with_minutes(folder)
     try:
         return _result(folder, config, summary, lines)
@@ -126,70 +128,42 @@ def read_run(folder: Path) -> RunResult:
         raise BurnishError(f"{folder} is damaged: its files lack {error}, expected what a training writes") from error
 
 
-def _result(folder: Path, config: dict[str, Any], summary: dict[str, Any], lines: list[dict[str, Any]]) -> RunResult:
-    measure = SUCCESS if config["task"]["suite"] == "robosuite" else RETURN
-    steps = summary["env_steps"]
-    before = _of_file(folder, "evaluation_before.json", measure, 0)
-    last = _of_file(folder, "evaluation.json", measure, steps)
-    if before.by_seed.keys() != last.by_seed.keys():
+def _result(folder: Path, config: dict[str, Any], summary: FinetuneSummary, lines: list[dict[str, Any]]) -> RunResult:
+    measure = SUCCESS if recorded_measure(config["task"]) == SUCCESS.key else RETURN
+    before, last = EvaluationFile.read(folder / BEFORE), EvaluationFile.read(folder / EVALUATION)
+    if set(before.seeds) != set(last.seeds):
         raise BurnishError(f"{folder}: before and after were evaluated on other episodes, and cannot be compared")
-    selected = "evaluation_selected.json" if summary.get("after_selected") else None
-    best_step = summary["best"]["env_steps"]
-    best = _of_lines(lines, "eval", measure, best_step)
+    selected = EvaluationFile.read(folder / SELECTED) if summary.after_selected else None
+    best = _logged(lines, "eval", measure, summary.best.env_steps)
     if best is None:
-        raise BurnishError(f"{folder / 'metrics.jsonl'} has no evaluation after {best_step} steps, the best's")
-    written = read_json(folder, "evaluation.json")
+        raise BurnishError(f"{folder / METRICS} has no evaluation after {summary.best.env_steps} steps, the best's")
     return RunResult(
         task=config["task"]["name"],
         measure=measure,
         seed=config["seed"],
-        env_steps=steps,
+        env_steps=summary.env_steps,
         minutes=lines[-1]["minutes"],
-        policy=weights_at_start(folder) or config.get("policy"),
-        candidates=_candidates(folder, selected),
-        before=before,
-        last=last,
-        last_selected=_of_file(folder, selected, measure, steps) if selected else None,
+        policy=before.about.weights or config.get("policy"),
+        candidates=selected.candidates if selected else 1,
+        before=_evaluated(before, measure, 0),
+        last=_evaluated(last, measure, summary.env_steps),
+        last_selected=_evaluated(selected, measure, summary.env_steps) if selected else None,
         best=best,
-        best_selected=_of_lines(lines, "eval_selected", measure, best_step),
+        best_selected=_logged(lines, "eval_selected", measure, summary.best.env_steps),
         curve=curve(lines, f"eval/{measure.key}"),
         curve_selected=curve(lines, f"eval_selected/{measure.key}"),
         curve_training=curve(lines, f"train/{measure.key}"),
         cost=_cost(folder, summary, lines),
-        config=(folder / "config.yaml").read_text(encoding="utf-8"),
-        commit=str(written.get("commit", "")),
-        versions=written.get("versions") or {name: str(written[name]) for name in OLD_VERSIONS if name in written},
-        machine=str(written.get("machine", "")),
+        config=(folder / CONFIG).read_text(encoding="utf-8"),
+        commit=last.about.origin.commit,
+        versions=last.about.origin.versions,
+        machine=last.about.origin.machine,
     )
-
-
-def weights_at_start(run: Path) -> str | None:
-    """The SHA-256 of what a fine-tuning began from; None before its first evaluation, and of older runs."""
-    try:
-        weights: str | None = json.loads((run / "evaluation_before.json").read_text(encoding="utf-8")).get("weights")
-    except (OSError, ValueError):
-        return None
-    return weights
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The keys and values of a JSON file. Raises BurnishError where it is not there, or is something else."""
-    path = folder / name
-    if not path.is_file():
-        raise BurnishError(f"{folder} is no finished run: it has no {name}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise BurnishError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise BurnishError(f"{path} is damaged: expected keys and values")
-    return found
 
 
 def with_minutes(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, each with the `minutes` of training up to it."""
-    path = folder / "metrics.jsonl"
-    lines = read_metrics(path) if path.is_file() else []
+    lines = read_metrics(folder / METRICS)
     steps, seconds = 0, 0.0
     for line in lines:
         if "time/training" in line:
@@ -259,46 +233,39 @@ def paired_difference(pairs: Sequence[tuple[Evaluated, Evaluated]]) -> PairedDif
     return PairedDifference(Difference.between(before, after), len(pairs), len(states))
 
 
-def _of_file(folder: Path, name: str, measure: Measure, env_steps: int) -> Evaluated:
-    found = read_json(folder, name)
-    values = [float(value) for value in found[measure.per_episode]]
+def _evaluated(file: EvaluationFile, measure: Measure, env_steps: int) -> Evaluated:
+    values = file.values(measure.key)
     return Evaluated(
         env_steps=env_steps,
         value=float(np.mean(values)),
-        successes=int(sum(found["success"])),
+        successes=sum(file.success),
         episodes=len(values),
-        latency_ms=found["summary"].get("time/latency_ms"),
-        by_seed=dict(zip(found["seeds"], values)),
+        latency_ms=file.summary.latency_ms,
+        by_seed=dict(zip(file.seeds, values)),
     )
 
 
-def _of_lines(lines: list[dict[str, Any]], prefix: str, measure: Measure, env_steps: int) -> Evaluated | None:
+def _logged(lines: list[dict[str, Any]], prefix: str, measure: Measure, env_steps: int) -> Evaluated | None:
     """The evaluation after `env_steps` as metrics.jsonl has it."""
     for line in reversed(lines):
-        if line["step"] == env_steps and f"{prefix}/{measure.key}" in line:
-            episodes = int(line[f"{prefix}/episodes"])
-            successes = round(line[f"{prefix}/success_rate"] * episodes)
-            latency = line.get(f"time/{prefix}_latency_ms")
-            return Evaluated(env_steps, line[f"{prefix}/{measure.key}"], successes, episodes, latency, {})
+        found = EvaluationSummary.from_metrics(line, prefix) if line["step"] == env_steps else None
+        if found is not None:
+            successes = round(found.success_rate * found.episodes)
+            return Evaluated(env_steps, found.value(measure.key), successes, found.episodes, found.latency_ms, {})
     return None
 
 
-def _candidates(folder: Path, selected: str | None) -> int:
-    """N of the evaluation by Q; 1 where there is none."""
-    return int(read_json(folder, selected)["evaluation"]["candidates"]) if selected else 1
-
-
-def _cost(folder: Path, summary: dict[str, Any], lines: list[dict[str, Any]]) -> Cost:
+def _cost(folder: Path, summary: FinetuneSummary, lines: list[dict[str, Any]]) -> Cost:
     updates = [line["time/update"] for line in lines if "time/update" in line]
     gradient_steps = max((line.get("gradient_steps") or 0 for line in lines), default=0)
     policy = _policy_config(folder)
     K = policy.get("denoising_steps")
     return Cost(
-        env_steps_per_second=summary["env_steps"] / (60 * lines[-1]["minutes"]),
+        env_steps_per_second=summary.env_steps / (60 * lines[-1]["minutes"]),
         update_seconds=float(np.mean(updates)) if updates else None,
         gradient_step_seconds=sum(updates) / gradient_steps if gradient_steps else None,
-        peak_memory_mib=summary.get("peak_memory_mib"),
-        n_parameters=summary.get("n_parameters"),
+        peak_memory_mib=summary.peak_memory_mib,
+        n_parameters=summary.n_parameters,
         denoising_steps=K,
         transitions=policy.get("ddim_steps") if policy.get("sampler") == "ddim" else K,
     )
@@ -309,4 +276,4 @@ def _policy_config(folder: Path) -> dict[str, Any]:
     latest = Checkpoints(folder / "checkpoints").latest()
     if latest is None or not (latest / DESCRIPTION).is_file():
         return {}
-    return dict(read_json(latest, DESCRIPTION).get("config", {}))
+    return dict(read_json(latest / DESCRIPTION).get("config", {}))

@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
     interval: Interval | None = None
 
 
-class Summary(NamedTuple):
+class Aggregates(NamedTuple):
     """Of scores: the interquartile mean and the mean."""
 
     iqm: Estimate
@@ -57,10 +57,10 @@ def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.mean((above + 1) / 2))
 
 
-def summarise(scores: np.ndarray) -> Summary:
+def summarise(scores: np.ndarray) -> Aggregates:
     """IQM and mean of scores (runs, tasks), with stratified bootstrap intervals."""
     both = _bootstrap((scores,), lambda s: np.array([interquartile_mean(s), s.mean()]))
-    return Summary(*both)
+    return Aggregates(*both)
 
 
 def improvement(ours: np.ndarray, theirs: np.ndarray) -> Estimate:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from burnish.compare.document import Cell, Column, Table
+from burnish.compare.document import Column, Table, Value
 from burnish.compare.grouping import Method, Pretrained, TaskRuns, column
 from burnish.compare.results import (
     SUCCESS,
@@ -41,7 +41,7 @@ def finished(method: Method) -> str:
 def results_table(task: TaskRuns) -> Table:
     """Last and best checkpoint, one sample and best of N; pretrained policies first."""
     measure = measure_of(task)
-    rows: list[list[Cell]] = [_pretrained_row(group, measure) for group in task.pretrained]
+    rows: list[list[Value]] = [_pretrained_row(group, measure) for group in task.pretrained]
     for method in task.methods:
         if not method.runs:
             rows.append([method.name, "–", "–", finished(method), None, None, None, None])
@@ -98,7 +98,7 @@ def pairs_table(task: TaskRuns) -> Table:
     """Each method beside the first one, acting alike where that can, at the lesser of the two's budgets."""
     measure = measure_of(task)
     first, *others = (method for method in task.methods if method.runs)
-    rows: list[list[Cell]] = []
+    rows: list[list[Value]] = []
     for method in others:
         for selected in (False, True):
             alike = selected and any(run.curve_selected for run in first.runs)
@@ -125,7 +125,7 @@ def pairs_table(task: TaskRuns) -> Table:
 
 def improvement_table(task: TaskRuns) -> Table:
     """P(a run of the method is better than one of the first method, or of the pretrained policies)."""
-    rows: list[list[Cell]] = []
+    rows: list[list[Value]] = []
     first = next((method for method in task.methods if method.runs), None)
     for method in task.methods:
         for selected in (False, True):
@@ -141,7 +141,7 @@ def improvement_table(task: TaskRuns) -> Table:
 
 def difference_table(task: TaskRuns) -> Table:
     """Last checkpoint - the policy that the run started from, episode by episode."""
-    rows: list[list[Cell]] = []
+    rows: list[list[Value]] = []
     for method in task.methods:
         for selected in (False, True):
             pairs = [(run.before, after) for run in method.runs if (after := run.evaluated("last", selected))]
@@ -186,14 +186,14 @@ def runs_table(tasks: Sequence[TaskRuns]) -> Table:
     """Every finished run with its numbers."""
     titles = ("task", "method", "seed", "measure", "env steps", "minutes", "before", "last", "last best of N", "best")
     columns = tuple(Column(title) for title in (*titles, "best best of N", "best after env steps", "N"))
-    rows: list[list[Cell]] = []
+    rows: list[list[Value]] = []
     for task in tasks:
         for method in task.methods:
             for run in method.runs:
                 evaluated = (run.before, run.last, run.last_selected, run.best, run.best_selected)
-                values: list[Cell] = [one.value if one else None for one in evaluated]
-                amounts: list[Cell] = [run.env_steps, run.minutes]
-                found: list[Cell] = [task.name, method.name, run.seed, run.measure.key]
+                values: list[Value] = [one.value if one else None for one in evaluated]
+                amounts: list[Value] = [run.env_steps, run.minutes]
+                found: list[Value] = [task.name, method.name, run.seed, run.measure.key]
                 rows.append([*found, *amounts, *values, run.best.env_steps, run.candidates])
     return Table("runs", columns, rows)
 
@@ -201,12 +201,12 @@ def runs_table(tasks: Sequence[TaskRuns]) -> Table:
 def curves_table(tasks: Sequence[TaskRuns]) -> Table:
     """Every evaluation of every finished run."""
     titles = ("task", "method", "seed", "actions", "measure", "env steps", "minutes", "value")
-    rows: list[list[Cell]] = []
+    rows: list[list[Value]] = []
     for task in tasks:
         for method in task.methods:
             for run in method.runs:
                 for selected, points in ((False, run.curve), (True, run.curve_selected)):
-                    about: list[Cell] = [task.name, method.name, run.seed, actions(selected), run.measure.key]
+                    about: list[Value] = [task.name, method.name, run.seed, actions(selected), run.measure.key]
                     rows += [[*about, *point] for point in points]
     return Table("curves", tuple(Column(title) for title in titles), rows)
 
@@ -217,12 +217,12 @@ def measure_of(task: TaskRuns) -> Measure:
     return task.measure
 
 
-def _pretrained_row(group: Pretrained, measure: Measure) -> list[Cell]:
+def _pretrained_row(group: Pretrained, measure: Measure) -> list[Value]:
     evaluated = list(group.evaluations.values())
     return [group.name, "pretrained", "one sample", str(len(evaluated)), None, *_aggregates(evaluated)]
 
 
-def _aggregates(evaluated: Sequence[Evaluated]) -> list[Cell]:
+def _aggregates(evaluated: Sequence[Evaluated]) -> list[Value]:
     """IQM, mean, pooled success."""
     scores = column(evaluated)
     assert scores is not None
@@ -231,7 +231,7 @@ def _aggregates(evaluated: Sequence[Evaluated]) -> list[Cell]:
     return [iqm, mean, Estimate(successes / episodes, wilson_interval(successes, episodes))]
 
 
-def _budget_row(method: Method, selected: bool, budget: Axis, limit: float) -> list[Cell]:
+def _budget_row(method: Method, selected: bool, budget: Axis, limit: float) -> list[Value]:
     used = {run.seed: at(run.curve_selected if selected else run.curve, limit, budget) for run in method.runs}
     points = {seed: point for seed, point in used.items() if point}
     how, form = actions(selected, method.runs[0].candidates), method.runs[0].measure.form
@@ -265,7 +265,7 @@ def _references(
             yield group.name, theirs
 
 
-def _costs(runs: Sequence[RunResult]) -> list[Cell]:
+def _costs(runs: Sequence[RunResult]) -> list[Value]:
     costs = [run.cost for run in runs]
     selected = [run.last_selected.latency_ms for run in runs if run.last_selected]
     return [

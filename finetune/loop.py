@@ -18,8 +18,11 @@ from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.stage import Stage
 from burnish.finetune.statistics import EpisodeStatistics
 from burnish.machine.memory import peak_memory_mib
+from burnish.runs.checkpoint import FinetuneState
+from burnish.runs.evaluation_file import BEFORE, EVALUATION, SELECTED, EvaluationSummary
 from burnish.runs.folder import Run
 from burnish.runs.stop import StopRequest
+from burnish.runs.summary import Best, FinetuneSummary
 
 NOISY_SHARE = 0.2  # a training policy that succeeds less often than this share of the clean one learns nothing
 
@@ -38,18 +41,18 @@ class Loop:
         self.noise_compared = False  # see _compare_noisy_with_clean
         self.best = (-math.inf, -math.inf)  # see Evaluation.score
         self.best_step = 0
-        self.before: dict[str, float] = {}
+        self.before: EvaluationSummary | None = None  # the first evaluation
         self.obs = np.empty(0, np.float32)
 
     def run_to_end(self) -> dict[str, Any]:
         """Start or resume, and go on to the last environment step."""
         with StopRequest() as stop:  # the evaluations before and after included
-            state = self.run.load_checkpoint()
+            state = self.run.load_checkpoint(FinetuneState)
             if state is None:
                 self.obs = self.envs.reset()
                 self._evaluate_pretrained()
             else:
-                self._load_state_dict(state)
+                self._load_state(state)
             self._learn(stop)
             return self._finish()
 
@@ -119,12 +122,9 @@ class Loop:
     def _evaluate_pretrained(self) -> None:
         evaluation = self._evaluate()
         self.before = evaluation.summary()
-        evaluation.save(
-            self.run.folder / "evaluation_before.json",
-            **about(self.config.policy, self.config.task, self.config.evaluation),
-        )
+        evaluation.save(self.run.folder / BEFORE, about(self.config.policy, self.config.task, self.config.evaluation))
         self.run.log(evaluation.metrics(), 0)
-        if self.config.policy and self.config.task.suite == "robosuite" and not evaluation.success.any():
+        if self.config.policy and self.config.task.measure == "success_rate" and not evaluation.success.any():
             warn(
                 f"the pretrained policy never succeeded in {len(evaluation.seeds)} episodes: with a sparse reward "
                 "there is nothing to learn from. Pretrain longer or on more demonstrations first."
@@ -153,7 +153,8 @@ class Loop:
 
     def _compare_noisy_with_clean(self, noisy: float) -> None:
         """Exploration noise that hides every success is the usual reason for no learning: say so."""
-        clean = self.before["success_rate"]
+        assert self.before is not None
+        clean = self.before.success_rate
         self.noise_compared = True
         if noisy < NOISY_SHARE * clean:
             warn(
@@ -163,40 +164,41 @@ class Loop:
             )
 
     def _save(self) -> None:
-        self.run.save_checkpoint(self.env_steps, self.stage.policy.write, self._state_dict())
+        self.run.save_checkpoint(self.env_steps, self.stage.policy.write, self._state())
 
-    def _state_dict(self) -> dict[str, Any]:
+    def _state(self) -> FinetuneState:
+        assert self.before is not None
         try:
             envs = self.envs.state_dict()
         except NotImplementedError:  # the episodes start anew at resume
             envs = None
-        return {
-            "stage": self.stage.state_dict(),
-            "envs": envs,
-            "obs": self.obs,
-            "statistics": self.statistics.state_dict(),
-            "env_steps": self.env_steps,
-            "updates": self.updates,
-            "training_seconds": self.training_seconds,
-            "unlogged": self.unlogged,
-            "looked_at": self.looked_at,
-            "noise_compared": self.noise_compared,
-            "best": self.best,
-            "best_step": self.best_step,
-            "before": self.before,
-        }
+        return FinetuneState(
+            stage=self.stage.state_dict(),
+            envs=envs,
+            obs=self.obs,
+            statistics=self.statistics.state_dict(),
+            env_steps=self.env_steps,
+            updates=self.updates,
+            training_seconds=self.training_seconds,
+            unlogged=self.unlogged,
+            looked_at=self.looked_at,
+            noise_compared=self.noise_compared,
+            best=self.best,
+            best_step=self.best_step,
+            before=self.before.to_json(),
+        )
 
-    def _load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stage.load_state_dict(state["stage"])
-        self.statistics.load_state_dict(state["statistics"])
-        self.env_steps, self.updates = state["env_steps"], state["updates"]
-        self.training_seconds = state["training_seconds"]
-        self.unlogged = state.get("unlogged", (0.0, 0))  # older checkpoints do not say
-        self.looked_at, self.noise_compared = state["looked_at"], state["noise_compared"]
-        self.best, self.best_step, self.before = tuple(state["best"]), state["best_step"], state["before"]
-        if state["envs"] is not None:
-            self.envs.load_state_dict(state["envs"])
-            self.obs = state["obs"]
+    def _load_state(self, state: FinetuneState) -> None:
+        self.stage.load_state_dict(state.stage)
+        self.statistics.load_state_dict(state.statistics)
+        self.env_steps, self.updates = state.env_steps, state.updates
+        self.training_seconds, self.unlogged = state.training_seconds, state.unlogged
+        self.looked_at, self.noise_compared = state.looked_at, state.noise_compared
+        self.best, self.best_step = state.best, state.best_step
+        self.before = EvaluationSummary.from_json(state.before)
+        if state.envs is not None:
+            self.envs.load_state_dict(state.envs)
+            self.obs = state.obs
         else:
             warn(f"task={self.config.task.name}: the simulator's state cannot be restored, its episodes start anew")
             self.obs = self.envs.reset()
@@ -221,9 +223,9 @@ class Loop:
         if self.best_step == self.env_steps:
             self.run.checkpoints.mark_best(self.env_steps)
         latest = str(self.run.checkpoints.latest())
-        evaluation.save(self.run.folder / "evaluation.json", **about(latest, self.config.task, self.config.evaluation))
+        evaluation.save(self.run.folder / EVALUATION, about(latest, self.config.task, self.config.evaluation))
         if selected and selecting:
-            selected.save(self.run.folder / "evaluation_selected.json", **about(latest, self.config.task, selecting))
+            selected.save(self.run.folder / SELECTED, about(latest, self.config.task, selecting))
         seeds = evaluation.seeds[: self.config.evaluation.video]
         record(self.stage.policy, self.config.task, seeds, self.run.folder / "videos")
         self.run.plot_curve(
@@ -231,21 +233,21 @@ class Loop:
             [f"{kind}/{key}" for key in ("success_rate", "return") for kind in ("eval", "eval_selected", "train")],
             x_label="environment steps",
         )
-        success, mean_return = self.best
-        summary = {
-            "policy": latest,
-            "env_steps": self.env_steps,
-            "updates": self.updates,
-            "before": self.before,
-            "after": evaluation.summary(),
-            "after_selected": selected and selected.summary(),
-            "best": {"env_steps": self.best_step, "success_rate": success, "return": mean_return},
-            "n_parameters": sum(parameter.numel() for parameter in self.stage.policy.parameters()),
-            "peak_memory_mib": peak_memory_mib(),
-            "time/training_minutes": self.training_seconds / 60,
-        }
-        self.run.finish(summary)
-        return summary
+        assert self.before is not None
+        content = FinetuneSummary(
+            policy=latest,
+            env_steps=self.env_steps,
+            updates=self.updates,
+            before=self.before,
+            after=evaluation.summary(),
+            after_selected=selected.summary() if selected else None,
+            best=Best(self.best_step, *self.best),
+            n_parameters=sum(parameter.numel() for parameter in self.stage.policy.parameters()),
+            peak_memory_mib=peak_memory_mib(),
+            training_minutes=self.training_seconds / 60,
+        ).to_json()
+        self.run.finish(content)
+        return content
 
 
 def warn(message: str) -> None:

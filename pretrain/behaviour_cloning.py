@@ -31,9 +31,12 @@ from burnish.policies.base import Policy
 from burnish.policies.diffusion import PolicyConfig
 from burnish.policies.gaussian import GaussianPolicyConfig
 from burnish.policies.load import policy_class
+from burnish.runs.checkpoint import PretrainState
+from burnish.runs.evaluation_file import EVALUATION
 from burnish.runs.folder import Run
 from burnish.runs.state import generator_state, restore_generator
 from burnish.runs.stop import StopRequest
+from burnish.runs.summary import PretrainSummary
 
 
 @dataclass(frozen=True)
@@ -286,29 +289,25 @@ class Pretraining:
         return self.evaluation
 
     def _save(self) -> None:
-        state = {"trainer": self.trainer.state_dict(), "best": self.best}
+        state = PretrainState(self.trainer.state_dict(), self.best)
         self.run.save_checkpoint(self.trainer.step, self.trainer.ema.module.write, state)
 
     def _resume(self) -> None:
-        state = self.run.load_checkpoint()
+        state = self.run.load_checkpoint(PretrainState)
         if state is not None:
-            self.trainer.load_state_dict(state["trainer"])
-            self.best = tuple(state["best"])
+            self.trainer.load_state_dict(state.trainer)
+            self.best = state.best
 
     def _finish(self) -> dict[str, Any]:
         """Evaluation file, videos, curve and summary.json."""
         evaluation = self.evaluation or self._evaluate()  # a run resumed after its end has none yet
         policy = str(self.run.checkpoints.latest())
-        evaluation.save(self.run.folder / "evaluation.json", **about(policy, self.config.task, self.config.evaluation))
+        evaluation.save(self.run.folder / EVALUATION, about(policy, self.config.task, self.config.evaluation))
         seeds = evaluation.seeds[: self.config.evaluation.video]
         record(self.trainer.ema.module, self.config.task, seeds, self.run.folder / "videos")
         keys = ["loss", "validation_loss", "eval/success_rate", "eval/return"]
         self.run.plot_curve("step", keys, x_label="gradient steps")
-        summary = {
-            "policy": policy,
-            "steps": self.trainer.step,
-            "parameters": sum(p.numel() for p in self.trainer.policy.parameters()),
-            **evaluation.summary(),
-        }
-        self.run.finish(summary)
-        return summary
+        parameters = sum(p.numel() for p in self.trainer.policy.parameters())
+        content = PretrainSummary(policy, self.trainer.step, parameters, evaluation.summary()).to_json()
+        self.run.finish(content)
+        return content

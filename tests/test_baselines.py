@@ -29,7 +29,7 @@ from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.gaussian import GaussianPolicy, GaussianPolicyConfig
 from burnish.policies.load import load_policy
 from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pretrain
-from burnish.runs.folder import read_metrics
+from burnish.runs.metrics import read_metrics
 from burnish.runs.state import load_state, save_state
 
 E, TA, DA = 8, 2, 2

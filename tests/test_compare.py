@@ -18,16 +18,16 @@ from rich.console import Console
 from burnish.commands.cli import main
 from burnish.compare import reproduce
 from burnish.compare import start as compare_start
-from burnish.compare.display import Display, last_metrics
-from burnish.compare.grid import Grid, Progress, State, is_finished, last_line
+from burnish.compare.display import Display
+from burnish.compare.grid import Grid, Standing, State, is_finished, last_line
 from burnish.compare.local_runner import LocalRunner
-from burnish.compare.plan import Cell, plan, read_config, resolve
+from burnish.compare.plan import PlannedRun, plan, read_config, resolve
 from burnish.config import to_dict
 from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import about
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
-from burnish.runs.folder import read_metrics
+from burnish.runs.metrics import read_metrics
 
 TINY = [
     "n_envs=2",
@@ -61,11 +61,11 @@ def write(path: Path, **content) -> Path:
     return path
 
 
-def cells_of(path: Path) -> list[Cell]:
+def cells_of(path: Path) -> list[PlannedRun]:
     return plan(read_config(path))
 
 
-def results(cells: list[Cell]) -> dict[str, list[dict]]:
+def results(cells: list[PlannedRun]) -> dict[str, list[dict]]:
     """What a repetition must repeat: every line of metrics but the wall-clock."""
     return {
         str(cell): [
@@ -330,7 +330,7 @@ def test_asked_to_stop_nothing_more_is_started(with_pretraining):
 
 def test_the_table_shows_what_is_in_brackets(tmp_path):
     cells = cells_of(write(tmp_path / "a.yaml"))
-    shown = [Progress(cells[0], State.FAILED, "stage.demos=[/tmp/a]: pip install 'burnish[ray]'"), Progress(cells[1])]
+    shown = [Standing(cells[0], State.FAILED, "stage.demos=[/tmp/a]: pip install 'burnish[ray]'"), Standing(cells[1])]
     console = Console(width=200, file=io.StringIO())
     console.print(Display(tmp_path)._table(shown))
     text = console.file.getvalue()
@@ -359,7 +359,7 @@ class TrainingRunner(InstantRunner):
         super().start(cell, words, log)
         if cell.is_compared:
             config = resolve(cell)
-            told = about(config.policy, config.task, config.evaluation)
+            told = about(config.policy, config.task, config.evaluation).to_json()
             (cell.folder / "evaluation_before.json").write_text(json.dumps(told))
         else:
             torch.manual_seed(self.seed)
@@ -400,7 +400,7 @@ def test_what_started_from_a_policy_that_was_trained_again_elsewhere_is_run_agai
     (cell,) = cells_of(path)
     config = resolve(cell)
     (cell.folder / "evaluation_before.json").write_text(
-        json.dumps(about(config.policy, config.task, config.evaluation))
+        json.dumps(about(config.policy, config.task, config.evaluation).to_json())
     )
     assert is_finished(cell)
     train(1)
@@ -502,13 +502,6 @@ def test_ray_makes_the_same_folders(tmp_path):
     assert main(["compare", str(local)]) == 0
     assert main(["compare", str(ray)]) == 0
     assert list(results(cells_of(ray)).values()) == list(results(cells_of(local)).values())
-
-
-def test_the_last_metrics_are_the_last_whole_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert last_metrics(path) == {}
-    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert last_metrics(path) == {"step": 2}
 
 
 def test_the_last_line_of_a_log(tmp_path):

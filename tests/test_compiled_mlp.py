@@ -441,7 +441,7 @@ def test_doctor_and_evaluations_tell(monkeypatch, reason, level):
     monkeypatch.setattr(origin, "why_not", lambda: reason)
     finding = doctor._compiled()
     assert finding.level == level and (reason is None or reason in finding.detail)
-    assert origin.origin()["compiled_networks"] == (reason is None)
+    assert origin.origin().compiled_networks == (reason is None)
 
 
 TRY = """

@@ -106,13 +106,13 @@ def test_evaluation_file(policy, tmp_path):
     config = EvaluationConfig(episodes=3, n_envs=3, backend="sync")
     evaluation = evaluate(policy, HOPPER, config)
     policy.save(tmp_path / "policy")
-    evaluation.save(tmp_path / "evaluation.json", **about(str(tmp_path / "policy"), HOPPER, config))
+    evaluation.save(tmp_path / "evaluation.json", about(str(tmp_path / "policy"), HOPPER, config))
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert content["seeds"] == [100_000, 100_001, 100_002]
     assert content["summary"]["return"] == pytest.approx(np.mean(content["return"]))
     assert content["task"]["env_id"] == "Hopper-v5" and content["policy"] == str(tmp_path / "policy")
     assert content["weights"] == hashlib.sha256((tmp_path / "policy" / "policy.safetensors").read_bytes()).hexdigest()
-    assert about(None, HOPPER, config)["policy"] == "untrained"
+    assert about(None, HOPPER, config).policy == "untrained"
 
 
 def test_policy_of_another_task_is_refused(policy):

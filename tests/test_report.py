@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from scipy import stats
 from burnish.compare.document import shown
 from burnish.compare.figures import look
 from burnish.compare.grouping import Method, TaskRuns, across_tasks, group_pretrained
+from burnish.compare.plan import PlannedRun
 from burnish.compare.report import write_report
 from burnish.compare.results import (
     RETURN,
@@ -39,22 +40,13 @@ from burnish.compare.statistics import (
 from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import Evaluation
 from burnish.evaluation.intervals import Interval
-from burnish.runs.folder import read_metrics
-from burnish.runs.origin import commit, without_names
+from burnish.runs.evaluation_file import About
+from burnish.runs.metrics import read_metrics
+from burnish.runs.origin import Origin, commit, without_names
+from burnish.runs.summary import Best, FinetuneSummary
 
 EVERY, UPDATES = 100, 10  # environment steps an update, updates
 N_EPISODES = 20
-
-
-class Cell(NamedTuple):
-    """As burnish.compare.plan.Cell."""
-
-    task: str
-    method: str
-    seed: int
-    command: str
-    folder: Path
-    words: tuple[str, ...]
 
 
 def evaluation(successes: int, first: int = 0, seed: int = 100_000) -> Evaluation:
@@ -63,6 +55,12 @@ def evaluation(successes: int, first: int = 0, seed: int = 100_000) -> Evaluatio
     success[first : first + successes] = True
     seeds = [seed + i for i in range(N_EPISODES)]
     return Evaluation(seeds, success, 10.0 * success, np.full(N_EPISODES, 5), 1.5, 0)
+
+
+def made_by(candidates: int = 1, **versions: str) -> About:
+    """About an evaluation of older weights: without their digest."""
+    origin = Origin(commit="", versions=versions, machine="", compiled_networks=None)
+    return About(policy="", weights=None, task={}, evaluation={"candidates": candidates}, origin=origin)
 
 
 def make_run(
@@ -92,8 +90,8 @@ def make_run(
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     start, end = evaluation(before), evaluation(after)
-    start.save(folder / "evaluation_before.json")
-    end.save(folder / "evaluation.json", burnish="0.1", torch="2.0")
+    start.save(folder / "evaluation_before.json", made_by())
+    end.save(folder / "evaluation.json", made_by(burnish="0.1", torch="2.0"))
     lines: list[dict[str, Any]] = [{"step": 0, **start.metrics()}]
     for step in range(EVERY, EVERY * UPDATES + 1, EVERY):
         line: dict[str, Any] = {"step": step, "time/update": seconds / 2, "train/success_rate": 0.5}
@@ -107,26 +105,38 @@ def make_run(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     scores = {EVERY * UPDATES: end.score, **{s: evaluation(n).score for s, n in (between or {}).items()}}
     best_step = max(scores, key=lambda step: scores[step])
-    summary: dict[str, Any] = {
-        "env_steps": EVERY * UPDATES,
-        "after_selected": selected and evaluation(selected).summary(),
-        "best": {"env_steps": best_step},
-    }
-    if not old:
-        summary |= {"n_parameters": 1234, "peak_memory_mib": 567.0}
+    summary = FinetuneSummary(
+        policy=str(folder / "checkpoints" / "step_00001000"),
+        env_steps=EVERY * UPDATES,
+        updates=UPDATES,
+        before=start.summary(),
+        after=end.summary(),
+        after_selected=evaluation(selected).summary() if selected else None,
+        best=Best(best_step, *scores[best_step]),
+        n_parameters=1234,
+        peak_memory_mib=567.0,
+        training_minutes=UPDATES * seconds / 60,
+    ).to_json()
+    if old:
+        for key in ("n_parameters", "peak_memory_mib", "time/training_minutes"):
+            del summary[key]
+        told = json.loads((folder / "evaluation.json").read_text())
+        del told["compiled_networks"], told["commit"], told["machine"]
+        (folder / "evaluation.json").write_text(json.dumps(told | told.pop("versions")))
+    else:
         checkpoint = folder / "checkpoints" / "step_00001000"
         checkpoint.mkdir(parents=True)
         sampler = {"denoising_steps": 20, "sampler": "ddim", "ddim_steps": 5}
         (checkpoint / "policy.json").write_text(json.dumps({"config": sampler}))
         (folder / "checkpoints" / "latest").symlink_to(checkpoint.name)
     if selected:
-        evaluation(selected).save(folder / "evaluation_selected.json", evaluation={"candidates": 8})
+        evaluation(selected).save(folder / "evaluation_selected.json", made_by(candidates=8))
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 
-def cell(method: str, seed: int, folder: Path, task: str = "lift", command: str = "finetune") -> Cell:
-    return Cell(task, method, seed, command, folder, (f"task={task}", f"stage={method}", f"seed={seed}"))
+def cell(method: str, seed: int, folder: Path, task: str = "lift", command: str = "finetune") -> PlannedRun:
+    return PlannedRun(task, method, seed, command, folder, (f"task={task}", f"stage={method}", f"seed={seed}"))
 
 
 def table(folder: Path, name: str) -> list[dict[str, str]]:
@@ -142,7 +152,7 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def grid(tmp_path, quick) -> list[Cell]:
+def grid(tmp_path, quick) -> list[PlannedRun]:
     """Two methods, three seeds; the second ends with half of the minutes and was evaluated in between."""
     cells = []
     for seed, n in enumerate((14, 15, 18)):
@@ -258,7 +268,7 @@ def test_a_folder_that_is_no_finished_run(tmp_path, missing):
 
 def test_other_episodes_before_and_after_are_refused(tmp_path):
     run = make_run(tmp_path / "a", 0, 14)
-    evaluation(14, seed=7).save(run / "evaluation.json")
+    evaluation(14, seed=7).save(run / "evaluation.json", made_by())
     with pytest.raises(BurnishError, match="other episodes"):
         read_run(run)
 

@@ -21,7 +21,8 @@ from burnish.evaluation import video
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.runs import progress as progress_module
-from burnish.runs.folder import Run, load_config, read_metrics
+from burnish.runs.folder import Run, load_config
+from burnish.runs.metrics import read_metrics
 from burnish.runs.stop import StopRequest
 
 

@@ -33,7 +33,7 @@ from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.folder import fingerprint
 from burnish.pretrain import behaviour_cloning
 from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pretrain
-from burnish.runs.folder import read_metrics
+from burnish.runs.metrics import read_metrics
 
 HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=60)
 POLICY = PolicyConfig(denoiser=DenoiserConfig(hidden_dim=32), denoising_steps=5, n_obs_steps=2)

@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from burnish.compare.grid import Grid, State, is_finished, standing
+from burnish.compare.grid import Grid, State, in_words, is_finished
 from burnish.compare.plan import check_needs, plan, read_config
 from burnish.compare.start import compare
 
-DESCRIPTION = """\
+HELP = """\
 Compares fine-tuning methods: tasks x methods x seeds, each from the same pretrained checkpoint, then one report
 (report.html, report.md, figures and tables as CSV) in the comparison's folder.
 
@@ -41,7 +41,7 @@ reported, the others go on, and the exit status is 1.
 def main(arguments: Sequence[str]) -> int:
     """Run the comparison -> 0, or 1 if a cell failed."""
     parser = argparse.ArgumentParser(
-        prog="burnish compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="burnish compare", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", metavar="FILE", help="the comparison, in YAML")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of what the file says")
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         check_needs(cells, [cell for cell in cells if not is_finished(cell)])
         grid = Grid(Path(config.run_dir), cells)
         for cell in cells:
-            found = standing(cell)
+            found = in_words(cell)
             source = grid.source(cell)
             if found and source is not None and source.state is not State.FINISHED:
                 found += ", if its policy comes out the same" if is_finished(cell) else ""

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from burnish.errors import BurnishError
 from burnish.evaluation.intervals import Difference
 
-STAGES = {"dppo": ("total_env_steps=38400",), "dpmd": ("total_env_steps=12800",)}
+if TYPE_CHECKING:  # it imports torch, which --help does without
+    from burnish.runs.evaluation_file import EvaluationFile
+
+FINETUNED_BY = {"dppo": ("total_env_steps=38400",), "dpmd": ("total_env_steps=12800",)}
 """What is fine-tuned with, from the same checkpoint, and how long: about three minutes each."""
 
-QUICK: dict[str, tuple[str, ...]] = {
+QUICK_WORDS: dict[str, tuple[str, ...]] = {
     "pretrain": ("train.epochs=3", "evaluation.episodes=4", "evaluation.n_envs=4"),
     "dppo": ("total_env_steps=1000", "n_envs=4", "stage.n_steps=20", "evaluation.episodes=4", "evaluation.n_envs=4"),
     "dpmd": (
@@ -41,13 +43,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     folder = Path(options.dir)
     pretrained = folder / f"pretrain-seed{options.seed}"
-    runs = {name: folder / f"{name}-seed{options.seed}" for name in STAGES}
-    quick = QUICK if options.quick else dict.fromkeys(QUICK, ())
+    runs = {name: folder / f"{name}-seed{options.seed}" for name in FINETUNED_BY}
+    quick = QUICK_WORDS if options.quick else dict.fromkeys(QUICK_WORDS, ())
     start = time.monotonic()
     shared = ("task=lift", f"seed={options.seed}", "overwrite=true")
     # finetune evaluates the pretrained policy before it starts: here a glance is enough
     _burnish("pretrain", *shared, "evaluation.episodes=20", f"run_dir={pretrained}", *quick["pretrain"])
-    for name, settings in STAGES.items():
+    for name, settings in FINETUNED_BY.items():
         words = (f"stage={name}", f"policy={pretrained}", *settings, "evaluation.episodes=100", f"run_dir={runs[name]}")
         _burnish("finetune", *shared, *words, *quick[name])
     _report(runs, time.monotonic() - start)
@@ -64,32 +66,30 @@ def _burnish(*words: str) -> None:
 
 
 def _report(runs: dict[str, Path], seconds: float) -> None:
-    before = _read(next(iter(runs.values())), "evaluation_before")
-    print(f"\nLift, success in {len(before['seeds'])} episodes from the same initial states (95 % intervals);")
+    from burnish.runs.evaluation_file import BEFORE, EVALUATION, SELECTED, EvaluationFile
+    from burnish.runs.summary import FinetuneSummary
+
+    before = EvaluationFile.read(next(iter(runs.values())) / BEFORE)
+    print(f"\nLift, success in {len(before.seeds)} episodes from the same initial states (95 % intervals);")
     print("in brackets behind it, the difference to imitation (paired bootstrap)\n")
     print(_row("imitation alone", before))
     for name, run in runs.items():
-        steps = json.loads((run / "summary.json").read_text())["env_steps"]
-        print(_row(f"{name.upper()}, {steps:,} steps", _read(run, "evaluation"), before))
-        if (run / "evaluation_selected.json").exists():
-            selected = _read(run, "evaluation_selected")
-            print(_row(f"  best of {selected['evaluation']['candidates']} by its critic", selected, before))
+        steps = FinetuneSummary.read(run).env_steps
+        print(_row(f"{name.upper()}, {steps:,} steps", EvaluationFile.read(run / EVALUATION), before))
+        if (run / SELECTED).exists():
+            selected = EvaluationFile.read(run / SELECTED)
+            print(_row(f"  best of {selected.candidates} by its critic", selected, before))
     print(
         f"\n{seconds / 60:.1f} minutes. Curves: {', '.join(str(run / 'plots' / 'curve.png') for run in runs.values())}"
     )
     print(f"The policies evaluate alone: burnish evaluate task=lift policy={next(iter(runs.values()))}")
 
 
-def _read(run: Path, name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((run / f"{name}.json").read_text())
-    return content
-
-
-def _row(name: str, evaluation: dict[str, Any], before: dict[str, Any] | None = None) -> str:
-    summary = evaluation["summary"]
-    row = f"{name:<28}{summary['success_rate']:7.1%}  "
-    row += f"[{summary['success_rate_low']:.1%}, {summary['success_rate_high']:.1%}]"
+def _row(name: str, evaluation: EvaluationFile, before: EvaluationFile | None = None) -> str:
+    summary = evaluation.summary
+    row = f"{name:<28}{summary.success_rate:7.1%}  "
+    row += f"[{summary.success_rate_low:.1%}, {summary.success_rate_high:.1%}]"
     if before is None:
         return row
-    gain = Difference.between(np.array(before["success"]), np.array(evaluation["success"]))
+    gain = Difference.between(np.array(before.success), np.array(evaluation.success))
     return f"{row:<54}{gain.mean:+.1%}  [{gain.interval.low:+.1%}, {gain.interval.high:+.1%}]"

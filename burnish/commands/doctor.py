@@ -32,7 +32,7 @@ with mujoco.Renderer(model, 48, 64) as renderer:
 """
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """One line: `level` OK, MISSING (something optional) or BROKEN (the core does not work)."""
 
     level: str
@@ -43,14 +43,14 @@ class Finding(NamedTuple):
 def doctor() -> int:
     """Print what is here and what is not -> exit status, 0 if the core works."""
     broken = 0
-    for finding in findings():
-        print(f"{finding.level:<8}{finding.subject:<20}{finding.detail}", flush=True)
-        broken += finding.level == BROKEN
+    for diagnosis in diagnoses():
+        print(f"{diagnosis.level:<8}{diagnosis.subject:<20}{diagnosis.detail}", flush=True)
+        broken += diagnosis.level == BROKEN
     print("the core works" if not broken else f"{broken} of the core's parts do not work: see BROKEN above")
     return 1 if broken else 0
 
 
-def findings() -> Iterator[Finding]:
+def diagnoses() -> Iterator[Diagnosis]:
     """All checks, one after another (the simulators take some seconds)."""
     yield _python()
     yield from _packages()
@@ -61,22 +61,22 @@ def findings() -> Iterator[Finding]:
     yield from _machine()
 
 
-def _python() -> Finding:
+def _python() -> Diagnosis:
     version = platform.python_version()
     right = (3, 10) <= sys.version_info[:2] < (3, 13)
     detail = f"{version}, {platform.system()} {platform.machine()}"
-    return Finding(OK, "python", detail) if right else Finding(BROKEN, "python", f"{detail}: expected 3.10 to 3.12")
+    return Diagnosis(OK, "python", detail) if right else Diagnosis(BROKEN, "python", f"{detail}: expected 3.10 to 3.12")
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Diagnosis]:
     for name in CORE:
         found = _version(name)
-        yield Finding(OK, name, found) if found else Finding(BROKEN, name, "install it with: make install")
+        yield Diagnosis(OK, name, found) if found else Diagnosis(BROKEN, name, "install it with: make install")
     for name, extra in EXTRAS.items():
         found = _version(name)
-        yield Finding(OK, name, found) if found else Finding(MISSING, name, f"pip install -e '.[{extra}]'")
+        yield Diagnosis(OK, name, found) if found else Diagnosis(MISSING, name, f"pip install -e '.[{extra}]'")
     if _version("robomimic") is None and shutil.which("cmake") is None:
-        yield Finding(
+        yield Diagnosis(
             BROKEN,
             "cmake",
             "robomimic's egl_probe is built with it: install cmake and a C++ compiler, then again",
@@ -90,32 +90,32 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _torch() -> Finding:
+def _torch() -> Diagnosis:
     try:
         import torch
 
         torch.ones(2, 2) @ torch.ones(2, 2)
         if not torch.cuda.is_available():
             built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-            return Finding(OK, "device", f"CPU ({built}; no GPU that it can use)")
+            return Diagnosis(OK, "device", f"CPU ({built}; no GPU that it can use)")
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         torch.ones(1, device="cuda").sum().item()
-        return Finding(OK, "device", ", ".join(names))
+        return Diagnosis(OK, "device", ", ".join(names))
     except Exception as error:  # a broken driver or a wrong build shows in many ways
-        return Finding(BROKEN, "device", _one_line(error))
+        return Diagnosis(BROKEN, "device", _one_line(error))
 
 
-def _compiled() -> Finding:
+def _compiled() -> Diagnosis:
     from burnish.networks.compiled import mlp as compiled_mlp
 
     reason = compiled_mlp.why_not()
     if reason is None:
         half = "with" if compiled_mlp.has_float16() else "without"
-        return Finding(OK, "compiled networks", f"built by this machine's C++ compiler, {half} float16")
-    return Finding(MISSING, "compiled networks", f"torch's operations run instead, more slowly: {reason}")
+        return Diagnosis(OK, "compiled networks", f"built by this machine's C++ compiler, {half} float16")
+    return Diagnosis(MISSING, "compiled networks", f"torch's operations run instead, more slowly: {reason}")
 
 
-def _simulators() -> Iterator[Finding]:
+def _simulators() -> Iterator[Diagnosis]:
     for name in ("hopper", "lift"):
         try:
             from burnish.commands.tasks import try_task
@@ -124,20 +124,22 @@ def _simulators() -> Iterator[Finding]:
             problem = try_task(load_task(name))
         except (ImportError, BurnishError) as error:
             problem = _one_line(error)
-        yield (Finding(BROKEN, f"task={name}", problem) if problem else Finding(OK, f"task={name}", "makes and steps"))
+        yield (
+            Diagnosis(BROKEN, f"task={name}", problem) if problem else Diagnosis(OK, f"task={name}", "makes and steps")
+        )
 
 
-def _rendering() -> Finding:
+def _rendering() -> Diagnosis:
     """In processes of their own: the choice of OpenGL is made once, and a wrong driver may crash."""
     chosen = os.environ.get("MUJOCO_GL")
     reasons = []
     for backend in [chosen] if chosen else ["egl", "osmesa"]:
         problem = _try_rendering(backend)
         if problem is None:
-            return Finding(OK, "rendering", f"draws offscreen with MUJOCO_GL={backend}")
+            return Diagnosis(OK, "rendering", f"draws offscreen with MUJOCO_GL={backend}")
         reasons.append(f"MUJOCO_GL={backend}: {problem[:80]}")
     advice = "only videos need it: install the Debian package libegl1 (or libosmesa6, and set MUJOCO_GL=osmesa)"
-    return Finding(MISSING, "rendering", "; ".join([*reasons, advice]))
+    return Diagnosis(MISSING, "rendering", "; ".join([*reasons, advice]))
 
 
 def _try_rendering(backend: str) -> str | None:
@@ -158,13 +160,13 @@ def _try_rendering(backend: str) -> str | None:
     return (result.stderr.strip().splitlines() or [f"ended with status {result.returncode}"])[-1]
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[Diagnosis]:
     import psutil
 
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding(OK, "CPUs", f"{n_cpus} usable, {psutil.virtual_memory().total / 2**30:.0f} GiB of memory")
+    yield Diagnosis(OK, "CPUs", f"{n_cpus} usable, {psutil.virtual_memory().total / 2**30:.0f} GiB of memory")
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    yield Finding(OK if free > 2 else MISSING, "disk", f"{free:.0f} GiB free here")
+    yield Diagnosis(OK if free > 2 else MISSING, "disk", f"{free:.0f} GiB free here")
 
 
 def _one_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from burnish.evaluation.video import record
 from burnish.machine.device import resolve_device
 from burnish.machine.disk import require_writable
 from burnish.policies.load import load_policy
+from burnish.runs.evaluation_file import EVALUATION
 from burnish.runs.progress import Progress
 
 
@@ -57,9 +58,9 @@ def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
     require_writable(folder)
     with Progress(config.episodes, f"evaluate {config.task.name}") as progress:
         evaluation = evaluate(policy, config.task, how, progress=progress)
-    evaluation.save(folder / "evaluation.json", **about(config.policy, config.task, how))
+    evaluation.save(folder / EVALUATION, about(config.policy, config.task, how))
     record(policy, config.task, evaluation.seeds[: config.video], folder, config.candidates)
-    return evaluation.summary()
+    return evaluation.summary().to_json()
 
 
 def default_folder(config: EvaluateConfig) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from burnish.errors import BurnishError
 
 SUITES = ("gymnasium", "robosuite")
+MeasureName = Literal["success_rate", "return"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,16 @@ class TaskConfig:
             raise BurnishError(
                 f"task.obs_keys=[{', '.join(self.obs_keys)}]: Gymnasium tasks have one observation, expected [flat]"
             )
+
+    @property
+    def measure(self) -> MeasureName:
+        """What evaluations of the task are judged by."""
+        return recorded_measure({"suite": self.suite})
+
+
+def recorded_measure(task: Mapping[str, Any]) -> MeasureName:
+    """`TaskConfig.measure` of a task as a run's config.yaml has it, also of a version whose keys were others."""
+    return "success_rate" if task["suite"] == "robosuite" else "return"
 
 
 def load_task(name: str) -> TaskConfig:

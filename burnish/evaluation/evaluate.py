@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from burnish.errors import BurnishError
 from burnish.evaluation.intervals import CONFIDENCE, bootstrap_interval, wilson_interval
 from burnish.policies.base import Policy
 from burnish.policies.folder import fingerprint
+from burnish.runs.evaluation_file import About, EvaluationFile, EvaluationSummary
 from burnish.runs.origin import origin
 
 LATENCY_CALLS = 20
@@ -86,47 +86,39 @@ class Evaluation:
         """What "best" compares: the success rate, then the return."""
         return float(self.success.mean()), float(self.returns.mean())
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> EvaluationSummary:
         """Success rate with its Wilson interval, mean return with its bootstrap interval, length, latency."""
         n = len(self.seeds)
         success = wilson_interval(int(self.success.sum()), n)
         returns = bootstrap_interval(self.returns)
-        return {
-            "episodes": n,
-            "success_rate": float(self.success.mean()),
-            "success_rate_low": success.low,
-            "success_rate_high": success.high,
-            "return": float(self.returns.mean()),
-            "return_low": returns.low,
-            "return_high": returns.high,
-            "episode_length": float(self.lengths.mean()),
-            "nonfinite_episodes": self.nonfinite_episodes,
-            "time/latency_ms": self.latency_ms,
-        }
+        return EvaluationSummary(
+            episodes=n,
+            success_rate=float(self.success.mean()),
+            success_rate_low=success.low,
+            success_rate_high=success.high,
+            mean_return=float(self.returns.mean()),
+            return_low=returns.low,
+            return_high=returns.high,
+            episode_length=float(self.lengths.mean()),
+            nonfinite_episodes=self.nonfinite_episodes,
+            latency_ms=self.latency_ms,
+        )
 
     def metrics(self, prefix: str = "eval") -> dict[str, float]:
-        """The summary under the keys of metrics.jsonl: `eval/...`, and `time/...` for what no rerun repeats."""
-        summary = self.summary()
-        latency = "time/latency_ms"
-        metrics = {f"{prefix}/{key}": value for key, value in summary.items() if key != latency}
-        return metrics | {f"time/{prefix}_latency_ms": summary[latency]}
+        """The summary under the keys of metrics.jsonl."""
+        return self.summary().metrics(prefix)
 
-    def save(self, path: Path, **about: Any) -> None:
-        """Write `evaluation.json`: `about`, the summary, and every episode."""
-        content = {
-            **about,
-            "confidence": CONFIDENCE,
-            "summary": self.summary(),
-            "seeds": self.seeds,
-            "success": self.success.tolist(),
-            "return": self.returns.tolist(),
-            "length": self.lengths.tolist(),
-        }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=2) + "\n")
-        except OSError as error:
-            raise BurnishError(f"{path}: cannot be written ({error.strerror or error})") from error
+    def save(self, path: Path, about: About) -> None:
+        """Write it with `about` (see the function of that name). Raises BurnishError where that cannot be done."""
+        EvaluationFile(
+            about=about,
+            confidence=CONFIDENCE,
+            summary=self.summary(),
+            seeds=self.seeds,
+            success=self.success.tolist(),
+            returns=self.returns.tolist(),
+            lengths=self.lengths.tolist(),
+        ).write(path)
 
 
 def check_fit(policy: Policy, task: TaskConfig, obs_dim: int, action_dim: int, source: str | None = None) -> None:
@@ -262,12 +254,12 @@ def latency_ms(policy: Policy, candidates: int = 1) -> float:
     return 1e3 * float(np.median(times))
 
 
-def about(policy: str | None, task: TaskConfig, config: EvaluationConfig) -> dict[str, Any]:
+def about(policy: str | None, task: TaskConfig, config: EvaluationConfig) -> About:
     """What `evaluation.json` says about how its numbers came about; `policy`: its folder, None for an untrained one."""
-    return {
-        "policy": policy or "untrained",
-        "weights": fingerprint(policy) if policy else None,
-        "task": dataclasses.asdict(task),
-        "evaluation": dataclasses.asdict(config),
-        **origin(),
-    }
+    return About(
+        policy=policy or "untrained",
+        weights=fingerprint(policy) if policy else None,
+        task=dataclasses.asdict(task),
+        evaluation=dataclasses.asdict(config),
+        origin=origin(),
+    )

@@ -17,7 +17,7 @@ from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import run_episodes
 from burnish.policies.base import Policy
 
-SIZE = (480, 480)  # width, height
+FRAME_SIZE = (480, 480)  # width, height
 FPS = 20
 
 
@@ -31,12 +31,12 @@ class RecordingSimulator:
 
     def reset(self, seed: int | None) -> np.ndarray:
         obs = self.simulator.reset(seed)
-        self.frames = [self.simulator.render(*SIZE)]
+        self.frames = [self.simulator.render(*FRAME_SIZE)]
         return obs
 
     def step(self, action: np.ndarray) -> Step:
         step = self.simulator.step(action)
-        self.frames.append(self.simulator.render(*SIZE))
+        self.frames.append(self.simulator.render(*FRAME_SIZE))
         return step
 
     def __getattr__(self, name: str) -> Any:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from burnish.errors import BurnishError
 
-MODES = ("min_max", "mean_std", "none")
+NORMALIZATIONS = ("min_max", "mean_std", "none")
 CONSTANT_RANGE = 1e-4  # a dimension that varies less than this is constant: it is shifted, not scaled
 
 
@@ -33,8 +33,8 @@ class Normalizer(nn.Module):
         Raises:
             BurnishError: unknown mode.
         """
-        if mode not in MODES:
-            raise BurnishError(f"normalization={mode}: expected one of {', '.join(MODES)}")
+        if mode not in NORMALIZATIONS:
+            raise BurnishError(f"normalization={mode}: expected one of {', '.join(NORMALIZATIONS)}")
         if mode == "none":
             return
         low, high = data.amin(0), data.amax(0)

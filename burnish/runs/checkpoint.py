@@ -1,12 +1,124 @@
-"""The checkpoints of a run."""
+"""The checkpoints of a run: their folders, and what is in one.
+
+    checkpoints/step_00012800/
+        policy.json, policy.safetensors    the policy, which evaluates alone (burnish.policies.folder)
+        trainer.pt                         a `TrainerFile`: what the run needs to go on exactly there
+
+trainer.pt is plain data (burnish.runs.state). Its keys are the names of the fields below: older checkpoints are read
+as long as no field is renamed and each one added later has a default. docs/checkpoint.md has the whole table.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
+from burnish.errors import BurnishError
 from burnish.machine.disk import flush, restore_folder, save_folder, siblings
+from burnish.runs.state import load_state, random_states, restore_random_states, save_state
+
+TRAINER = "trainer.pt"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneState:
+    """What a fine-tuning is at the end of an update: `state` of its trainer.pt.
+
+    Attributes:
+        stage: the algorithm's (`Stage.state_dict`): weights, optimizers, replay or rollout, generator, counters.
+        envs: the simulators' (`VectorEnv.state_dict`); None where they cannot be saved: then episodes start anew.
+        obs: what they gave last (E, To, Do).
+        statistics: of training episodes that are running or were not reported yet (`EpisodeStatistics`).
+        env_steps, updates: done so far.
+        training_seconds: acting and updating, as logged.
+        unlogged: seconds and environment steps since the last line of metrics.jsonl.
+        looked_at: environment steps when evaluations and checkpoints were last thought of.
+        noise_compared: whether the warning about too much exploration noise was considered.
+        best, best_step: success rate and return of the best evaluation, and when it was.
+        before: summary of the first evaluation, as summary.json has it.
+    """
+
+    stage: dict[str, Any]
+    envs: dict[str, Any] | None
+    obs: Any
+    statistics: dict[str, Any]
+    env_steps: int
+    updates: int
+    training_seconds: float
+    unlogged: tuple[float, int] = (0.0, 0)  # the first checkpoints do not say
+    looked_at: int
+    noise_compared: bool
+    best: tuple[float, float]
+    best_step: int
+    before: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PretrainState:
+    """What a pretraining is after a gradient step: `state` of its trainer.pt.
+
+    Attributes:
+        trainer: `BehaviourCloning.state_dict`: weights, their average, optimizer, schedule, generator, step.
+        best: success rate and return of the best evaluation.
+    """
+
+    trainer: dict[str, Any]
+    best: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TrainerFile:
+    """The content of trainer.pt.
+
+    Attributes:
+        state: a `FinetuneState` or `PretrainState` as keys and values.
+        random: the global generators of Python, numpy and torch (`random_states`).
+        n_metric_lines: lines of metrics.jsonl that were written before; a resumed run drops those after them.
+    """
+
+    state: dict[str, Any]
+    random: dict[str, Any]
+    n_metric_lines: int
+
+    @classmethod
+    def now(cls, state: FinetuneState | PretrainState, n_metric_lines: int) -> TrainerFile:
+        """With the global generators as they are."""
+        return cls(_contents(state), random_states(), n_metric_lines)
+
+    def write(self, checkpoint: Path) -> None:
+        """Write trainer.pt into the folder."""
+        save_state(checkpoint / TRAINER, _contents(self))
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> TrainerFile:
+        """Of the folder's trainer.pt. Raises BurnishError where it is missing, damaged or something else."""
+        return _of(cls, load_state(checkpoint / TRAINER), checkpoint / TRAINER)
+
+    def restore(self, kind: type[T], checkpoint: Path) -> T:
+        """Set the global generators to what they were -> the state, as the dataclass `kind`.
+
+        Raises BurnishError where it is the state of another kind of run.
+        """
+        state = _of(kind, self.state, checkpoint / TRAINER)
+        restore_random_states(self.random)
+        return state
+
+
+def _contents(instance: Any) -> dict[str, Any]:
+    """The fields, in their order; not copied, what they hold may be large."""
+    return {field.name: getattr(instance, field.name) for field in fields(instance)}
+
+
+def _of(kind: type[T], content: dict[str, Any], path: Path) -> T:
+    """Keys that this version does not know are left out."""
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    if missing := [name for name, field in known.items() if name not in content and field.default is MISSING]:
+        raise BurnishError(f"{path} is no checkpoint of such a run: it lacks {', '.join(missing)}")
+    return kind(**{name: value for name, value in content.items() if name in known})
 
 
 class Checkpoints:

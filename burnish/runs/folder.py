@@ -9,27 +9,31 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from burnish.config import to_dict
 from burnish.errors import BurnishError
 from burnish.machine.disk import write_atomically
-from burnish.runs.checkpoint import Checkpoints
+from burnish.runs.checkpoint import Checkpoints, FinetuneState, PretrainState, TrainerFile
+from burnish.runs.evaluation_file import BEFORE, EVALUATION, SELECTED
+from burnish.runs.json_file import write_json
+from burnish.runs.metrics import METRICS, read_metrics
 from burnish.runs.progress import Progress
-from burnish.runs.state import load_state, random_states, restore_random_states, save_state
+from burnish.runs.summary import SUMMARY
 from burnish.runs.tracking import check_mode, start_wandb
 
-TRAINER = "trainer.pt"
+CONFIG = "config.yaml"
+T = TypeVar("T")
 _FOLDERS = ("checkpoints", "plots", "videos")
 _CONTENTS = (
-    "config.yaml",
-    "metrics.jsonl",
-    "summary.json",
-    "evaluation.json",
-    "evaluation_before.json",
-    "evaluation_selected.json",
+    CONFIG,
+    METRICS,
+    SUMMARY,
+    EVALUATION,
+    BEFORE,
+    SELECTED,
     "wandb",
     "wandb_id",
     *_FOLDERS,
@@ -51,7 +55,7 @@ class Run:
         self.checkpoints = Checkpoints(folder / "checkpoints")
         for name in _FOLDERS:
             (folder / name).mkdir(exist_ok=True)
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics = (folder / METRICS).open("a", encoding="utf-8")
         lines = self._read_metrics()
         self.n_metric_lines = len(lines)
         self._start = time.monotonic() - (lines[-1].get("time/elapsed", 0.0) if lines else 0.0)
@@ -123,7 +127,7 @@ class Run:
 
     def truncate_metrics(self, n_lines: int) -> None:
         """Drop the lines after the first `n_lines`: those of the time after the checkpoint resumed from."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         self._metrics.close()
         kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:n_lines]
         write_atomically(path, "".join(kept))
@@ -132,27 +136,28 @@ class Run:
         self.n_metric_lines = len(lines)
         self._start = time.monotonic() - (lines[-1].get("time/elapsed", 0.0) if lines else 0.0)
 
-    def save_checkpoint(self, step: int, write_policy: Callable[[Path], None], state: dict[str, Any]) -> None:
-        """Write a policy folder and, in it, what a resumed run needs to go on exactly here: `state`, the global
-        random generators and the place in metrics.jsonl."""
+    def save_checkpoint(
+        self, step: int, write_policy: Callable[[Path], None], state: FinetuneState | PretrainState
+    ) -> None:
+        """Write a policy folder and, in it, what a resumed run needs to go on exactly here."""
 
         def write(folder: Path) -> None:
             write_policy(folder)
-            trainer = {"state": state, "random": random_states(), "n_metric_lines": self.n_metric_lines}
-            save_state(folder / TRAINER, trainer)
+            TrainerFile.now(state, self.n_metric_lines).write(folder)
 
         self.checkpoints.save(step, write)
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """Undo what came after the latest checkpoint -> its `state`; None (and no metrics) where there is none yet."""
+    def load_checkpoint(self, kind: type[T]) -> T | None:
+        """Undo what came after the latest checkpoint -> its state, a `FinetuneState` or `PretrainState` as `kind` says;
+        None (and no metrics) where there is no checkpoint yet."""
         latest = self.checkpoints.latest()
         if latest is None:
             self.truncate_metrics(0)
             return None
-        trainer = load_state(latest / TRAINER)
-        restore_random_states(trainer["random"])
-        self.truncate_metrics(trainer["n_metric_lines"])
-        return trainer["state"]
+        trainer = TrainerFile.read(latest)
+        state = trainer.restore(kind, latest)
+        self.truncate_metrics(trainer.n_metric_lines)
+        return state
 
     def progress(self, total: int, description: str, initial: int = 0) -> Progress:
         """A progress display for `with`: see `burnish.runs.progress.Progress`."""
@@ -171,7 +176,7 @@ class Run:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json and end the run."""
-        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_json(self.folder / SUMMARY, summary)
         if self._wandb is not None:
             self._wandb.summary.update(summary)
         self.close()
@@ -192,12 +197,12 @@ class Run:
         self.close(exit_code=0 if kind is None else 1)
 
     def _read_metrics(self) -> list[dict[str, Any]]:
-        return read_metrics(self.folder / "metrics.jsonl")
+        return read_metrics(self.folder / METRICS)
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:
     """The resolved configuration of the run in `folder`. Raises BurnishError where it is not a run folder."""
-    path = Path(folder) / "config.yaml"
+    path = Path(folder) / CONFIG
     if not path.is_file():
         raise BurnishError(f"{folder} is not a run folder: it has no config.yaml")
     try:
@@ -209,24 +214,13 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-    lines = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
 def _number(value: Any) -> int | float:
     number = value.item() if hasattr(value, "item") else value
     return int(number) if isinstance(number, (bool, int)) else float(number)
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def _keep_source(folder: Path, policy: Any) -> None:

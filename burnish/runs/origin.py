@@ -9,7 +9,7 @@ import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from burnish.networks.compiled.mlp import why_not
 
@@ -49,9 +49,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def origin() -> dict[str, Any]:
-    """What belongs beside every number: commit, versions, machine, and whether it can compile small networks."""
-    return {"commit": commit(), "versions": versions(), "machine": machine(), "compiled_networks": why_not() is None}
+class Origin(NamedTuple):
+    """What belongs beside every number; its fields are the keys in files. Older files do not tell all of it."""
+
+    commit: str
+    versions: dict[str, str]
+    machine: str
+    compiled_networks: bool | None  # whether the machine can compile small networks
+
+
+def origin() -> Origin:
+    """Of what is computed now, here."""
+    return Origin(commit(), versions(), machine(), why_not() is None)
 
 
 def machine() -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import gymnasium
     from stable_baselines3 import SAC
 
-FORMAT = "burnish-sac-actor-1"
+ACTOR_FORMAT = "burnish-sac-actor-1"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class SACActor(nn.Module):
         weights, description = path.with_suffix(".safetensors.tmp"), path.with_suffix(".json.tmp")
         weights.write_bytes(save(dict(self.state_dict())))
         architecture = {
-            "format": FORMAT,
+            "format": ACTOR_FORMAT,
             "obs_dim": self.obs_dim,
             "action_dim": self.action_dim,
             "hidden_sizes": list(self.hidden_sizes),
@@ -152,8 +152,8 @@ class SACActor(nn.Module):
                 raise BurnishError(f"{part}: no such file; a SAC actor is NAME.safetensors with NAME.json beside it")
         try:
             metadata = json.loads(description.read_text())
-            if metadata["format"] != FORMAT:
-                raise BurnishError(f"{description}: format {metadata['format']!r}, expected {FORMAT!r}")
+            if metadata["format"] != ACTOR_FORMAT:
+                raise BurnishError(f"{description}: format {metadata['format']!r}, expected {ACTOR_FORMAT!r}")
             actor = cls(metadata["obs_dim"], metadata["action_dim"], metadata["hidden_sizes"])
         except (ValueError, KeyError, TypeError) as error:
             raise BurnishError(f"{description}: not the description of a SAC actor ({error!r})") from error

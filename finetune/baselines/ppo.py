@@ -83,7 +83,7 @@ class PPOConfig(StageConfig):
                 raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 0")
 
 
-class Pending(NamedTuple):
+class SampledChunk(NamedTuple):
     """What is being executed, as sampled."""
 
     obs: Tensor  # (E, To * Do) normalised
@@ -123,7 +123,7 @@ class PPO(SB3Stage):
         self.ended = np.ones(setting.n_envs, bool)  # the next chunk begins an episode
         self.final_values = np.zeros(setting.n_envs, np.float32)  # V of what the last chunks truly led to
         self.iteration = 0
-        self.pending: Pending | None = None
+        self.pending: SampledChunk | None = None
 
     def make_model(self, setting: Setting) -> Any:
         settings = {name: getattr(self.config, name) for name in SETTINGS}
@@ -139,7 +139,7 @@ class PPO(SB3Stage):
         normalized = self.normalized(obs)
         with self.running():
             chunk, value, log_prob = self.model.policy(normalized)
-        self.pending = Pending(normalized, chunk, value, log_prob)
+        self.pending = SampledChunk(normalized, chunk, value, log_prob)
         return self.executed(chunk)  # clipped; the likelihood is that of the unclipped, as in Stable-Baselines3
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 SOURCE = Path(__file__).with_name("mlp.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-Wno-psabi", "-shared", "-fPIC")
-ACTIVATIONS = {"relu": 0, "mish": 1}  # the source's enum
+ACTIVATION_CODES = {"relu": 0, "mish": 1}  # the source's enum
 SWITCH = "BURNISH_COMPILED"  # environment variable; 0: torch's operations
 SWITCHED_OFF = f"{SWITCH}=0"
 
@@ -60,7 +60,7 @@ class CompiledMLP:
         last: (weight (H, n_out), bias (n_out,))
         residual: pairs of hidden layers are blocks x + W2 act(W1 act(x)).
         layer_norm: before every activation, without weights of its own.
-        activation: of `ACTIVATIONS`.
+        activation: of `ACTIVATION_CODES`.
         half: products between hidden layers in float16.
     """
 
@@ -110,7 +110,7 @@ class CompiledMLP:
             n_out=self.n_out,
             residual=residual,
             layer_norm=layer_norm,
-            activation=ACTIVATIONS[activation],
+            activation=ACTIVATION_CODES[activation],
             half=half,
         )
 
@@ -229,7 +229,7 @@ def can_compile(weight: Tensor, dim: int, activation: str, half: bool = False) -
         or weight.device.type != "cpu"
         or weight.dtype != torch.float32
         or (torch.is_autocast_enabled("cpu") and not half)
-        or activation not in ACTIVATIONS
+        or activation not in ACTIVATION_CODES
         or (library := _library()) is None
     ):
         return False
