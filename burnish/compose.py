@@ -14,6 +14,7 @@ from typing import Any
 from burnish.config import completed, unknown_key
 from burnish.errors import BurnishError
 from burnish.registry import load
+from burnish.renamed import instead_of
 
 CONFIG_MODULE = "burnish.configs"
 CONFIGS = {
@@ -56,7 +57,7 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             differences: Any = OmegaConf.to_container(hydra_compose(command, choices))
         config = OmegaConf.create(completed(config_class(command), differences))
-        known = set(_dotted_keys(OmegaConf.to_container(config)))
+        known: Any = OmegaConf.to_container(config)
         for key, value in [*map(_read, values), *paths.items()]:
             _check_key(key, known)
             OmegaConf.update(config, key, value, force_add=key.startswith(FREE_DICT))
@@ -165,9 +166,10 @@ def _check_option(group: str, value: str) -> None:
     raise BurnishError(f"{group}={value}: {hint}expected one of {', '.join(options)}")
 
 
-def _check_key(key: str, known: set[str]) -> None:
+def _check_key(key: str, config: dict[str, Any]) -> None:
+    known = set(_dotted_keys(config))
     if key not in known and not key.startswith(FREE_DICT):
-        raise BurnishError(unknown_key(key, known))
+        raise BurnishError(instead_of(key, config) or unknown_key(key, known))
 
 
 def _read(override: str) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""Dataclasses of settings, which have default, range and meaning of each key; plain data is parsed into them strictly."""
+"""Dataclasses of settings, which have default, range and meaning of each key, and strict parsing into them."""
 
 from __future__ import annotations
 

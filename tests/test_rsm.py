@@ -154,7 +154,7 @@ def test_what_cannot_be_weighed():
         RSMConfig(kl_target=2.8).check_draws(16)
     with pytest.raises(BurnishError, match=r"stage.draws=1: expected at least 2"):
         RSMConfig(kl_target=0.1).check_draws(1)
-    with pytest.raises(BurnishError, match=r"stage.rsm.temperature=0: expected more than 0"):
+    with pytest.raises(BurnishError, match=r"temperature=0: expected more than 0"):
         RSMConfig(temperature=0)
     RSMConfig(weights="constant", kl_target=2.8).check_draws(1)
 

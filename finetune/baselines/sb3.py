@@ -199,7 +199,7 @@ class ReplayConfig(StageConfig):
     utd_ratio: float = key(1.0, "gradient steps per stored chunk", above=0)
     demos: str | None = key(
         None,
-        "demonstrations the replay is filled with at the start: a file, or task (those the task names; null: none)",
+        "demonstrations that the replay starts with: a file, or task (those the task names; null: none)",
     )
 
 
