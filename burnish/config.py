@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import re
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from burnish.errors import BurnishError
 
 T = TypeVar("T")
+POWER_OF_TEN = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 MISSING = dataclasses.MISSING
 
 
@@ -124,14 +126,12 @@ def parse(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     """Build the dataclass `cls` from plain data, refusing what does not fit.
 
     Integers widen to float where a float is expected, whole floats (1e6) narrow to integers. `where` is the dotted
-    key of `mapping`, for messages. A class with a `choose` of its own is the base of others, and says which of them
-    `mapping` is for. Raises BurnishError for an unknown key (naming the nearest right one), a missing or `???` value,
-    or a value of the wrong type.
+    key of `mapping`, for messages. For the base of several dataclasses one of them is `chosen`. Raises BurnishError
+    for an unknown key (naming the nearest right one), a missing or `???` value, or one of the wrong type or range.
     """
     if not isinstance(mapping, Mapping):
         raise BurnishError(f"{where or cls.__name__}={mapping!r}: expected keys and values")
-    if "choose" in vars(cls):
-        cls = cls.choose(mapping)  # type: ignore[attr-defined]
+    cls = chosen(cls, mapping)
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in mapping:
@@ -157,16 +157,20 @@ def completed(cls: type, given: Mapping[str, Any], default: Any = None) -> dict[
 
     What has no default is "???". Keys that `cls` does not have stay, for `parse` to refuse.
     """
-    if "choose" in vars(cls):
-        cls = cls.choose(given)
+    cls = chosen(cls, given)
     hints = get_type_hints(cls)
     result: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):
         own = getattr(default, field.name) if isinstance(default, cls) else _default(field)
         value = given.get(field.name, "???" if own is MISSING else own)
         section = section_class(hints[field.name], value, field.name)
         result[field.name] = _plain(value) if section is None else completed(section, value, own)
     return {**result, **{str(name): value for name, value in given.items() if name not in result}}
+
+
+def chosen(cls: Any, values: Mapping[str, Any]) -> Any:
+    """`cls`; where it is the base of others and has a `choose` of its own, the one of them that `values` are for."""
+    return cls.choose(values) if "choose" in vars(cls) else cls
 
 
 def section_class(hint: Any, value: Any, key: str) -> type | None:
@@ -233,6 +237,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 
 
 def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
+    if hint in (int, float) and isinstance(value, str) and POWER_OF_TEN.fullmatch(value):
+        value = float(value)  # YAML takes 1e6 for text: its numbers have a point and a sign, 1.0e+6
     if hint is float and type(value) is int:
         return float(value)
     if hint is int and type(value) is float and value.is_integer():

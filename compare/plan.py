@@ -37,11 +37,13 @@ FOLDER_CHARACTERS = set(string.ascii_letters + string.digits + "-_.")
 class TaskGrid(Checked):
     """What is particular to one task."""
 
-    policy: str | None = key(None, "folder of the pretrained policy to start from; {seed} in it is replaced")
+    policy: str | None = key(
+        None, "folder of the pretrained policy to start from; {seed} in it is replaced (null: see pretrain)"
+    )
     pretrain: list[str] | dict[str, list[str]] | None = key(
         None,
         "words of the burnish pretrain that makes it, for each seed; or several of them by name, the first for all "
-        "methods that do not say policy=NAME. Neither: training from scratch",
+        "methods that do not say policy=NAME. Neither (null): training from scratch",
     )
     settings: list[str] = key([], "words for each cell of this task, after the comparison's")
     methods: dict[str, list[str]] = key(
@@ -76,8 +78,10 @@ class CompareConfig(Checked):
     )
     seeds: list[int] = key([0, 1, 2], "of all trainings; seed s starts from the policy pretrained with seed s")
     settings: list[str] = key([], "words for every cell but the pretraining")
-    total_env_steps: int | None = key(None, "the budget of each cell that names none of its own", above=0)
-    max_minutes: float | None = key(None, "of training, likewise", above=0)
+    total_env_steps: int | None = key(
+        None, "the budget of each cell that names none of its own (null: its command's)", above=0
+    )
+    max_minutes: float | None = key(None, "of training, likewise (null: no limit)", above=0)
     runner: Literal["local", "ray"] = key(
         "local", "processes of this machine, or a Ray cluster with a file system in common"
     )

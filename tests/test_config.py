@@ -58,6 +58,11 @@ def test_parse_converts_and_round_trips() -> None:
     assert parse(Outer, yaml.safe_load(yaml.safe_dump(to_dict(parsed)))) == parsed
 
 
+def test_a_power_of_ten_is_a_number_where_one_is_expected() -> None:
+    given = yaml.safe_load("{name: 1e6, steps: 1e6, inner: {rate: 5e-4}}")
+    assert parse(Outer, given) == Outer("1e6", Inner(5e-4), 1_000_000)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.commands.explain import explain, row
 from burnish.compose import compose, config_class, config_groups, split
 from burnish.config import parse
-from burnish.explain import explain, row
 from burnish.registry import load
 
 

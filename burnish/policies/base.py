@@ -189,7 +189,7 @@ class Policy(nn.Module, ABC):
         """
         folder = policy_folder(folder)
         description = read_description(folder)
-        if description["kind"] != cls.Config.kind:  # type: ignore[misc]
+        if description["kind"] != cls.Config.kind:
             raise BurnishError(f"{folder} holds a {description['kind']} policy: expected a {cls.__name__}")
         try:
             policy = cls.from_description(description)

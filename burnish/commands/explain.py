@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from burnish.config import About, about, section_class, words
+from burnish.config import About, about, chosen, section_class, words
 
 INDENT, WIDTH = 34, 110
 
@@ -15,8 +15,7 @@ INDENT, WIDTH = 34, 110
 def explain(cls: type, values: Mapping[str, Any], where: str = "") -> list[str]:
     """Lines for each key of the dataclass `cls`: its value in `values` (all of its keys, as plain data), its meaning,
     and in brackets what it may be. What the class adds to its bases comes first, sections last."""
-    if "choose" in vars(cls):
-        cls = cls.choose(values)
+    cls = chosen(cls, values)
     hints = get_type_hints(cls)
     own, sections = [], []
     for name in dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})):
