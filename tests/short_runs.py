@@ -55,7 +55,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     ),
     "dpmd-scratch": (
         *("scratch", "task=hopper", *EVALUATION, "stage=dpmd_scratch", "n_envs=4", "backend=sync", "eval_every=0"),
-        *(*OFF_POLICY[:3], REFRESH, "stage.random_steps=64", "total_env_steps=320"),
+        *(*OFF_POLICY[:3], "stage.random_steps=64", "total_env_steps=320"),
     ),
     "sdac-hopper": (
         *("finetune", "task=hopper", *EVALUATION, "stage=sdac_gym", "policy=pretrain-hopper", "n_envs=4"),
