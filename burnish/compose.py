@@ -1,4 +1,7 @@
-"""`key=value` from the command line over the YAML files of burnish.configs, composed by Hydra."""
+"""`key=value` from the command line over the YAML files of burnish.configs over the defaults of the dataclasses.
+
+The files hold differences alone. Hydra composes them and reads what is given on the command line.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,21 @@ from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
-from burnish.config import unknown_key
+from burnish.config import completed, unknown_key
 from burnish.errors import BurnishError
+from burnish.registry import load
+from burnish.renamed import instead_of
 
 CONFIG_MODULE = "burnish.configs"
+CONFIGS = {
+    "pretrain": "burnish.pretrain.behaviour_cloning:PretrainConfig",
+    "finetune": "burnish.finetune.config:FinetuneConfig",
+    "scratch": "burnish.finetune.config:FinetuneConfig",
+    "evaluate": "burnish.commands.evaluate:EvaluateConfig",
+    "collect": "burnish.datasets.collecting.config:CollectConfig",
+    "behaviour": "burnish.datasets.collecting.sac_actor:BehaviourConfig",
+}
+"""A command's YAML file -> the dataclass of its configuration."""
 PATH_KEYS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour", "stage.demos")
 FREE_DICT = "task.env_kwargs."
 
@@ -41,13 +55,12 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
             values.append(_checked(override))
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            known = hydra_compose(command, choices)
-            known_keys = set(_dotted_keys(OmegaConf.to_container(known)))
-            for override in [*values, *(f"{key}=" for key in paths)]:
-                _check_key(split(override)[0], known_keys)
-            config = hydra_compose(command, choices + [_free(override) for override in values])
-        for key, path in paths.items():
-            OmegaConf.update(config, key, path)
+            differences: Any = OmegaConf.to_container(hydra_compose(command, choices))
+        config = OmegaConf.create(completed(config_class(command), differences))
+        known: Any = OmegaConf.to_container(config)
+        for key, value in [*map(_read, values), *paths.items()]:
+            _check_key(key, known)
+            OmegaConf.update(config, key, value, force_add=key.startswith(FREE_DICT))
         resolved = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise BurnishError(" ".join(str(error).split())) from error
@@ -82,6 +95,11 @@ def expand_sweep(command: str, overrides: list[str]) -> list[list[str]]:
         else:
             options.append([override])
     return [list(job) for job in itertools.product(*options)]
+
+
+def config_class(command: str) -> type:
+    """The dataclass of a command's configuration."""
+    return load(CONFIGS[command])
 
 
 def config_groups(command: str) -> dict[str, list[str]]:
@@ -129,8 +147,11 @@ def _parsed(override: str) -> Any:
 
 
 def _checked(override: str) -> str:
-    if _parsed(override).is_sweep_override():
+    parsed = _parsed(override)
+    if parsed.is_sweep_override():
         raise BurnishError(f"{override}: several values need --multirun (or, for one text with a comma, quotes)")
+    if parsed.is_delete():
+        raise BurnishError(f"{override}: a key cannot be taken away; expected key=value")
     return override
 
 
@@ -145,14 +166,15 @@ def _check_option(group: str, value: str) -> None:
     raise BurnishError(f"{group}={value}: {hint}expected one of {', '.join(options)}")
 
 
-def _check_key(key: str, known: set[str]) -> None:
+def _check_key(key: str, config: dict[str, Any]) -> None:
+    known = set(_dotted_keys(config))
     if key not in known and not key.startswith(FREE_DICT):
-        raise BurnishError(unknown_key(key, known))
+        raise BurnishError(instead_of(key, config) or unknown_key(key, known))
 
 
-def _free(override: str) -> str:
-    """Keys of the simulator's own arguments are not in the YAML: Hydra wants them marked as new."""
-    return f"++{override}" if override.startswith(FREE_DICT) else override
+def _read(override: str) -> tuple[str, Any]:
+    """Key and value of `key=value`."""
+    return split(override)[0], _parsed(override).value()
 
 
 def _dotted_keys(tree: Any, prefix: str = "") -> Iterator[str]:

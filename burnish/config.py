@@ -1,10 +1,13 @@
-"""From YAML and `key=value` to dataclasses: composed by Hydra, then parsed strictly."""
+"""Dataclasses of settings, which have default, range and meaning of each key, and strict parsing into them."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import itertools
+import math
+import re
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -12,20 +15,123 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from burnish.errors import BurnishError
 
 T = TypeVar("T")
+POWER_OF_TEN = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+MISSING = dataclasses.MISSING
+
+
+def key(
+    default: Any = MISSING,
+    doc: str = "",
+    *,
+    factory: Any = MISSING,
+    options: Iterable[str] = (),
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field of a `Checked` dataclass.
+
+    Args:
+        default: without one, and without `factory` (what makes it), the key must be given. A list is copied.
+        doc: what the key means; its line in the --help.
+        options: the texts that it may be, where its type does not say.
+        least, above, most, below: range of a number, and of each number of a list. Infinity must be an end itself.
+    """
+    if isinstance(default, list):
+        default, factory = MISSING, lambda found=default: copy.copy(found)
+    about = About(doc, tuple(options), Range(least, above, most, below))
+    return dataclasses.field(default=default, default_factory=factory, metadata={About: about})
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a key may have."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def admits(self, number: float) -> bool:
+        return (
+            (self.least is None or number >= self.least)
+            and (self.above is None or number > self.above)
+            and (self.most is None or number <= self.most)
+            and (self.below is None or number < self.below)
+            and (isinstance(number, int) or math.isfinite(number) or number in (self.least, self.most))
+        )
+
+    def __str__(self) -> str:
+        """What is expected; empty where every finite number is."""
+        if self.least is not None and self.most not in (None, math.inf):
+            return f"{self.least} to {self.most}"
+        words = {"at least": self.least, "more than": self.above, "at most": self.most, "less than": self.below}
+        return " and ".join(f"{word} {end}" for word, end in words.items() if end not in (None, math.inf))
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What `key` was told beside the default."""
+
+    doc: str = ""
+    options: tuple[str, ...] = ()
+    range: Range = Range()
+
+
+def about(cls: type, name: str) -> About:
+    """Meaning and range of a key of the dataclass `cls`: a subclass that changes its default need not repeat them."""
+    for base in cls.__mro__:
+        field = vars(base).get("__dataclass_fields__", {}).get(name)
+        if field is not None and About in field.metadata:
+            return field.metadata[About]
+    return About()
+
+
+class WrongValue(BurnishError):
+    """A value that the dataclass refuses. The message begins with `key=value`; `parse` says in which section."""
+
+
+class Checked:
+    """Base of the dataclasses of settings: whoever makes one, each key is held against its range."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, known = getattr(self, field.name), about(type(self), field.name)
+            if known.options and isinstance(value, str) and value not in known.options:
+                raise WrongValue(f"{field.name}={value}: expected one of {', '.join(known.options)}")
+            items = value if isinstance(value, (list, tuple)) else [value]
+            numbers = [item for item in items if isinstance(item, (int, float)) and not isinstance(item, bool)]
+            if not all(map(known.range.admits, numbers)):
+                expected = str(known.range) or "a finite number"
+                each = " each" if items is value else ""
+                instead = "".join(f", or {word}" for word in words(get_type_hints(type(self))[field.name]))
+                raise WrongValue(f"{field.name}={_show(value)}: expected {expected}{each}{instead}")
+        self.check()
+
+    def check(self) -> None:
+        """Raise BurnishError for values that do not go together."""
+
+
+def words(hint: Any) -> list[str]:
+    """The words that a value of this type may be, null among them."""
+    if hint is type(None):
+        return ["null"]
+    if get_origin(hint) in (Union, types.UnionType):
+        return [word for option in get_args(hint) for word in words(option)]
+    return [_show(option) for option in get_args(hint)] if get_origin(hint) is Literal else []
 
 
 def parse(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     """Build the dataclass `cls` from plain data, refusing what does not fit.
 
     Integers widen to float where a float is expected, whole floats (1e6) narrow to integers. `where` is the dotted
-    key of `mapping`, for messages. A class with a `choose` of its own is the base of others, and says which of them
-    `mapping` is for. Raises BurnishError for an unknown key (naming the nearest right one), a missing or `???` value,
-    or a value of the wrong type.
+    key of `mapping`, for messages. For the base of several dataclasses one of them is `chosen`. Raises BurnishError
+    for an unknown key (naming the nearest right one), a missing or `???` value, or one of the wrong type or range.
     """
     if not isinstance(mapping, Mapping):
         raise BurnishError(f"{where or cls.__name__}={mapping!r}: expected keys and values")
-    if "choose" in vars(cls):
-        cls = cls.choose(mapping)  # type: ignore[attr-defined]
+    cls = chosen(cls, mapping)
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in mapping:
@@ -36,12 +142,47 @@ def parse(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
         key = _join(where, name)
         if name in mapping and mapping[name] != "???":
             values[name] = _convert(hints[name], mapping[name], key)
-        elif name in mapping or (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING):
+        elif name in mapping or _default(field) is MISSING:
             raise BurnishError(f"{key} is missing: give {key}=...")
     try:
         return cls(**values)
+    except WrongValue as error:
+        raise BurnishError(_join(where, str(error))) from error
     except ValueError as error:
         raise BurnishError(f"{where or cls.__name__}: {error}") from error
+
+
+def completed(cls: type, given: Mapping[str, Any], default: Any = None) -> dict[str, Any]:
+    """`given` over the defaults of the dataclass `cls`, or over those in `default`, an instance of it, as plain data.
+
+    What has no default is "???". Keys that `cls` does not have stay, for `parse` to refuse.
+    """
+    cls = chosen(cls, given)
+    hints = get_type_hints(cls)
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        own = getattr(default, field.name) if isinstance(default, cls) else _default(field)
+        value = given.get(field.name, "???" if own is MISSING else own)
+        section = section_class(hints[field.name], value, field.name)
+        result[field.name] = _plain(value) if section is None else completed(section, value, own)
+    return {**result, **{str(name): value for name, value in given.items() if name not in result}}
+
+
+def chosen(cls: Any, values: Mapping[str, Any]) -> Any:
+    """`cls`; where it is the base of others and has a `choose` of its own, the one of them that `values` are for."""
+    return cls.choose(values) if "choose" in vars(cls) else cls
+
+
+def section_class(hint: Any, value: Any, key: str) -> type | None:
+    """The dataclass that the keys and values `value` are for, by the key's type; None where it is a value."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    options = tuple(option for option in options if dataclasses.is_dataclass(option))
+    return _of_kind(options, value, key)[0] if options and isinstance(value, Mapping) else None
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """MISSING where the key must be given."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def to_dict(instance: Any) -> dict[str, Any]:
@@ -96,6 +237,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 
 
 def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
+    if hint in (int, float) and isinstance(value, str) and POWER_OF_TEN.fullmatch(value):
+        value = float(value)  # YAML takes 1e6 for text: its numbers have a point and a sign, 1.0e+6
     if hint is float and type(value) is int:
         return float(value)
     if hint is int and type(value) is float and value.is_integer():

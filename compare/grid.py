@@ -202,6 +202,6 @@ def decisive(config: Any) -> dict[str, Any]:
     values = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in NOT_DECISIVE}
     if isinstance(values.get("policy"), str):
         del values["policy"]  # see `started_from`
-    values["evaluation"] = replace(config.evaluation, backend="", n_workers=None, n_envs=1, video=0)
+    values["evaluation"] = replace(config.evaluation, backend="auto", n_workers=None, n_envs=1, video=0)
     values["envpool"] = "envpool" in (getattr(config, "backend", ""), config.evaluation.backend)  # other random numbers
     return values

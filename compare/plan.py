@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from burnish.compose import compose, split
-from burnish.config import parse
+from burnish.compose import compose, config_class, split
+from burnish.config import Checked, key, parse
 from burnish.datasets.sources import demonstrations_of
 from burnish.datasets.sources import resolve as demonstrations_path
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.registry import load
 
-CONFIGS = {
-    "pretrain": "burnish.pretrain.behaviour_cloning:PretrainConfig",
-    "finetune": "burnish.finetune.config:FinetuneConfig",
-    "scratch": "burnish.finetune.config:FinetuneConfig",
-}
-"""A cell's command -> the dataclass of its configuration."""
 PRETRAIN = "pretrain"  # the command of the cells that others start from, and what their methods' names begin with
 EVALUATED_ALIKE = (
     ("evaluation", "seed"),
@@ -41,23 +34,23 @@ FOLDER_CHARACTERS = set(string.ascii_letters + string.digits + "-_.")
 
 
 @dataclass(frozen=True)
-class TaskGrid:
-    """What is particular to one task.
+class TaskGrid(Checked):
+    """What is particular to one task."""
 
-    Attributes:
-        policy: folder of the pretrained policy to start from; `{seed}` in it is replaced.
-        pretrain: words of the `burnish pretrain` that makes it, for each seed; or several of them by name, the first
-            for all methods that do not say `policy=NAME`. Neither: training from scratch.
-        settings: words for each cell of this task, after the comparison's.
-        methods: method -> words for its cells of this task, after the method's.
-    """
+    policy: str | None = key(
+        None, "folder of the pretrained policy to start from; {seed} in it is replaced (null: see pretrain)"
+    )
+    pretrain: list[str] | dict[str, list[str]] | None = key(
+        None,
+        "words of the burnish pretrain that makes it, for each seed; or several of them by name, the first for all "
+        "methods that do not say policy=NAME. Neither (null): training from scratch",
+    )
+    settings: list[str] = key([], "words for each cell of this task, after the comparison's")
+    methods: dict[str, list[str]] = key(
+        factory=dict, doc="method -> words for its cells of this task, after the method's"
+    )
 
-    policy: str | None = None
-    pretrain: list[str] | dict[str, list[str]] | None = None
-    settings: list[str] = field(default_factory=list)
-    methods: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.policy is not None and self.pretrain is not None:
             raise BurnishError(f"policy={self.policy} and pretrain=[...] of one task: expected one of them, or none")
 
@@ -74,53 +67,44 @@ class TaskGrid:
 
 
 @dataclass(frozen=True)
-class CompareConfig:
-    """A comparison: tasks x methods x seeds.
+class CompareConfig(Checked):
+    """A comparison: tasks x methods x seeds."""
 
-    Attributes:
-        name: its title.
-        run_dir: folder of all runs and of the report.
-        tasks: see `TaskGrid`.
-        methods: name -> words, such as [stage=dpmd, stage.rsm.weights=constant]; in the report's order.
-        seeds: of all trainings; seed s starts from the policy pretrained with seed s.
-        settings: words for every cell but the pretraining.
-        total_env_steps, max_minutes: the budget of each cell that names none of its own.
-        runner: "local" (processes of this machine) or "ray" (a Ray cluster with a file system in common).
-        cores, memory_gb: what the local runner may use in all; None: what the machine has.
-        cell_cores, cell_memory_gb: what one cell takes: torch threads or simulator workers, and memory.
-    """
+    name: str = key(doc="its title (default: the file's name)")
+    run_dir: str = key(doc="folder of all runs and of the report (default: runs/compare-NAME)")
+    tasks: dict[str, TaskGrid] = key(doc="task -> its keys, see below")
+    methods: dict[str, list[str]] = key(
+        doc="name -> words, such as [stage=dpmd, stage.rsm.weights=constant]; in the report's order"
+    )
+    seeds: list[int] = key([0, 1, 2], "of all trainings; seed s starts from the policy pretrained with seed s")
+    settings: list[str] = key([], "words for every cell but the pretraining")
+    total_env_steps: int | None = key(
+        None, "the budget of each cell that names none of its own (null: its command's)", above=0
+    )
+    max_minutes: float | None = key(None, "of training, likewise (null: no limit)", above=0)
+    runner: Literal["local", "ray"] = key(
+        "local", "processes of this machine, or a Ray cluster with a file system in common"
+    )
+    cores: int | None = key(None, "what the local runner may use in all (null: what the machine has)", above=0)
+    memory_gb: float | None = key(None, "likewise (null: what is free)", above=0)
+    cell_cores: int = key(1, "what one cell takes: torch threads or simulator workers", above=0)
+    cell_memory_gb: float = key(3.0, "and memory", above=0)
 
-    name: str
-    run_dir: str
-    tasks: dict[str, TaskGrid]
-    methods: dict[str, list[str]]
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    settings: list[str] = field(default_factory=list)
-    total_env_steps: int | None = None
-    max_minutes: float | None = None
-    runner: Literal["local", "ray"] = "local"
-    cores: int | None = None
-    memory_gb: float | None = None
-    cell_cores: int = 1
-    cell_memory_gb: float = 3.0
-
-    def __post_init__(self) -> None:
-        for key in ("tasks", "methods", "seeds"):
-            if not getattr(self, key):
-                raise BurnishError(f"{key} is empty: expected at least one")
+    def check(self) -> None:
+        for name in ("tasks", "methods", "seeds"):
+            if not getattr(self, name):
+                raise BurnishError(f"{name} is empty: expected at least one")
         if len(set(self.seeds)) < len(self.seeds):
             raise BurnishError(f"seeds={self.seeds}: expected different ones")
-        for key in ("total_env_steps", "max_minutes", "cores", "memory_gb", "cell_cores", "cell_memory_gb"):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise BurnishError(f"{key}={value}: expected more than 0")
         self._check_names()
 
     def _check_names(self) -> None:
-        for key in ("tasks", "methods"):
-            for name in getattr(self, key):
+        for section in ("tasks", "methods"):
+            for name in getattr(self, section):
                 if not name.strip(".") or set(name) - FOLDER_CHARACTERS:
-                    raise BurnishError(f"{key}.{name}: it names a folder, expected letters, digits, '-', '_' and '.'")
+                    raise BurnishError(
+                        f"{section}.{name}: it names a folder, expected letters, digits, '-', '_' and '.'"
+                    )
         for task, grid in self.tasks.items():
             for name in grid.pretrainings.keys() & self.methods.keys():
                 raise BurnishError(f"methods.{name}: taken by the policies that the others start from")
@@ -203,10 +187,10 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
 
 def _check_evaluation(task: str, configs: Sequence[Any]) -> None:
     """Raise BurnishError unless all methods are evaluated in the same task from the same initial states."""
-    for section, key in EVALUATED_ALIKE:
-        found = list(dict.fromkeys(str(getattr(getattr(config, section), key)) for config in configs))
+    for section, name in EVALUATED_ALIKE:
+        found = list(dict.fromkeys(str(getattr(getattr(config, section), name)) for config in configs))
         if len(found) > 1:
-            raise BurnishError(f"{task}: {section}.{key} is {' and '.join(found)}: expected the same for all methods")
+            raise BurnishError(f"{task}: {section}.{name} is {' and '.join(found)}: expected the same for all methods")
 
 
 def check_needs(cells: Sequence[PlannedRun], unfinished: Sequence[PlannedRun]) -> None:
@@ -266,7 +250,7 @@ def resolve(cell: PlannedRun) -> Any:
 
 def parsed(cell: PlannedRun, config: Mapping[str, Any]) -> Any:
     """A configuration of the command that makes the cell, as its dataclass. Raises BurnishError where it is none."""
-    return parse(load(CONFIGS[cell.command]), config)
+    return parse(config_class(cell.command), config)
 
 
 def _pretraining(config: CompareConfig, task: str, grid: TaskGrid) -> list[PlannedRun]:

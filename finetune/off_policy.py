@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from burnish.config import key
 from burnish.datasets.load import load
 from burnish.datasets.sources import demonstrations_of
 from burnish.diffusion import Sampler
@@ -50,138 +51,59 @@ DIVERGED = {
 
 
 @dataclass(frozen=True)
-class OffPolicyConfig(StageConfig):
-    """Settings of both; the defaults are those of the Lift result.
+class CriticStageConfig(StageConfig):
+    """Settings of acting, replay and the critic, which all have; the defaults are those of the Lift result."""
 
-    Attributes:
-        rsm: how draws are weighted, see `RSMConfig`.
-        critic: the Q ensemble, see `CriticConfig`.
-        freeze_actor: learn the critic alone (control: selection by Q on the pretrained policy); what concerns the
-            actor has no effect then.
-        ft_denoising_steps: K', how many of the policy's last denoising steps are fine-tuned; None for all.
-        sampler, ddim_steps, eta: how the draws and the acting candidates are sampled ("inherit": the policy's sampler).
-            A few steps with eta = 1 draw from less than the distribution's width; each refresh of pi_old narrows it.
-        draw_precision: of the denoiser in draws and acting candidates; float16 takes a GPU, or a CPU with arithmetic
-            for it. Gradients and evaluations are in float32.
-        draws: N (DPMD) or M (SDAC), weighed against each other.
-        draw_at: observations at which the actor learns: the "next" ones, where the target's draws serve it too, or the
-            batch's own ("current"), for which is drawn once more. (SDAC's noisy_from=replay has its own.)
-        target_candidates: N'.
-        n_candidates, selection, selection_temperature: chunks sampled for each that is executed, and how Q chooses.
-        exploration_noise, draw_noise: standard deviation of Gaussian noise on the executed chunk and on the draws,
-            which are clipped again.
-        noise_annealing: multiply both by the paper's lambda, which falls from 5 to 1.
-        gamma: per environment step.
-        tau, actor_tau: Polyak averages of the critic (in the target) and of the actor (which acts and is saved).
-        reward_scale: factor on rewards.
-        actor_lr, critic_lr, max_grad_norm: Adam.
-        actor_lr_final, lr_decay_start, lr_decay_updates: the actor's rate falls linearly, counted in its own updates.
-        batch_size, buffer_size: transitions.
-        utd_ratio: gradient steps per stored chunk.
-        update_every: chunks in each environment between two rounds of gradient steps.
-        policy_delay: the actor is trained in every so many-th gradient step.
-        actor_steps: gradient steps it then makes on the same draws, each with noise of its own; drawing costs most.
-        old_policy_every: gradient steps between refreshes of the policy that is drawn from.
-        random_steps: environment steps of uniformly random actions at the start.
-        learning_starts: environment steps before the first gradient step.
-        critic_warmup_updates: gradient steps of the critic alone before the first of the actor.
-        demos: demonstrations: a file, "task" (those the task names), or None.
-        demo_ratio: share of each batch that is demonstrations (RLPD: one half).
-        bc_coef: weight of the plain denoising loss on the demonstrations of the batch.
-    """
+    critic: CriticConfig = key(factory=CriticConfig)
+    sampler: Literal["inherit", "ddpm", "ddim"] = key(
+        "ddim", "of draws and acting candidates: inherit (the policy's), ddpm or ddim; evaluation keeps the policy's"
+    )
+    ddim_steps: int = key(
+        5, "with sampler=ddim; a few steps with eta=1 draw from less than the distribution's width", least=1
+    )
+    eta: float = key(
+        1.0,
+        "of DDIM: 1 draws near the middle of the policy's distribution, 0 narrows it less; each refresh of the policy "
+        "that is drawn from narrows it again",
+        least=0,
+        most=1,
+    )
+    draw_precision: Literal["float32", "float16"] = key(
+        "float32",
+        "of the denoiser in draws and acting candidates (float16: a GPU, or a CPU with AVX-512 FP16); gradients and "
+        "evaluations are in float32",
+    )
+    target_candidates: int = key(2, "N', draws whose best is the critic's target", least=1)
+    n_candidates: int = key(8, "chunks sampled for each that is executed", least=1)
+    selection: Literal["argmax", "softmax"] = key("argmax", "how Q chooses among them")
+    selection_temperature: float = key(1.0, "of the softmax, in units of Q", above=0)
+    exploration_noise: float = key(
+        0.0, "standard deviation of Gaussian noise on the executed chunk, which is clipped again", least=0
+    )
+    draw_noise: float = key(0.0, "and on the draws", least=0)
+    noise_annealing: bool = key(False, "multiply both by the paper's lambda, which falls from 5 to 1")
+    gamma: float = key(0.99, "discount per environment step", above=0, most=1)
+    tau: float = key(0.005, "Polyak average of the critic, in its target", above=0, most=1)
+    reward_scale: float = key(1.0, "factor on rewards", above=0)
+    critic_lr: float = key(3e-4, "of Adam", above=0)
+    max_grad_norm: float = key(10.0, "longer gradients are shortened to it", above=0)
+    batch_size: int = key(256, "transitions", least=1)
+    buffer_size: int = key(1_000_000, "chunks in the replay", least=1)
+    utd_ratio: float = key(0.5, "gradient steps per stored chunk", above=0)
+    update_every: int = key(4, "chunks in each environment between two rounds of gradient steps", least=1)
+    random_steps: int = key(0, "environment steps of uniformly random actions at the start", least=0)
+    learning_starts: int = key(2000, "environment steps before the first gradient step", least=1)
+    critic_warmup_updates: int = key(
+        500, "gradient steps of the critic alone before the first of the actor; due at once", least=0
+    )
+    demos: str | None = key(
+        "task", "demonstrations for the replay: a file, or task (those the task names); null with demo_ratio=0"
+    )
+    demo_ratio: float = key(
+        0.5, "share of each batch that is demonstrations (RLPD: one half; 0: none are read)", least=0, below=1
+    )
 
-    rsm: RSMConfig = field(default_factory=RSMConfig)
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    freeze_actor: bool = False
-    ft_denoising_steps: int | None = None
-    sampler: Literal["inherit", "ddpm", "ddim"] = "ddim"
-    ddim_steps: int = 5
-    eta: float = 1.0
-    draw_precision: Literal["float32", "float16"] = "float32"
-    draws: int = 8
-    draw_at: Literal["next", "current"] = "next"
-    target_candidates: int = 2
-    n_candidates: int = 8
-    selection: Literal["argmax", "softmax"] = "argmax"
-    selection_temperature: float = 1.0
-    exploration_noise: float = 0.0
-    draw_noise: float = 0.0
-    noise_annealing: bool = False
-    gamma: float = 0.99
-    tau: float = 0.005
-    actor_tau: float = 0.005
-    reward_scale: float = 1.0
-    actor_lr: float = 3e-4
-    actor_lr_final: float = 3e-4
-    lr_decay_start: int = 25_000
-    lr_decay_updates: int = 50_000
-    critic_lr: float = 3e-4
-    max_grad_norm: float = 10.0
-    batch_size: int = 256
-    buffer_size: int = 1_000_000
-    utd_ratio: float = 0.5
-    update_every: int = 4
-    policy_delay: int = 2
-    actor_steps: int = 1
-    old_policy_every: int = 1000
-    random_steps: int = 0
-    learning_starts: int = 2000
-    critic_warmup_updates: int = 500
-    demos: str | None = "task"
-    demo_ratio: float = 0.5
-    bc_coef: float = 0.0
-
-    def __post_init__(self) -> None:
-        for key in (
-            "draws",
-            "target_candidates",
-            "n_candidates",
-            "batch_size",
-            "buffer_size",
-            "update_every",
-            "policy_delay",
-            "actor_steps",
-            "old_policy_every",
-            "lr_decay_updates",
-            "learning_starts",
-        ):
-            if getattr(self, key) < 1:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 1")
-        positive = ("actor_lr", "actor_lr_final", "critic_lr", "max_grad_norm", "utd_ratio", "selection_temperature")
-        for key in (*positive, "reward_scale"):
-            if not 0 < getattr(self, key) < float("inf"):
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected more than 0")
-        for key in (
-            "exploration_noise",
-            "draw_noise",
-            "bc_coef",
-            "random_steps",
-            "critic_warmup_updates",
-            "lr_decay_start",
-        ):
-            if not getattr(self, key) >= 0:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 0")
-        for key in ("gamma", "tau", "actor_tau"):
-            if not 0 < getattr(self, key) <= 1:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected more than 0 and at most 1")
-        self._check_sampler()
-        self._check_demonstrations()
-        if not self.freeze_actor:
-            self.rsm.check(self.draws)
-
-    def _check_sampler(self) -> None:
-        if self.ft_denoising_steps is not None and self.ft_denoising_steps < 1:
-            raise BurnishError(
-                f"stage.ft_denoising_steps={self.ft_denoising_steps}: expected at least 1, or null for all"
-            )
-        if self.ddim_steps < 1 or not 0 <= self.eta <= 1:
-            raise BurnishError(
-                f"stage.ddim_steps={self.ddim_steps}, stage.eta={self.eta}: expected at least 1 step, eta from 0 to 1"
-            )
-
-    def _check_demonstrations(self) -> None:
-        if not 0 <= self.demo_ratio < 1:
-            raise BurnishError(f"stage.demo_ratio={self.demo_ratio}: expected at least 0 and less than 1")
+    def check(self) -> None:
         if self.demo_ratio and not self.demos:
             raise BurnishError(
                 f"stage.demos={self.demos or 'null'}, but stage.demo_ratio={self.demo_ratio}: give a file, or "
@@ -192,15 +114,54 @@ class OffPolicyConfig(StageConfig):
                 f"stage.demo_ratio={self.demo_ratio} of stage.batch_size={self.batch_size} is {self.n_demos}: expected "
                 "at least one demonstration and one online transition"
             )
-        if self.bc_coef and not self.demo_ratio:
-            raise BurnishError(
-                f"stage.bc_coef={self.bc_coef} needs demonstrations, but stage.demo_ratio is 0 (else: stage.bc_coef=0)"
-            )
 
     @property
     def n_demos(self) -> int:
         """Demonstrations in a batch."""
         return round(self.demo_ratio * self.batch_size)
+
+
+@dataclass(frozen=True)
+class OffPolicyConfig(CriticStageConfig):
+    """And those of the actor's training, which DPMD and SDAC share."""
+
+    rsm: RSMConfig = key(factory=RSMConfig)
+    freeze_actor: bool = key(
+        False,
+        "learn the critic alone (control: selection by Q on the pretrained policy); what concerns the actor has no "
+        "effect then",
+    )
+    ft_denoising_steps: int | None = key(
+        None, "K', how many of the policy's last denoising steps are fine-tuned (null: all)", least=1
+    )
+    draws: int = key(8, "chunks drawn for each state (N), weighed against each other", least=1)
+    draw_at: Literal["next", "current"] = key(
+        "next",
+        "where the actor learns: next observations, whose draws the target has too, or the batch's own (current), for "
+        "which is drawn anew; SDAC's noisy_from=replay has its own",
+    )
+    actor_tau: float = key(0.005, "Polyak average of the actor, which acts and is saved", above=0, most=1)
+    actor_lr: float = key(3e-4, "of Adam", above=0)
+    actor_lr_final: float = key(3e-4, "reached linearly, from lr_decay_start on", above=0)
+    lr_decay_start: int = key(25_000, "updates of the actor", least=0)
+    lr_decay_updates: int = key(50_000, "updates of the actor", least=1)
+    policy_delay: int = key(2, "the actor is trained in every so many-th gradient step", least=1)
+    actor_steps: int = key(
+        1,
+        "gradient steps it then makes on the same draws, which are what costs time, each with noise of its own",
+        least=1,
+    )
+    old_policy_every: int = key(1000, "gradient steps between refreshes of the policy that is drawn from", least=1)
+    bc_coef: float = key(0.0, "weight of the plain denoising loss on the batch's demonstrations", least=0)
+
+    def check(self) -> None:
+        super().check()
+        if self.bc_coef and not self.demo_ratio:
+            raise BurnishError(
+                f"stage.bc_coef={self.bc_coef} needs demonstrations, but stage.demo_ratio is 0 (else: stage.bc_coef=0)"
+            )
+        if not self.freeze_actor:
+            self.rsm.check_draws(self.draws)
 
 
 class Draws(NamedTuple):
@@ -367,8 +328,8 @@ class OffPolicyStage(Stage):
     def update(self) -> dict[str, float]:
         results: dict[str, list[Tensor]] = {}
         for _ in range(min(int(self.owed), MOST_GRADIENT_STEPS)):
-            for key, value in self._gradient_step().items():
-                results.setdefault(key, []).append(value)
+            for name, value in self._gradient_step().items():
+                results.setdefault(name, []).append(value)
             self.owed -= 1
         if self.owed < 1:
             self.chunks_since_update = 0  # else the next update goes on

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from burnish.config import Checked
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -41,7 +42,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StageConfig:
+class StageConfig(Checked):
     """Base of the stages' configs: `name` chooses the stage."""
 
     name: str

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from burnish.config import Checked, key
 from burnish.datasets.episodes import Episode
 from burnish.datasets.load import load
 from burnish.datasets.sources import demonstrations_of
@@ -32,6 +33,7 @@ from burnish.policies.diffusion import PolicyConfig
 from burnish.policies.gaussian import GaussianPolicyConfig
 from burnish.policies.load import policy_class
 from burnish.runs.checkpoint import PretrainState
+from burnish.runs.config import RunConfig
 from burnish.runs.evaluation_file import EVALUATION
 from burnish.runs.folder import Run
 from burnish.runs.state import generator_state, restore_generator
@@ -40,71 +42,41 @@ from burnish.runs.summary import PretrainSummary
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Optimisation.
+class TrainConfig(Checked):
+    """Optimisation, by AdamW."""
 
-    Attributes:
-        epochs: passes over the training windows.
-        batch_size, learning_rate, weight_decay, max_grad_norm: AdamW.
-        warmup_steps: linear warm-up of the learning rate, then a cosine to a tenth at the last step (DPPO).
-        ema_decay: of the averaged weights, which are the policy that is evaluated and saved.
-        precision: "bf16" runs the network under autocast.
-        validation_fraction: share of the episodes held out.
-        eval_every, checkpoint_every: epochs; 0 = only at the end.
-        max_demos: use only the first n episodes.
-    """
-
-    epochs: int = 300
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-6
-    warmup_steps: int = 100
-    ema_decay: float = 0.995
-    max_grad_norm: float = 1.0
-    precision: Literal["float32", "bf16"] = "float32"
-    validation_fraction: float = 0.05
-    eval_every: int = 0
-    checkpoint_every: int = 50
-    max_demos: int | None = None
-
-    def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size"):
-            if getattr(self, key) < 1:
-                raise BurnishError(f"train.{key}={getattr(self, key)}: expected at least 1")
-        for key in ("learning_rate", "max_grad_norm"):
-            if getattr(self, key) <= 0:
-                raise BurnishError(f"train.{key}={getattr(self, key)}: expected more than 0")
-        for key in ("warmup_steps", "eval_every", "checkpoint_every", "weight_decay"):
-            if getattr(self, key) < 0:
-                raise BurnishError(f"train.{key}={getattr(self, key)}: expected at least 0")
-        for key in ("ema_decay", "validation_fraction"):
-            if not 0 <= getattr(self, key) < 1:
-                raise BurnishError(f"train.{key}={getattr(self, key)}: expected at least 0 and less than 1")
-        if self.max_demos is not None and self.max_demos < 1:
-            raise BurnishError(f"train.max_demos={self.max_demos}: expected at least 1, or null")
+    epochs: int = key(300, "passes over the training windows", least=1)
+    batch_size: int = key(256, "windows per update", least=1)
+    learning_rate: float = key(1e-3, "of AdamW", above=0)
+    weight_decay: float = key(1e-6, "of AdamW", least=0)
+    warmup_steps: int = key(
+        100,
+        "updates until the learning rate is reached, linearly; then a cosine down to a tenth at the last (DPPO)",
+        least=0,
+    )
+    ema_decay: float = key(
+        0.995, "of the averaged weights, which are the policy that is evaluated and saved", least=0, below=1
+    )
+    max_grad_norm: float = key(1.0, "longer gradients are shortened to it", above=0, most=math.inf)
+    precision: Literal["float32", "bf16"] = key("float32", "bf16 runs the network under autocast")
+    validation_fraction: float = key(0.05, "part of the episodes that is held out", least=0, below=1)
+    eval_every: int = key(0, "epochs between evaluations in the simulator (0: only at the end)", least=0)
+    checkpoint_every: int = key(50, "epochs between checkpoints (0: only at the end)", least=0)
+    max_demos: int | None = key(None, "use only the first so many episodes (null: all)", least=1)
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """One run of `burnish pretrain`; see the config file for what each key means."""
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """One run of `burnish pretrain`."""
 
-    task: TaskConfig
-    run_dir: str
-    policy: PolicyConfig | GaussianPolicyConfig = field(default_factory=PolicyConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    dataset: str | None = None
-    filter_key: str | None = None
-    seed: int = 0
-    device: str = "auto"
-    torch_threads: int = 1
-    resume: str | None = None
-    wandb: str = "disabled"
-    overwrite: bool = False
+    task: TaskConfig = key()
+    policy: PolicyConfig | GaussianPolicyConfig = key(factory=PolicyConfig)
+    train: TrainConfig = key(factory=TrainConfig)
+    evaluation: EvaluationConfig = key(factory=EvaluationConfig)
+    dataset: str | None = key(None, "demonstrations: a file, or shipped:NAME (null: those the task names)")
+    filter_key: str | None = key(None, "robomimic filter key of the episodes to train on, e.g. better (null: all)")
 
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise BurnishError(f"seed={self.seed}: expected at least 0")
+    def check(self) -> None:
         self.evaluation.require_single()
 
 

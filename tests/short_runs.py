@@ -21,9 +21,9 @@ OFF_POLICY = (
     "stage.learning_starts=64",
     "stage.critic_warmup_updates=2",
     "stage.batch_size=32",
-    "stage.old_policy_every=4",
     "stage.demos=hopper.hdf5",
 )
+REFRESH = "stage.old_policy_every=4"
 
 RUNS: dict[str, tuple[str, ...]] = {
     "pretrain-lift": ("pretrain", *LIFT, "train.epochs=2"),
@@ -47,11 +47,11 @@ RUNS: dict[str, tuple[str, ...]] = {
     ),
     "dpmd-lift": (
         *("finetune", *LIFT, "stage=dpmd", "policy=pretrain-lift", "n_envs=4", "backend=workers", "n_workers=1"),
-        *(*OFF_POLICY[:-1], "total_env_steps=320"),
+        *(*OFF_POLICY[:-1], REFRESH, "total_env_steps=320"),
     ),
     "dpmd-hopper": (
         *("finetune", "task=hopper", *EVALUATION, "stage=dpmd_gym", "policy=pretrain-hopper", "n_envs=4"),
-        *("backend=sync", *OFF_POLICY, "total_env_steps=320"),
+        *("backend=sync", *OFF_POLICY, REFRESH, "total_env_steps=320"),
     ),
     "dpmd-scratch": (
         *("scratch", "task=hopper", *EVALUATION, "stage=dpmd_scratch", "n_envs=4", "backend=sync", "eval_every=0"),
@@ -59,7 +59,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     ),
     "sdac-hopper": (
         *("finetune", "task=hopper", *EVALUATION, "stage=sdac_gym", "policy=pretrain-hopper", "n_envs=4"),
-        *("backend=sync", *OFF_POLICY, "total_env_steps=320"),
+        *("backend=sync", *OFF_POLICY, REFRESH, "total_env_steps=320"),
     ),
     "best-of-n-hopper": (
         *("finetune", "task=hopper", *EVALUATION, "stage=best_of_n_gym", "policy=pretrain-hopper", "n_envs=4"),

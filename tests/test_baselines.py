@@ -404,14 +404,14 @@ def test_the_kind_of_actor_must_fit(name):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (lambda: SACConfig(gamma=0.0), "stage.gamma=0.0"),
-        (lambda: SACConfig(ent_coef=-1.0), "stage.ent_coef=-1.0"),
-        (lambda: TD3Config(policy_delay=0), "stage.policy_delay=0"),
-        (lambda: TD3Config(utd_ratio=0.0), "stage.utd_ratio=0.0"),
-        (lambda: PPOConfig(batch_size=1), "stage.batch_size=1"),
-        (lambda: PPOConfig(clip_range_vf=0.0), "stage.clip_range_vf=0.0"),
-        (lambda: GaussianPolicyConfig(n_action_steps=0), "policy.n_action_steps=0"),
-        (lambda: GaussianPolicyConfig(hidden_sizes=[0]), "policy.hidden_sizes"),
+        (lambda: SACConfig(gamma=0.0), "gamma=0.0"),
+        (lambda: SACConfig(ent_coef=-1.0), "ent_coef=-1.0"),
+        (lambda: TD3Config(policy_delay=0), "policy_delay=0"),
+        (lambda: TD3Config(utd_ratio=0.0), "utd_ratio=0.0"),
+        (lambda: PPOConfig(batch_size=1), "batch_size=1"),
+        (lambda: PPOConfig(clip_range_vf=0.0), "clip_range_vf=0.0"),
+        (lambda: GaussianPolicyConfig(n_action_steps=0), "n_action_steps=0"),
+        (lambda: GaussianPolicyConfig(hidden_sizes=[0]), "hidden_sizes"),
     ],
 )
 def test_impossible_settings(config, message):

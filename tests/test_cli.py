@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from burnish.commands.table import COMMANDS, Command
 from burnish.compose import config_groups, group_options
 from burnish.envs.task import load_task
 from burnish.errors import BurnishError, Stopped
+from burnish.pretrain.behaviour_cloning import PretrainConfig
 from burnish.runs.folder import Run
 
 
@@ -67,8 +68,37 @@ def test_each_help_has_groups_keys_and_examples_that_compose(
             entry.parse(configure(entry, overrides))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (
+            ["finetune", "stage=dpmd_gym"],
+            [
+                r"  stage.critic_lr=0.001 +of Adam \[more than 0\]",
+                r"  stage.rsm.kl_target=1.0 +nats by which",
+                r"  policy=\.\.\. +folder of the pretrained policy",
+                r"  stage.resample=2 +R, so many of a state's draws",
+                r"  total_env_steps=51200 +primitive \(not chunk\) steps .*\[at least 1\]",
+            ],
+        ),
+        (
+            ["pretrain", "policy=gaussian"],
+            [r"  policy.log_std_init=-1.5 ", r"  task.fast=true +robosuite's control step"],
+        ),
+        (["scratch", "network=gaussian", "stage=sac"], [r"  network.squash=true ", r"  stage.ent_coef=auto "]),
+    ],
+)
+def test_help_reads_the_dataclasses_of_the_chosen_options(
+    arguments: list[str], lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = run(capsys, *arguments, "--help")
+    assert status == 0
+    for line in lines:
+        assert re.search(f"^{line}", out, re.MULTILINE), line
+
+
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
-def test_every_key_of_the_yaml_and_of_the_dataclass_is_the_same(entry: Command) -> None:
+def test_a_composed_configuration_has_every_key_of_its_dataclass(entry: Command) -> None:
     for group in {"policy", "network", "stage"} & set(config_groups(entry.config)):
         for option in group_options(group):
             check_keys(entry, [f"{group}={option}"])
@@ -103,7 +133,6 @@ def check_keys(entry: Command, overrides: list[str]) -> None:
     required["target_return"] = 1
     raw = configure(entry, overrides)
     config = entry.parse({key: required[key] if value == "???" else value for key, value in raw.items()})
-    raw["task"] = dataclasses.asdict(config.task)  # a task may leave out what it has no use for
     assert keys(raw) == keys(dataclasses.asdict(config))
 
 
@@ -195,30 +224,11 @@ def test_all_tasks_are_sound_and_listed(capsys: pytest.CaptureFixture[str]) -> N
         assert load_task(name).name == name
 
 
-@dataclass(frozen=True)
-class FakeConfig:
-    """What a fake `pretrain` is given."""
-
-    seed: int
-    run_dir: str
-    task: dict[str, Any]
-    policy: dict[str, Any]
-    train: dict[str, Any]
-    evaluation: dict[str, Any]
-    dataset: str | None
-    filter_key: str | None
-    device: str
-    torch_threads: int
-    wandb: str
-    resume: str | None
-    overwrite: bool
-
-
 @pytest.fixture
 def fake_pretrain(monkeypatch: pytest.MonkeyPatch) -> Command:
     """`pretrain` that only writes its run folder: seed 1 fails, seed 2 is defective, seed 9 is stopped."""
 
-    def pretrain(config: FakeConfig) -> dict[str, Any]:
+    def pretrain(config: PretrainConfig) -> dict[str, Any]:
         if config.seed == 1:
             raise BurnishError("seed=1: unlucky")
         if config.seed == 2:
@@ -229,9 +239,8 @@ def fake_pretrain(monkeypatch: pytest.MonkeyPatch) -> Command:
             training.finish({"seed": config.seed})
         return {"seed": config.seed, "rate": 0.25}
 
-    found = {"fake:Config": FakeConfig, "fake:pretrain": pretrain}
-    monkeypatch.setattr(commands, "load", found.__getitem__)
-    fake = dataclasses.replace(command("pretrain"), config_class="fake:Config", function="fake:pretrain")
+    monkeypatch.setattr(commands, "load", {"fake:pretrain": pretrain}.__getitem__)
+    fake = dataclasses.replace(command("pretrain"), function="fake:pretrain")
     monkeypatch.setattr("burnish.commands.cli.COMMANDS", (fake,))
     return fake
 
@@ -262,10 +271,10 @@ def test_a_stopped_run_gives_130(fake_pretrain: Command, capsys: pytest.CaptureF
 def test_ctrl_c_gives_130(
     fake_pretrain: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(config: FakeConfig) -> None:
+    def interrupted(config: PretrainConfig) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "load", {"fake:Config": FakeConfig, "fake:pretrain": interrupted}.__getitem__)
+    monkeypatch.setattr(commands, "load", {"fake:pretrain": interrupted}.__getitem__)
     status, _, err = run(capsys, "pretrain")
     assert status == 130 and "Traceback" not in err
 

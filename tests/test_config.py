@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from typing import Any, Literal, get_type_hints
 
 import pytest
 import yaml
 
-from burnish.compose import compose, config_groups, expand_sweep, group_options
-from burnish.config import parse, to_dict
+from burnish.compose import (
+    CONFIG_MODULE,
+    CONFIGS,
+    compose,
+    config_class,
+    config_groups,
+    config_text,
+    expand_sweep,
+    group_options,
+)
+from burnish.config import Checked, WrongValue, about, completed, key, parse, section_class, to_dict
+from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.finetune.stage import STAGES, StageConfig
+from burnish.policies.load import POLICIES, policy_class
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,11 @@ def test_parse_converts_and_round_trips() -> None:
     assert parsed == Outer("x", Inner(2.0, [1, 2], (3, 4.0)), 1_000_000, False, "a", 7, {"k": [1]})
     assert type(parsed.inner.rate) is float and type(parsed.steps) is int and type(parsed.inner.pair) is tuple
     assert parse(Outer, yaml.safe_load(yaml.safe_dump(to_dict(parsed)))) == parsed
+
+
+def test_a_power_of_ten_is_a_number_where_one_is_expected() -> None:
+    given = yaml.safe_load("{name: 1e6, steps: 1e6, inner: {rate: 5e-4}}")
+    assert parse(Outer, given) == Outer("1e6", Inner(5e-4), 1_000_000)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +98,140 @@ def test_a_bool_is_not_a_literal_number() -> None:
     Choice.__annotations__["n"] = Literal[1, 2]
     with pytest.raises(BurnishError, match="n=true"):
         parse(Choice, {"n": True})
+
+
+@dataclass(frozen=True)
+class Rates(Checked):
+    steps: int = key(3, "how many", least=1)
+    discount: float = key(0.9, "of each step", above=0, most=1)
+    share: float = key(0.5, least=0, below=1)
+    quantile: float = key(0.5, least=0, most=1)
+    limit: float | None = key(None, above=0)
+    norm: float = key(1.0, above=0, most=math.inf)
+    start: float = key(-1.0, "anything")
+    weight: float | Literal["auto"] = key("auto", least=0)
+    sizes: list[int] = key([64, 64], least=1)
+    form: str = key("round", options=("round", "square"))
+
+    def check(self) -> None:
+        if self.share > self.quantile:
+            raise WrongValue(f"share={self.share}: more than quantile={self.quantile}")
+
+
+@dataclass(frozen=True)
+class Slower(Rates):
+    discount: float = 0.5
+
+
+@dataclass(frozen=True)
+class Both(Checked):
+    rates: Rates = key(factory=lambda: Rates(steps=7))
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": 0}, "steps=0: expected at least 1"),
+        ({"discount": 0.0}, "discount=0.0: expected more than 0 and at most 1"),
+        ({"discount": NAN}, "discount=nan: expected more than 0 and at most 1"),
+        ({"share": 1.0}, "share=1.0: expected at least 0 and less than 1"),
+        ({"quantile": 1.5}, "quantile=1.5: expected 0 to 1"),
+        ({"limit": INFINITE}, "limit=inf: expected more than 0, or null"),
+        ({"norm": NAN}, "norm=nan: expected more than 0"),
+        ({"start": -INFINITE}, "start=-inf: expected a finite number"),
+        ({"weight": -1.0}, "weight=-1.0: expected at least 0, or auto"),
+        ({"sizes": [64, 0]}, "sizes=[64, 0]: expected at least 1 each"),
+        ({"form": "oval"}, "form=oval: expected one of round, square"),
+        ({"share": 0.9}, "share=0.9: more than quantile=0.5"),
+    ],
+)
+def test_ranges_are_checked_whoever_makes_the_dataclass(given: dict[str, Any], message: str) -> None:
+    for cls in (Rates, Slower):
+        with pytest.raises(WrongValue) as caught:
+            cls(**given)
+        assert str(caught.value) == message
+    with pytest.raises(WrongValue):
+        replace(Rates(), **given)
+    with pytest.raises(BurnishError) as refused:
+        parse(Both, {"rates": given}, "stage")
+    assert str(refused.value) == f"stage.rates.{message}"
+
+
+def test_what_a_range_admits() -> None:
+    assert Rates(norm=INFINITE, weight=0.0, discount=1, quantile=1, share=0).norm == INFINITE
+    assert Rates().sizes == [64, 64] and Rates().sizes is not Rates().sizes
+    assert Slower().discount == 0.5 and about(Slower, "discount") == about(Rates, "discount")
+    assert about(Rates, "steps").doc == "how many"
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting"), [("dppo", "clip_coef=nan"), ("dpmd", "rsm.kl_target=inf"), ("ppo", "learning_rate=nan")]
+)
+def test_no_stage_takes_what_is_no_number(stage: str, setting: str) -> None:
+    with pytest.raises(BurnishError, match=f"stage.{setting}: expected more than 0"):
+        parse(config_class("finetune"), compose("finetune", ["policy=x", f"stage={stage}", f"stage.{setting}"]))
+
+
+def test_completed_fills_in_the_defaults_of_the_section_that_is_meant() -> None:
+    assert completed(Both, {})["rates"] == to_dict(Rates(steps=7))
+    assert completed(Both, {"rates": {"share": 0.1, "stray": 1}})["rates"] == {
+        **to_dict(Rates(steps=7, share=0.1)),
+        "stray": 1,
+    }
+    assert completed(StageConfig, {"name": "sdac"})["rsm"]["kl_target"] == 2.0
+
+
+def yaml_files() -> list[str]:
+    """Of all commands, and of all options of all groups."""
+    folder = resources.files(CONFIG_MODULE)
+    groups = [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name != "__pycache__"]
+    return sorted([*CONFIGS, *(f"{group}/{option}" for group in groups for option in group_options(group))])
+
+
+def dataclass_of(name: str, given: dict[str, Any]) -> type:
+    group = name.split("/", maxsplit=1)[0]
+    if group in ("policy", "network"):
+        return policy_class(given["kind"]).Config
+    return {"stage": StageConfig, "task": TaskConfig}[group] if "/" in name else config_class(name)
+
+
+def repeated(given: dict[str, Any], defaults: dict[str, Any], where: str = "") -> Iterator[str]:
+    for name, value in given.items():
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict):
+            yield from repeated(value, defaults[name], f"{where}{name}.")
+        elif name in defaults and value == defaults[name]:
+            yield f"{where}{name}"
+
+
+@pytest.mark.parametrize("name", yaml_files())
+def test_no_key_of_a_yaml_file_repeats_a_default(name: str) -> None:
+    """`name` and `kind` say which dataclass it is."""
+    given = yaml.safe_load(config_text(name))
+    given.pop("defaults", None)
+    cls = dataclass_of(name, given)
+    chosen = {key: given.pop(key) for key in ("name", "kind") if key in given}
+    if "/" not in name:
+        chosen["stage"] = {"name": "dppo"}
+    assert list(repeated(given, completed(cls, chosen))) == []
+    assert not set(given) - set(completed(cls, chosen))
+
+
+def all_dataclasses() -> Iterator[type]:
+    yield from map(config_class, CONFIGS)
+    yield from (StageConfig.choose({"name": name}) for name in STAGES)
+    yield from (policy_class(kind).Config for kind in POLICIES)
+
+
+@pytest.mark.parametrize("cls", list(all_dataclasses()), ids=lambda cls: cls.__name__)
+def test_every_key_says_what_it_means(cls: type) -> None:
+    hints = get_type_hints(cls)
+    for each in fields(cls):
+        if each.name in ("name", "kind") or section_class(hints[each.name], {"kind": "diffusion"}, "") is not None:
+            continue
+        assert about(cls, each.name).doc, each.name
 
 
 def test_compose_takes_groups_values_and_unquoted_paths() -> None:

@@ -165,7 +165,7 @@ def test_damaged_policy_folders(tmp_path, spoil, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_action_steps": 5}, r"n_action_steps=5 \(Ta\) is larger than policy.horizon=4"),
+        ({"n_action_steps": 5}, r"n_action_steps=5 \(Ta\) is larger than horizon=4"),
         ({"sampler": "ddim", "ddim_steps": 21}, "ddim_steps=21: expected 1 to denoising_steps=20"),
         ({"action_normalization": "mean_std"}, "clip_sample=null"),
         ({"schedule": "cosin"}, "schedule=cosin"),

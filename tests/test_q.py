@@ -94,9 +94,9 @@ def test_members_start_different_and_as_torch_initialises():
 
 
 def test_impossible_critics():
-    with pytest.raises(BurnishError, match=r"critic.n_critics=0: expected at least 1"):
+    with pytest.raises(BurnishError, match=r"n_critics=0: expected at least 1"):
         CriticConfig(n_critics=0)
-    with pytest.raises(BurnishError, match=r"critic.activation=sine: expected one of relu, "):
+    with pytest.raises(BurnishError, match=r"activation=sine: expected one of relu, "):
         CriticConfig(activation="sine")
 
 

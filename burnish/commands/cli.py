@@ -75,7 +75,7 @@ def _run_command(command: Command, arguments: list[str]) -> int:
     flags = {argument for argument in arguments if argument.startswith("-")}
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if flags & {"-h", "--help"}:
-        print(command.help())
+        print(command.help(overrides))
         return 0
     unknown = flags - {"-m", "--multirun", "--cfg"}
     if unknown:

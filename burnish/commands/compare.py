@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from burnish.commands.explain import explain
 from burnish.compare.grid import Grid, State, in_words, is_finished
-from burnish.compare.plan import check_needs, plan, read_config
+from burnish.compare.plan import CompareConfig, TaskGrid, check_needs, plan, read_config
 from burnish.compare.start import compare
+from burnish.config import completed
 
 HELP = """\
 Compares fine-tuning methods: tasks x methods x seeds, each from the same pretrained checkpoint, then one report
@@ -32,16 +34,24 @@ FILE is YAML:
     cores: 2                    # of this machine that may be used (default: all)
     memory_gb: 8                # and memory (default: what is free)
 
-More keys: run_dir, cell_cores, cell_memory_gb, runner=local|ray, tasks.TASK.settings, tasks.TASK.methods.METHOD.
 Started again, it goes on where it stopped: finished cells stay, unless their configuration changed. A failed cell is
 reported, the others go on, and the exit status is 1.
 """
 
 
+def keys() -> str:
+    """All keys of FILE, as the --help shows them."""
+    lines = explain(CompareConfig, completed(CompareConfig, {}))
+    return "\n".join(["keys:", *lines, *explain(TaskGrid, completed(TaskGrid, {}), "tasks.TASK.")])
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the comparison -> 0, or 1 if a cell failed."""
     parser = argparse.ArgumentParser(
-        prog="burnish compare", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="burnish compare",
+        description=HELP,
+        epilog=keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", metavar="FILE", help="the comparison, in YAML")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of what the file says")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from burnish.config import key
 from burnish.envs.task import TaskConfig
-from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import EvaluationConfig, about, evaluate
 from burnish.evaluation.video import record
-from burnish.machine.device import resolve_device
+from burnish.machine.device import DeviceConfig, resolve_device
 from burnish.machine.disk import require_writable
 from burnish.policies.load import load_policy
 from burnish.runs.evaluation_file import EVALUATION
@@ -17,29 +17,18 @@ from burnish.runs.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluationConfig):
-    """What to evaluate; how, are the keys of `EvaluationConfig`.
+class EvaluateConfig(EvaluationConfig, DeviceConfig):
+    """What to evaluate; how, are the keys of `EvaluationConfig`."""
 
-    Attributes:
-        policy: folder of the policy.
-        seed: other than in trainings, which choose their best checkpoint by the seeds from 100000 on: measured on
-            those it would seem better than it is.
-        device, torch_threads: see `burnish.machine.device.resolve_device`.
-        out: folder for the results; None: `default_folder`.
-    """
-
-    policy: str
-    task: TaskConfig
-    seed: int = 200_000
-    device: str = "auto"
-    torch_threads: int = 1
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        try:
-            super().__post_init__()
-        except BurnishError as error:  # the keys have no prefix here
-            raise BurnishError(str(error).replace("evaluation.", "")) from error
+    policy: str = key(doc="folder of the policy, e.g. runs/dppo-lift-seed0/checkpoints/best")
+    task: TaskConfig = key()
+    seed: int = key(
+        200_000,
+        "of the first episode; not those from 100000 on, by which trainings choose their best checkpoint: measured on "
+        "them it would seem better than it is",
+        least=0,
+    )
+    out: str | None = key(None, "folder for the results (null: evaluation/ in the run folder, or beside the policy)")
 
     def evaluation(self) -> EvaluationConfig:
         """How to evaluate, alone."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.commands.explain import explain, row
+from burnish.compose import compose, config_class, config_groups, split
 from burnish.config import parse
 from burnish.registry import load
 
@@ -20,7 +21,7 @@ class Command:
         summary: one line.
         description: what it does and what it writes.
         config: the YAML file's name.
-        config_class, function: "module:name" of the dataclass and of what takes it.
+        function: "module:name" of what takes the configuration, see `burnish.compose.CONFIGS`.
         examples: command lines.
         length: the key of the total length, which may be raised on resume; None where there is no resume.
         section: a key only such runs' config.yaml has, to tell whose run folder it is.
@@ -30,7 +31,6 @@ class Command:
     summary: str
     description: str
     config: str
-    config_class: str
     function: str
     examples: tuple[str, ...]
     length: str | None = None
@@ -38,51 +38,33 @@ class Command:
 
     def parse(self, config: dict[str, Any]) -> Any:
         """The command's dataclass from plain data. Raises BurnishError naming the first wrong key."""
-        return parse(load(self.config_class), config)
+        return parse(config_class(self.config), config)
 
     def run(self, config: Any) -> Any:
         """Do the work of the command."""
         return load(self.function)(config)
 
-    def help(self) -> str:
-        """The text of --help: its keys are those with a comment in the YAML file."""
-        from burnish.compose import config_groups, config_text
-
+    def help(self, overrides: Sequence[str] = ()) -> str:
+        """The text of --help: all keys, with the values that they have after `overrides`, such as `stage=dpmd`."""
+        groups = config_groups(self.config)
+        given = dict(map(split, overrides))
+        chosen = [f"{group}={given.get(group, options[0])}" for group, options in groups.items()]
         lines = [
             f"usage: burnish {self.name} [key=value ...] [--multirun] [--cfg] [--help]",
             "",
             self.description,
         ]
         lines += ["", "config groups (the first is the default):"]
-        lines += [_row(f"{group}=", ", ".join(options)) for group, options in config_groups(self.config).items()]
-        lines += ["", "keys most used (all of them: --cfg):"]
-        lines += [_row(f"{key}={default}", meaning) for key, default, meaning in _documented(config_text(self.config))]
+        lines += [row(f"{group}=", ", ".join(options)) for group, options in groups.items()]
+        lines += ["", f"keys with {' '.join(chosen)} (others: burnish {self.name} GROUP=OPTION --help):"]
+        lines += explain(config_class(self.config), compose(self.config, list(overrides)))
         lines += ["", "options:"]
         lines += [
-            _row("-m, --multirun", "run all combinations of key=a,b or key=range(0,3), one after another"),
-            _row("--cfg", "print the resolved configuration and stop"),
+            row("-m, --multirun", "run all combinations of key=a,b or key=range(0,3), one after another"),
+            row("--cfg", "print the resolved configuration and stop"),
         ]
         lines += ["", "examples:", *(f"  {example}" for example in self.examples)]
         return "\n".join(lines)
-
-
-def _row(left: str, right: str) -> str:
-    text = textwrap.fill(right, 110, initial_indent=" " * 34, subsequent_indent=" " * 34)
-    return f"  {left:<30}  {text[34:]}" if len(left) <= 30 else f"  {left}\n{text}"
-
-
-def _documented(text: str) -> list[tuple[str, str, str]]:
-    """(dotted key, default, meaning) of each `key: default  # meaning` in a YAML text."""
-    found = []
-    parents: list[str] = []
-    for line in text.splitlines():
-        match = re.fullmatch(r"( *)(\w+):(?: +(.*?))?(?:  # (.*))?", line)
-        if match:
-            indent, key, default, meaning = match.groups()
-            parents = [*parents[: len(indent) // 2], key]
-            if meaning:
-                found.append((".".join(parents), default.replace("???", "..."), meaning))
-    return found
 
 
 COMMANDS = (
@@ -92,7 +74,6 @@ COMMANDS = (
         description="Clones demonstrations into a diffusion (or Gaussian) policy (behaviour cloning) and\n"
         "evaluates it in the simulator. Writes a run folder; its checkpoints are policy folders.",
         config="pretrain",
-        config_class="burnish.pretrain.behaviour_cloning:PretrainConfig",
         function="burnish.pretrain.behaviour_cloning:pretrain",
         examples=(
             "burnish pretrain task=lift",
@@ -110,7 +91,6 @@ COMMANDS = (
         description="Improves a pretrained policy by RL in the simulator. Writes a run folder;\n"
         "its checkpoints are policy folders.",
         config="finetune",
-        config_class="burnish.finetune.config:FinetuneConfig",
         function="burnish.finetune.start:finetune",
         examples=(
             "burnish finetune task=lift policy=runs/pretrain-lift-seed0/checkpoints/best",
@@ -128,7 +108,6 @@ COMMANDS = (
         "(Ma et al. 2025), or a Gaussian one by Stable-Baselines3's SAC, TD3 or PPO.\n"
         "Writes a run folder; its checkpoints are policy folders.",
         config="scratch",
-        config_class="burnish.finetune.config:FinetuneConfig",
         function="burnish.finetune.start:finetune",
         examples=(
             "burnish scratch task=halfcheetah",
@@ -145,7 +124,6 @@ COMMANDS = (
         description="Rolls out a saved policy with fixed seeds: success rate and return, with confidence\n"
         "intervals. Writes evaluation.json, and videos if asked for.",
         config="evaluate",
-        config_class="burnish.commands.evaluate:EvaluateConfig",
         function="burnish.commands.evaluate:evaluate_policy",
         examples=(
             "burnish evaluate task=lift policy=runs/dppo-lift-seed0/checkpoints/best",
@@ -157,7 +135,6 @@ COMMANDS = (
         summary="collect demonstrations in simulation",
         description="Collects demonstrations in simulation: of a scripted expert, an actor or a policy.",
         config="collect",
-        config_class="burnish.datasets.collecting.collect:CollectConfig",
         function="burnish.datasets.collecting.collect:collect",
         examples=(
             "burnish data collect task=lift out=data/lift.hdf5",
@@ -170,7 +147,6 @@ COMMANDS = (
         description="Trains a SAC actor (Stable-Baselines3) on a Gymnasium task until it reaches a return,\n"
         "to collect demonstrations with.",
         config="behaviour",
-        config_class="burnish.datasets.collecting.sac_actor:BehaviourConfig",
         function="burnish.datasets.collecting.sac_actor:train_behaviour",
         examples=("burnish data train-behaviour task=hopper target_return=1500 out=data/hopper.safetensors",),
     ),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from burnish.config import Checked, WrongValue, key
 from burnish.errors import BurnishError
 
 SUITES = ("gymnasium", "robosuite")
@@ -13,40 +14,26 @@ MeasureName = Literal["success_rate", "return"]
 
 
 @dataclass(frozen=True)
-class TaskConfig:
-    """One entry of the config group `task`.
+class TaskConfig(Checked):
+    """One entry of the config group `task`."""
 
-    Attributes:
-        name: the task's name on the command line (`task=lift`).
-        suite: the simulator package, one of `SUITES`.
-        env_id: the suite's own name of the environment ("Hopper-v5", "Lift").
-        max_episode_steps: primitive (not chunk) steps after which an episode is truncated.
-        obs_keys: keys concatenated, in this order, into one flat observation (Do,); for
-            Gymnasium tasks always ["flat"].
-        env_kwargs: passed to `gymnasium.make` or `robosuite.make`.
-        dataset: default demonstrations: a path, or "shipped:NAME" for a file of the package.
-        fast: robosuite's control step compiled, with the same numbers; false for robosuite's own.
-    """
+    name: str = key(doc="the task's name on the command line")
+    suite: str = key(doc="the simulator package", options=SUITES)
+    env_id: str = key(doc="the suite's own name of the environment, as Hopper-v5 or Lift")
+    max_episode_steps: int = key(doc="primitive (not chunk) steps after which an episode is truncated", least=1)
+    obs_keys: list[str] = key(
+        ["flat"], "observations joined, in this order, into one flat one (Do,); of Gymnasium's tasks always [flat]"
+    )
+    env_kwargs: dict[str, Any] = key(factory=dict, doc="arguments for gymnasium.make or robosuite.make")
+    dataset: str | None = key(None, "its demonstrations: a file, or shipped:NAME for one of the package (null: none)")
+    fast: bool = key(True, "robosuite's control step compiled, with the same numbers; false: its own")
 
-    name: str
-    suite: str
-    env_id: str
-    max_episode_steps: int
-    obs_keys: list[str] = field(default_factory=lambda: ["flat"])
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
-    dataset: str | None = None
-    fast: bool = True
-
-    def __post_init__(self) -> None:
-        if self.suite not in SUITES:
-            raise BurnishError(f"task.suite={self.suite}: expected one of {', '.join(SUITES)}")
-        if self.max_episode_steps < 1:
-            raise BurnishError(f"task.max_episode_steps={self.max_episode_steps}: expected at least 1")
+    def check(self) -> None:
         if not self.obs_keys:
-            raise BurnishError("task.obs_keys is empty: expected at least one observation key")
+            raise WrongValue("obs_keys=[]: expected at least one observation key")
         if self.suite == "gymnasium" and self.obs_keys != ["flat"]:
-            raise BurnishError(
-                f"task.obs_keys=[{', '.join(self.obs_keys)}]: Gymnasium tasks have one observation, expected [flat]"
+            raise WrongValue(
+                f"obs_keys=[{', '.join(self.obs_keys)}]: Gymnasium tasks have one observation, expected [flat]"
             )
 
     @property

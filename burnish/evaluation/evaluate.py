@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from burnish.config import Checked, WrongValue, key
+from burnish.envs import BACKENDS
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -34,32 +36,24 @@ LATENCY_CALLS = 20
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    """How a policy is evaluated.
+class EvaluationConfig(Checked):
+    """How a policy is evaluated."""
 
-    Attributes:
-        episodes: number of episodes.
-        seed: of the first episode; episode i has seed + i.
-        n_envs: environments side by side (changes the speed, not the episodes).
-        backend, n_workers: see `burnish.envs.make_vector_env`.
-        video: number of episodes to write as MP4.
-        candidates: chunks sampled for each that is executed, chosen by the policy's critic (1: no selection).
-    """
+    episodes: int = key(100, "with fixed seeds: episode i starts from seed + i", least=1)
+    seed: int = key(100_000, "of the first episode", least=0)
+    n_envs: int = key(20, "environments that are stepped together (changes the speed, not the episodes)", least=1)
+    backend: str = key("auto", "sync (in this process), workers (processes) or envpool (Gymnasium)", options=BACKENDS)
+    n_workers: int | None = key(None, "processes (null: one a CPU)", least=1)
+    video: int = key(0, "so many episodes are filmed", least=0)
+    candidates: int = key(
+        1,
+        "chunks sampled for each that is executed, chosen by the policy's critic (after stage=dpmd, sdac or best_of_n)",
+        least=1,
+    )
 
-    episodes: int = 100
-    seed: int = 100_000
-    n_envs: int = 20
-    backend: str = "auto"
-    n_workers: int | None = None
-    video: int = 0
-    candidates: int = 1
-
-    def __post_init__(self) -> None:
-        for key, least in (("episodes", 1), ("seed", 0), ("n_envs", 1), ("video", 0), ("candidates", 1)):
-            if getattr(self, key) < least:
-                raise BurnishError(f"evaluation.{key}={getattr(self, key)}: expected at least {least}")
+    def check(self) -> None:
         if self.video > self.episodes:
-            raise BurnishError(f"evaluation.video={self.video} is more than evaluation.episodes={self.episodes}")
+            raise WrongValue(f"video={self.video} is more than episodes={self.episodes}")
 
     def require_single(self) -> None:
         """Raise BurnishError unless `candidates` is 1: trainings evaluate without selection first."""

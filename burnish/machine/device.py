@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
+from burnish.config import Checked, key
 from burnish.errors import BurnishError
 from burnish.machine.memory import keep_freed_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceConfig(Checked):
+    """See `resolve_device`."""
+
+    device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    torch_threads: int = key(1, "of torch on the CPU; more for large networks on an idle machine", least=1)
 
 
 def resolve_device(name: str, torch_threads: int = 1) -> torch.device:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-from burnish.errors import BurnishError
+from burnish.config import Checked, WrongValue, key
 from burnish.networks.activation import ACTIVATIONS
 from burnish.networks.mlp import MLPDenoiser
 from burnish.networks.unet import UNetDenoiser
@@ -14,47 +13,33 @@ Denoiser = MLPDenoiser | UNetDenoiser
 
 
 @dataclass(frozen=True)
-class DenoiserConfig:
-    """The denoising network.
+class DenoiserConfig(Checked):
+    """The denoising network."""
 
-    Attributes:
-        name: "mlp" or "unet".
-        hidden_dim, n_layers, residual, activation: of the MLP (DPPO: 512, 3, residual, relu; RSM: 256, 3, plain, mish).
-        time_dim: size of the timestep embedding.
-        channels, kernel_size, n_groups: of the U-Net, one channel count a resolution.
-    """
+    name: str = key(
+        "mlp",
+        "a multilayer perceptron over the flat chunk, or Diffusion Policy's 1-D U-Net over its steps",
+        options=("mlp", "unet"),
+    )
+    hidden_dim: int = key(256, "of the MLP (DPPO: 512, RSM: 256)", least=1)
+    n_layers: int = key(3, "of the MLP", least=1)
+    residual: bool = key(False, "whether the MLP has residual blocks (DPPO: true, RSM: false)")
+    activation: str = key("mish", "of the MLP (DPPO: relu, RSM: mish)", options=ACTIVATIONS)
+    time_dim: int = key(32, "size of the timestep's embedding, even", least=2)
+    channels: list[int] = key([64, 128, 256], "of the U-Net, one count a resolution, multiples of n_groups", least=1)
+    kernel_size: int = key(5, "of the U-Net, odd", least=1)
+    n_groups: int = key(8, "of the U-Net's group normalisation", least=1)
 
-    name: Literal["mlp", "unet"] = "mlp"
-    hidden_dim: int = 256
-    n_layers: int = 3
-    residual: bool = False
-    activation: str = "mish"
-    time_dim: int = 32
-    channels: list[int] = field(default_factory=lambda: [64, 128, 256])
-    kernel_size: int = 5
-    n_groups: int = 8
-
-    def __post_init__(self) -> None:
-        if self.name not in ("mlp", "unet"):
-            raise BurnishError(f"policy.denoiser.name={self.name}: expected mlp or unet")
-        if self.activation not in ACTIVATIONS:
-            raise BurnishError(
-                f"policy.denoiser.activation={self.activation}: expected one of {', '.join(ACTIVATIONS)}"
-            )
-        if self.time_dim < 2 or self.time_dim % 2:
-            raise BurnishError(f"policy.denoiser.time_dim={self.time_dim}: expected an even number of at least 2")
-        if self.hidden_dim < 1 or self.n_layers < 1:
-            raise BurnishError("policy.denoiser: hidden_dim and n_layers must be at least 1")
+    def check(self) -> None:
+        if self.time_dim % 2:
+            raise WrongValue(f"time_dim={self.time_dim}: expected an even number")
         if self.name == "unet":
-            if self.n_groups < 1:
-                raise BurnishError(f"policy.denoiser.n_groups={self.n_groups}: expected at least 1")
-            if not self.channels or any(c < 1 or c % self.n_groups for c in self.channels):
-                raise BurnishError(
-                    f"policy.denoiser.channels={self.channels}: expected one or more positive multiples of "
-                    f"n_groups={self.n_groups}"
+            if not self.channels or any(count % self.n_groups for count in self.channels):
+                raise WrongValue(
+                    f"channels={self.channels}: expected one or more positive multiples of n_groups={self.n_groups}"
                 )
-            if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-                raise BurnishError(f"policy.denoiser.kernel_size={self.kernel_size}: expected a positive odd number")
+            if self.kernel_size % 2 == 0:
+                raise WrongValue(f"kernel_size={self.kernel_size}: expected an odd number")
 
 
 def build_denoiser(

@@ -8,34 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from burnish.errors import BurnishError
+from burnish.config import Checked, key
 from burnish.networks.activation import ACTIVATIONS
 from burnish.networks.compiled.in_parts import in_parts
 from burnish.networks.compiled.mlp import CompiledMLP, can_compile, up_to_date
 
 
 @dataclass(frozen=True)
-class CriticConfig:
-    """The Q ensemble.
+class CriticConfig(Checked):
+    """The Q ensemble."""
 
-    Attributes:
-        n_critics: members (2: twin critics).
-        hidden_dim, n_layers, activation: of each member.
-        layer_norm: normalise each hidden layer, which keeps Q from exploding off the data (RLPD, arXiv 2302.02948).
-    """
-
-    n_critics: int = 2
-    hidden_dim: int = 256
-    n_layers: int = 3
-    activation: str = "relu"
-    layer_norm: bool = True
-
-    def __post_init__(self) -> None:
-        for key in ("n_critics", "hidden_dim", "n_layers"):
-            if getattr(self, key) < 1:
-                raise BurnishError(f"critic.{key}={getattr(self, key)}: expected at least 1")
-        if self.activation not in ACTIVATIONS:
-            raise BurnishError(f"critic.activation={self.activation}: expected one of {', '.join(ACTIVATIONS)}")
+    n_critics: int = key(2, "members of the Q ensemble (2: twin critics); their least value counts", least=1)
+    hidden_dim: int = key(256, "of each member", least=1)
+    n_layers: int = key(3, "of each member", least=1)
+    activation: str = key("relu", "of each member", options=ACTIVATIONS)
+    layer_norm: bool = key(
+        True, "normalise each hidden layer, which keeps Q from exploding off the data (RLPD, arXiv 2302.02948)"
+    )
 
 
 class EnsembleLinear(nn.Module):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from burnish.config import parse
+from burnish.config import Checked, key, parse
 from burnish.errors import BurnishError
 from burnish.machine.disk import save_folder
 from burnish.networks import CriticConfig, QEnsemble
@@ -28,20 +28,18 @@ P = TypeVar("P", bound="Policy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChunkConfig:
-    """What the config of every kind of policy has.
+class ChunkConfig(Checked):
+    """What the config of every kind of policy has; `kind` is a key of `burnish.policies.load.POLICIES`."""
 
-    Attributes:
-        kind: which class it is for, a key of `burnish.policies.load.POLICIES`.
-        n_obs_steps, n_action_steps: To, Ta.
-        obs_normalization, action_normalization: "min_max", "mean_std" or "none".
-    """
-
-    kind: str
-    n_obs_steps: int = 1
-    n_action_steps: int = 4
-    obs_normalization: Literal["min_max", "mean_std", "none"] = "min_max"
-    action_normalization: Literal["min_max", "mean_std", "none"] = "min_max"
+    kind: str = key()
+    n_obs_steps: int = key(1, "To, observation steps that it sees", least=1)
+    n_action_steps: int = key(4, "Ta, executed action steps", least=1)
+    obs_normalization: Literal["min_max", "mean_std", "none"] = key(
+        "min_max", "of each dimension, over the demonstrations"
+    )
+    action_normalization: Literal["min_max", "mean_std", "none"] = key(
+        "min_max", "of each dimension, over the demonstrations"
+    )
 
     @property
     def horizon(self) -> int:
@@ -191,7 +189,7 @@ class Policy(nn.Module, ABC):
         """
         folder = policy_folder(folder)
         description = read_description(folder)
-        if description["kind"] != cls.Config.kind:  # type: ignore[misc]
+        if description["kind"] != cls.Config.kind:
             raise BurnishError(f"{folder} holds a {description['kind']} policy: expected a {cls.__name__}")
         try:
             policy = cls.from_description(description)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from burnish.config import parse
-from burnish.diffusion import Chain, NoiseProcess, Sampler, StdBounds, betas
+from burnish.config import WrongValue, key, parse
+from burnish.diffusion import SCHEDULES, Chain, NoiseProcess, Sampler, StdBounds, betas
 from burnish.errors import BurnishError
 from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, Encoded, QEnsemble, build_denoiser
 from burnish.policies.base import ChunkConfig, Policy
@@ -29,49 +29,38 @@ from burnish.policies.base import ChunkConfig, Policy
 
 @dataclass(frozen=True)
 class PolicyConfig(ChunkConfig):
-    """Everything that decides what a diffusion policy computes.
-
-    Attributes:
-        denoiser: the network.
-        n_obs_steps, horizon, n_action_steps: To, Tp, Ta.
-        denoising_steps: K, timesteps of the forward process.
-        schedule, schedule_scale, beta_start, beta_end: see `burnish.diffusion.betas`.
-        prediction_type: what the network predicts.
-        clip_sample: bound of the predicted clean (normalised) action, or null.
-        sampler, ddim_steps: "ddpm", or "ddim" with that many transitions.
-        eta: DDIM's noise when the policy acts (0: deterministic given the initial noise).
-        obs_normalization, action_normalization: "min_max", "mean_std" or "none".
-    """
+    """Everything that decides what a diffusion policy computes."""
 
     kind: Literal["diffusion"] = field(default="diffusion", kw_only=True)
-    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    horizon: int = 4
-    denoising_steps: int = 20
-    schedule: str = "cosine"
-    schedule_scale: float = 1.0
-    beta_start: float = 1e-4
-    beta_end: float = 0.999
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    clip_sample: float | None = 1.0
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
-    ddim_steps: int = 5
-    eta: float = 0.0
+    denoiser: DenoiserConfig = key(factory=DenoiserConfig)
+    horizon: int = key(4, "Tp, predicted action steps", least=1)
+    denoising_steps: int = key(20, "K, timesteps of the forward process", least=1)
+    schedule: str = key("cosine", "of the noise's variance over the timesteps", options=SCHEDULES)
+    schedule_scale: float = key(1.0, "factor on every variance", above=0)
+    beta_start: float = key(1e-4, "first noise variance of the linear and the sigmoid schedule")
+    beta_end: float = key(0.999, "last noise variance of the linear and the sigmoid schedule")
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = key("epsilon", "what the network predicts")
+    clip_sample: float | None = key(1.0, "bound of the predicted clean, normalised action (null: none)", above=0)
+    sampler: Literal["ddpm", "ddim"] = key("ddpm", "ddpm goes through all K steps, ddim through ddim_steps of them")
+    ddim_steps: int = key(5, "transitions of DDIM, a divisor of K", least=1)
+    eta: float = key(
+        0.0, "DDIM's noise when the policy acts (0: deterministic given the initial noise)", least=0, most=1
+    )
 
-    def __post_init__(self) -> None:
-        for key in ("n_obs_steps", "horizon", "n_action_steps", "denoising_steps"):
-            if getattr(self, key) < 1:
-                raise BurnishError(f"policy.{key}={getattr(self, key)}: expected at least 1")
+    def check(self) -> None:
         if self.n_action_steps > self.horizon:
-            raise BurnishError(
-                f"policy.n_action_steps={self.n_action_steps} (Ta) is larger than policy.horizon={self.horizon} "
-                "(Tp): a policy cannot execute more steps than it predicts"
+            raise WrongValue(
+                f"n_action_steps={self.n_action_steps} (Ta) is larger than horizon={self.horizon} (Tp): a policy "
+                "cannot execute more steps than it predicts"
             )
         if self.action_normalization == "mean_std" and self.clip_sample is not None:
-            raise BurnishError(
-                "policy.action_normalization=mean_std does not bound actions: set policy.clip_sample=null, "
-                "or use min_max"
+            raise WrongValue(
+                "action_normalization=mean_std does not bound actions: expected clip_sample=null with it, or min_max"
             )
-        Sampler(self.noise_process(), self.sampler, self.ddim_steps, self.eta)  # refuses what cannot be sampled
+        try:  # refuses what cannot be sampled
+            Sampler(self.noise_process(), self.sampler, self.ddim_steps, self.eta)
+        except BurnishError as error:
+            raise WrongValue(str(error)) from error
 
     def noise_process(self) -> NoiseProcess:
         """The forward process that this configuration describes."""

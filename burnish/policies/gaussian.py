@@ -7,42 +7,33 @@ Symbols: B batch, To observation steps, Ta executed (here: all predicted) action
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from burnish.errors import BurnishError
+from burnish.config import key
 from burnish.networks.activation import ACTIVATIONS
 from burnish.policies.base import ChunkConfig, Policy
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianPolicyConfig(ChunkConfig):
-    """Everything that decides what a Gaussian policy computes.
-
-    Attributes:
-        hidden_sizes, activation: of the mean's network; no sizes make it linear.
-        squash: the mean ends in a tanh (SAC, TD3) or is clipped to the bounds (PPO).
-        log_std_init: of the standard deviation, which does not depend on the observation, before anything is learned.
-        action_normalization: without "mean_std", which does not bound actions.
-    """
+    """Everything that decides what a Gaussian policy computes. "mean_std" would not bound its actions."""
 
     kind: Literal["gaussian"] = "gaussian"
-    hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
-    activation: Literal["relu", "tanh", "mish", "silu", "gelu"] = "relu"
-    squash: bool = False
-    log_std_init: float = 0.0
+    hidden_sizes: list[int] = key([256, 256], "of the mean's network; [] makes it linear", least=1)
+    activation: Literal["relu", "tanh", "mish", "silu", "gelu"] = key("relu", "between the layers")
+    squash: bool = key(False, "the mean ends in a tanh (what SAC and TD3 go on with) or is clipped to the bounds (PPO)")
+    log_std_init: float = key(
+        0.0,
+        "log standard deviation before anything is learned, which does not depend on the observation: where cloning "
+        "starts its fit (Adam moves it by a learning rate an update), and with what a fresh PPO explores; SAC has one "
+        "of its own, TD3 none",
+    )
     action_normalization: Literal["min_max", "none"] = "min_max"
-
-    def __post_init__(self) -> None:
-        for key in ("n_obs_steps", "n_action_steps"):
-            if getattr(self, key) < 1:
-                raise BurnishError(f"policy.{key}={getattr(self, key)}: expected at least 1")
-        if min(self.hidden_sizes, default=1) < 1:
-            raise BurnishError(f"policy.hidden_sizes={self.hidden_sizes}: expected at least 1 each")
 
 
 class GaussianPolicy(Policy):

@@ -16,6 +16,7 @@ import yaml
 from burnish.config import to_dict
 from burnish.errors import BurnishError
 from burnish.machine.disk import write_atomically
+from burnish.renamed import FORMAT, with_todays_keys
 from burnish.runs.checkpoint import Checkpoints, FinetuneState, PretrainState, TrainerFile
 from burnish.runs.evaluation_file import BEFORE, EVALUATION, SELECTED
 from burnish.runs.json_file import write_json
@@ -201,7 +202,10 @@ class Run:
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:
-    """The resolved configuration of the run in `folder`. Raises BurnishError where it is not a run folder."""
+    """The resolved configuration of the run in `folder`, with today's keys whatever made it.
+
+    Raises BurnishError where it is not a run folder, or of a later version.
+    """
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise BurnishError(f"{folder} is not a run folder: it has no config.yaml")
@@ -211,7 +215,10 @@ def load_config(folder: str | Path) -> dict[str, Any]:
         raise BurnishError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(config, dict):
         raise BurnishError(f"{path} is damaged: expected keys and values")
-    return config
+    try:
+        return with_todays_keys(config)
+    except BurnishError as error:
+        raise BurnishError(f"{path}: {error}") from error
 
 
 def _number(value: Any) -> int | float:
@@ -220,7 +227,7 @@ def _number(value: Any) -> int | float:
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_atomically(folder / CONFIG, yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False, allow_unicode=True))
 
 
 def _keep_source(folder: Path, policy: Any) -> None:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from burnish.config import Checked, WrongValue, key
 from burnish.datasets.sources import resolve
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -38,49 +39,29 @@ ACTOR_FORMAT = "burnish-sac-actor-1"
 
 
 @dataclass(frozen=True)
-class BehaviourConfig:
-    """What `train_behaviour` trains and when it stops.
+class BehaviourConfig(Checked):
+    """What `train_behaviour` trains and when it stops."""
 
-    Attributes:
-        task: a Gymnasium task.
-        out: the actor's file, NAME.safetensors; NAME.json is written beside it.
-        target_return: training stops at the first evaluation whose mean return reaches this.
-        max_steps: environment steps after which training gives up.
-        eval_every: environment steps between evaluations.
-        eval_episodes: deterministic episodes in each evaluation.
-        report_episodes: fresh episodes, deterministic and sampled, measured for the metadata.
-        hidden_sizes: the actor's hidden layers (the critics keep 256, 256).
-        seed: of the networks, the training environment and the evaluation.
-        device: "cpu" or "cuda"; nets this small are faster on a CPU.
-    """
+    task: TaskConfig = key()
+    out: str = key(doc="file for the actor, NAME.safetensors; NAME.json is written beside it")
+    target_return: float = key(doc="training stops where the mean return of an evaluation reaches this")
+    max_steps: int = key(500_000, "environment steps after which training gives up", least=1)
+    eval_every: int = key(5_000, "environment steps between evaluations", least=1)
+    eval_episodes: int = key(10, "deterministic episodes in each evaluation", least=1)
+    report_episodes: int = key(50, "fresh episodes, deterministic and sampled, measured for the metadata", least=1)
+    hidden_sizes: tuple[int, ...] = key((64, 64), "the actor's hidden layers (the critics keep 256, 256)", least=1)
+    seed: int = key(0, "of the networks, the training environment and the evaluation", least=0, most=2**31 - 1)
+    device: str = key("cpu", "cpu or cuda; networks this small are faster on a CPU")
 
-    task: TaskConfig
-    out: str
-    target_return: float
-    max_steps: int = 500_000
-    eval_every: int = 5_000
-    eval_episodes: int = 10
-    report_episodes: int = 50
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.task.suite != "gymnasium":
             raise BurnishError(
                 f"task={self.task.name} is of suite {self.task.suite}: a SAC behaviour is trained on a gymnasium task"
             )
         if Path(self.out).suffix != ".safetensors":
             raise BurnishError(f"out={self.out}: expected a file name that ends in .safetensors")
-        if not np.isfinite(self.target_return):
-            raise BurnishError(f"target_return={self.target_return}: expected a finite number")
-        for name in ("max_steps", "eval_every", "eval_episodes", "report_episodes"):
-            if getattr(self, name) < 1:
-                raise BurnishError(f"{name}={getattr(self, name)}: expected at least 1")
-        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
-            raise BurnishError(f"hidden_sizes={self.hidden_sizes}: expected one or more positive sizes")
-        if not 0 <= self.seed < 2**31:
-            raise BurnishError(f"seed={self.seed}: expected 0 to 2^31 - 1")
+        if not self.hidden_sizes:
+            raise WrongValue("hidden_sizes=[]: expected one or more sizes")
 
 
 class SACActor(nn.Module):

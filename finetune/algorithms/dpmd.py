@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from burnish.config import key
 from burnish.errors import BurnishError
 from burnish.finetune.losses.rsm import resample, weighted_denoising_loss
 from burnish.finetune.off_policy import Draws, OffPolicyConfig, OffPolicyStage
@@ -23,28 +24,28 @@ from burnish.policies.diffusion import choose
 
 @dataclass(frozen=True)
 class DPMDConfig(OffPolicyConfig):
-    """Settings of DPMD, see `OffPolicyConfig`.
-
-    Attributes:
-        resample: R: so many draws of each state, drawn again by weight, are trained on; the same gradient on average
-            as that of all N, for R / N of its cost. 0, or no less than N: all, weighted.
-        train_on: "all" draws of a state, weighed against each other, or the "best" alone by Q, as the released code
-            does, weighed against those of other states (rsm.weights=paper) or not at all (constant).
-    """
+    """Settings of DPMD, see `OffPolicyConfig`."""
 
     name: Literal["dpmd"] = "dpmd"
-    resample: int = 2
-    train_on: Literal["all", "best"] = "all"
+    resample: int = key(
+        2,
+        "R, so many of a state's draws, drawn again by weight, the actor is trained on: the same gradient on average "
+        "as that of all, for R / N of its cost (0, or no less than draws: on all, weighted)",
+        least=0,
+    )
+    train_on: Literal["all", "best"] = key(
+        "all",
+        "all draws of a state, weighed against each other, or the best by Q alone (the released code), weighed against "
+        "those of other states (rsm.weights=paper) or not at all (constant)",
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if self.train_on == "best" and self.rsm.weights not in ("paper", "constant"):
             raise BurnishError(
                 f"stage.train_on=best leaves one draw, which stage.rsm.weights={self.rsm.weights} has nothing to weigh "
                 "against: expected weights paper or constant, or train_on=all"
             )
-        if self.resample < 0:
-            raise BurnishError(f"stage.resample={self.resample}: expected at least 0")
 
 
 class DPMD(OffPolicyStage):

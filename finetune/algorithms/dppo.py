@@ -11,6 +11,7 @@ sampler, K' (`K_ft`) fine-tuned transitions (the last), i = 0 (noisiest) .. K'-1
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from burnish.config import WrongValue, key
 from burnish.diffusion import Chain, Sampler, StdBounds, gaussian_log_prob
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
@@ -40,87 +42,50 @@ RATIO_TOLERANCE = 1e-5  # of |ratio - 1| before any update, for an averaged log-
 
 @dataclass(frozen=True)
 class DPPOConfig(StageConfig):
-    """Settings of DPPO; the defaults are those of `results/`, docs/dppo.md says where they differ from the paper's.
-
-    Attributes:
-        ft_denoising_steps: K'.
-        sampler, ddim_steps: "inherit" the policy's sampler, or choose another; DDIM trains with eta = 1 and
-            evaluates with eta = 0.
-        n_steps: T, chunks in each environment between two updates.
-        gamma, gae_lambda: per chunk.
-        gamma_denoising: discount of the inner MDP.
-        actor_lr, critic_lr, max_grad_norm: Adam.
-        update_epochs, batch_size: passes over the N K' pairs, pairs a minibatch.
-        clip_coef, clip_coef_base, clip_coef_rate: clip range at the last and the first fine-tuned step, and how
-            fast it grows between them.
-        min_sampling_denoising_std, max_sampling_denoising_std: floor and ceiling of std when acting.
-        min_logprob_denoising_std: floor of std in log-probabilities.
-        randn_clip: noise of a transition is truncated to +-this.
-        log_prob: "mean" of clamped elements (the released code) or "joint".
-        adv_quantile_low, adv_quantile_high: advantages are clipped at these quantiles.
-        target_kl: no further epoch once the approximate KL of one exceeds it.
-        critic_warmup_iterations: first updates that train the critic only.
-        reward_scaling: divide rewards by the running std of the discounted return.
-        bc_coef: weight of - log-probability of chains of the pretrained policy.
-    """
+    """Settings of DPPO. Its defaults are those of the Lift result; docs/dppo.md says where the paper has others."""
 
     name: Literal["dppo"] = "dppo"
-    ft_denoising_steps: int = 10
-    sampler: Literal["inherit", "ddpm", "ddim"] = "inherit"
-    ddim_steps: int = 5
-    n_steps: int = 40
-    gamma: float = 0.95
-    gae_lambda: float = 0.95
-    gamma_denoising: float = 0.99
-    actor_lr: float = 3e-4
-    critic_lr: float = 1e-3
-    max_grad_norm: float = 1.0
-    update_epochs: int = 10
-    batch_size: int = 1000
-    clip_coef: float = 0.02
-    clip_coef_base: float = 0.02
-    clip_coef_rate: float = 3.0
-    min_sampling_denoising_std: float = 0.1
-    max_sampling_denoising_std: float | None = None
-    min_logprob_denoising_std: float = 0.1
-    randn_clip: float = 3.0
-    log_prob: Literal["mean", "joint"] = "mean"
-    adv_quantile_low: float = 0.0
-    adv_quantile_high: float = 1.0
-    target_kl: float = 1.0
-    critic_warmup_iterations: int = 1
-    reward_scaling: bool = True
-    bc_coef: float = 0.0
+    ft_denoising_steps: int = key(10, "K', the last denoising steps, which are fine-tuned", least=1)
+    sampler: Literal["inherit", "ddpm", "ddim"] = key(
+        "inherit", "inherit (the policy's), ddpm, or ddim (trained with eta 1, evaluated with eta 0)"
+    )
+    ddim_steps: int = key(5, "with sampler=ddim", least=1)
+    n_steps: int = key(40, "T, chunks in each environment between two updates", least=1)
+    gamma: float = key(0.95, "discount per chunk", least=0, most=1)
+    gae_lambda: float = key(0.95, "per chunk", least=0, most=1)
+    gamma_denoising: float = key(0.99, "discount per denoising step", least=0, most=1)
+    actor_lr: float = key(3e-4, "of Adam", above=0)
+    critic_lr: float = key(1e-3, "of Adam", above=0)
+    max_grad_norm: float = key(1.0, "longer gradients are shortened to it", above=0, most=math.inf)
+    update_epochs: int = key(10, "passes over the rollout; fewer where target_kl is exceeded", least=1)
+    batch_size: int = key(1000, "(sample, denoising step) pairs a minibatch", least=1)
+    clip_coef: float = key(0.02, "clip range at the last denoising step", above=0)
+    clip_coef_base: float = key(0.02, "and at the first that is fine-tuned", least=0)
+    clip_coef_rate: float = key(3.0, "how fast it grows in between", least=0)
+    min_sampling_denoising_std: float = key(0.1, "floor of the exploration noise", least=0)
+    max_sampling_denoising_std: float | None = key(None, "ceiling of it (null: none)", least=0)
+    min_logprob_denoising_std: float = key(0.1, "floor of std in log-probabilities", above=0)
+    randn_clip: float = key(
+        3.0, "bound that a denoising step's noise is clipped to, in standard deviations", above=0, most=math.inf
+    )
+    log_prob: Literal["mean", "joint"] = key(
+        "mean", "mean of clamped elements (the authors' code), or joint (then raise clip_coef about Ta * Da times)"
+    )
+    adv_quantile_low: float = key(0.0, "advantages are clipped at this quantile", least=0, most=1)
+    adv_quantile_high: float = key(1.0, "and at this", least=0, most=1)
+    target_kl: float = key(1.0, "no further epoch once the approximate KL of one exceeds it", above=0, most=math.inf)
+    critic_warmup_iterations: int = key(1, "first updates that train the critic only", least=0)
+    reward_scaling: bool = key(True, "divide rewards by the running std of the discounted return")
+    bc_coef: float = key(0.0, "weight of - log-probability of the pretrained policy's chains", least=0)
 
-    def __post_init__(self) -> None:
-        for key in ("ft_denoising_steps", "n_steps", "update_epochs", "batch_size", "ddim_steps"):
-            if getattr(self, key) < 1:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 1")
-        for key in ("gamma", "gae_lambda", "gamma_denoising", "adv_quantile_low", "adv_quantile_high"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected 0 to 1")
-        for key in (
-            "actor_lr",
-            "critic_lr",
-            "max_grad_norm",
-            "clip_coef",
-            "min_logprob_denoising_std",
-            "randn_clip",
-            "target_kl",
-        ):
-            if getattr(self, key) <= 0:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected more than 0")
-        for key in ("clip_coef_base", "clip_coef_rate", "bc_coef", "critic_warmup_iterations"):
-            if getattr(self, key) < 0:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 0")
+    def check(self) -> None:
         if self.adv_quantile_low >= self.adv_quantile_high:
-            raise BurnishError(
-                f"stage.adv_quantile_low={self.adv_quantile_low} must be less than "
-                f"adv_quantile_high={self.adv_quantile_high}"
+            raise WrongValue(
+                f"adv_quantile_low={self.adv_quantile_low} must be less than adv_quantile_high={self.adv_quantile_high}"
             )
         if self.min_sampling_denoising_std < self.min_logprob_denoising_std:
-            raise BurnishError(
-                f"stage.min_sampling_denoising_std={self.min_sampling_denoising_std} is less than "
+            raise WrongValue(
+                f"min_sampling_denoising_std={self.min_sampling_denoising_std} is less than "
                 f"min_logprob_denoising_std={self.min_logprob_denoising_std}: the likelihood ratios would be biased"
             )
         self.sampling_bounds()

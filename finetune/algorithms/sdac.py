@@ -10,12 +10,13 @@ Symbols: B states, M draws for each, Tp, Da as in `burnish.policies.diffusion`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from burnish.config import key
 from burnish.errors import BurnishError
 from burnish.finetune.losses.rsm import RSMConfig, weighted_denoising_loss
 from burnish.finetune.off_policy import Draws, OffPolicyConfig, OffPolicyStage
@@ -28,28 +29,23 @@ SMALLEST_UNIFORM = 2**-25  # torch.rand gives 0 once in 2^24 numbers, which woul
 
 @dataclass(frozen=True)
 class SDACConfig(OffPolicyConfig):
-    """Settings of SDAC, see `OffPolicyConfig`; by default anchored to the demonstrations.
-
-    Attributes:
-        noisy_from: where a_k comes from: noised chunks of the "policy" (the best of its draws), of the "replay" (at
-            their own observations), "uniform" ones, or "perturbed" ones of the policy (with Gaussian noise on them).
-        perturbation: standard deviation of that noise.
-        reverse: "truncated": the posterior under a flat prior on [-1, 1]; "clipped": that under a prior without
-            bounds, clipped for Q alone (the released code; leaves mass on the bounds).
-    """
+    """Settings of SDAC, see `OffPolicyConfig`; by default anchored to the demonstrations."""
 
     name: Literal["sdac"] = "sdac"
-    rsm: RSMConfig = field(default_factory=lambda: RSMConfig(kl_target=2.0))
-    draws: int = 32
+    rsm: RSMConfig = key(factory=lambda: RSMConfig(kl_target=2.0))
+    draws: int = key(32, "clean chunks drawn for each noisy one (M), weighed against each other", least=1)
     bc_coef: float = 10.0
-    noisy_from: Literal["policy", "replay", "uniform", "perturbed"] = "policy"
-    perturbation: float = 0.3
-    reverse: Literal["truncated", "clipped"] = "truncated"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.perturbation < 0:
-            raise BurnishError(f"stage.perturbation={self.perturbation}: expected at least 0")
+    noisy_from: Literal["policy", "replay", "uniform", "perturbed"] = key(
+        "policy",
+        "where noisy chunks a_k come from: noised ones of the policy (the best of its draws), perturbed ones of it "
+        "(with Gaussian noise), of the replay (at their own observations), or uniform ones",
+    )
+    perturbation: float = key(0.3, "standard deviation of that noise", least=0)
+    reverse: Literal["truncated", "clipped"] = key(
+        "truncated",
+        "clean chunks given a noisy one: from the posterior under a flat prior within the action bounds (truncated), "
+        "or without bounds, clipped for Q alone (the released code; leaves mass on the bounds)",
+    )
 
 
 class SDAC(OffPolicyStage):

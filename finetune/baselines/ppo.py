@@ -5,13 +5,15 @@ Symbols: T chunks of a rollout, E environments, the others as in `burnish.finetu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from burnish.config import key
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
 from burnish.finetune.baselines.sb3 import SB3Stage, sb3_model, take_metrics
@@ -32,55 +34,30 @@ SETTINGS = ("learning_rate", "n_steps", "batch_size", "n_epochs", "gae_lambda", 
 
 @dataclass(frozen=True)
 class PPOConfig(StageConfig):
-    """Settings of PPO, by Stable-Baselines3's names; docs/baselines.md says where the defaults are not its own.
-
-    Attributes:
-        critic_hidden_sizes: of the value network.
-        n_steps: T, chunks in each environment between two updates.
-        batch_size, n_epochs: chunks of a minibatch, passes over the rollout.
-        gamma, gae_lambda: per environment step, per chunk.
-        clip_range, clip_range_vf: of the likelihood ratio, and of the values (None: not).
-        target_kl: no further minibatch once 1.5 times this is exceeded; None for no limit.
-        reward_scaling: divide rewards by the running std of the discounted return.
-        log_std_init: log standard deviation a pretrained policy explores with at first; None for what behaviour
-            cloning fitted. A fresh policy's is in its network's config.
-        critic_warmup_iterations: first updates of a pretrained policy that train the critic only.
-    """
+    """Settings of PPO, by Stable-Baselines3's names; docs/baselines.md says where the defaults are not its own."""
 
     name: Literal["ppo"] = "ppo"
-    critic_hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])
-    learning_rate: float = 3e-5
-    n_steps: int = 128
-    batch_size: int = 64
-    n_epochs: int = 10
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip_range: float = 0.2
-    clip_range_vf: float | None = None
-    normalize_advantage: bool = True
-    ent_coef: float = 0.0
-    vf_coef: float = 0.5
-    max_grad_norm: float = 0.5
-    target_kl: float | None = None
-    reward_scaling: bool = True
-    log_std_init: float | None = -1.6
-    critic_warmup_iterations: int = 1
-
-    def __post_init__(self) -> None:
-        for key in ("n_steps", "n_epochs"):
-            if getattr(self, key) < 1:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 1")
-        if self.batch_size < 2:
-            raise BurnishError(f"stage.batch_size={self.batch_size}: expected at least 2")
-        for key in ("learning_rate", "clip_range", "clip_range_vf", "max_grad_norm", "target_kl"):
-            if (value := getattr(self, key)) is not None and value <= 0:
-                raise BurnishError(f"stage.{key}={value}: expected more than 0")
-        for key in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected 0 to 1")
-        for key in ("ent_coef", "vf_coef", "critic_warmup_iterations"):
-            if getattr(self, key) < 0:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 0")
+    critic_hidden_sizes: list[int] = key([64, 64], "of the value network", least=1)
+    learning_rate: float = key(3e-5, "of actor and critic", above=0)
+    n_steps: int = key(128, "T, chunks in each environment between two updates", least=1)
+    batch_size: int = key(64, "chunks a minibatch", least=2)
+    n_epochs: int = key(10, "passes over the rollout; fewer where target_kl is exceeded", least=1)
+    gamma: float = key(0.99, "discount per environment step", least=0, most=1)
+    gae_lambda: float = key(0.95, "per chunk", least=0, most=1)
+    clip_range: float = key(0.2, "of the likelihood ratio", above=0)
+    clip_range_vf: float | None = key(None, "of the values (null: not clipped)", above=0)
+    normalize_advantage: bool = key(True, "in each minibatch")
+    ent_coef: float = key(0.0, "weight of the entropy", least=0)
+    vf_coef: float = key(0.5, "weight of the value loss", least=0)
+    max_grad_norm: float = key(0.5, "longer gradients are shortened to it", above=0, most=math.inf)
+    target_kl: float | None = key(
+        None, "no further minibatch once 1.5 times this is exceeded (null: no limit)", above=0
+    )
+    reward_scaling: bool = key(True, "divide rewards by the running std of the discounted return")
+    log_std_init: float | None = key(
+        -1.6, "log std a pretrained policy explores with at first (null: as cloned; a fresh one: network.log_std_init)"
+    )
+    critic_warmup_iterations: int = key(1, "first updates of a pretrained policy that train the critic only", least=0)
 
 
 class SampledChunk(NamedTuple):

@@ -7,28 +7,20 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from burnish.errors import BurnishError
+from burnish.config import key
 from burnish.finetune.baselines.sb3 import ReplayConfig, ReplayStage, sb3_model
 from burnish.finetune.stage import Setting
 
 
 @dataclass(frozen=True)
 class SACConfig(ReplayConfig):
-    """Settings of SAC, by Stable-Baselines3's names and with its defaults.
-
-    Attributes:
-        ent_coef: temperature, "auto" to learn it so that the entropy is `target_entropy`.
-        target_entropy: "auto" for - Ta Da.
-    """
+    """Settings of SAC, by Stable-Baselines3's names and with its defaults."""
 
     name: Literal["sac"] = "sac"
-    ent_coef: float | Literal["auto"] = "auto"
-    target_entropy: float | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ent_coef != "auto" and self.ent_coef < 0:
-            raise BurnishError(f"stage.ent_coef={self.ent_coef}: expected at least 0, or auto")
+    ent_coef: float | Literal["auto"] = key(
+        "auto", "temperature, or auto to learn it so that the entropy is target_entropy", least=0
+    )
+    target_entropy: float | Literal["auto"] = key("auto", "auto: - Ta Da")
 
 
 class SAC(ReplayStage):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from burnish.config import key
 from burnish.datasets.load import load
 from burnish.datasets.sources import demonstrations_of
 from burnish.envs.base import ChunkStep
@@ -183,43 +184,23 @@ def take_metrics(model: Any) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class ReplayConfig(StageConfig):
-    """What SAC and TD3 share, by Stable-Baselines3's names.
+    """What SAC and TD3 share, by Stable-Baselines3's names."""
 
-    Attributes:
-        critic_hidden_sizes: of both Q networks.
-        learning_rate, batch_size, tau: Adam of all networks, transitions of a batch, Polyak average.
-        buffer_size: chunks.
-        gamma: per environment step.
-        learning_starts: environment steps of uniformly random actions, before the first gradient step.
-        train_freq: chunks in each environment between two rounds of gradient steps.
-        utd_ratio: gradient steps per stored chunk.
-        demos: demonstrations the replay is filled with before the start: a file, "task" (those the task names), or
-            None.
-    """
-
-    critic_hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
-    learning_rate: float = 3e-4
-    batch_size: int = 256
-    buffer_size: int = 1_000_000
-    tau: float = 0.005
-    gamma: float = 0.99
-    learning_starts: int = 100
-    train_freq: int = 1
-    utd_ratio: float = 1.0
-    demos: str | None = None
-
-    def __post_init__(self) -> None:
-        for key in ("batch_size", "buffer_size", "train_freq"):
-            if getattr(self, key) < 1:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 1")
-        for key in ("learning_rate", "utd_ratio"):
-            if getattr(self, key) <= 0:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected more than 0")
-        for key in ("tau", "gamma"):
-            if not 0 < getattr(self, key) <= 1:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected more than 0, at most 1")
-        if self.learning_starts < 0:
-            raise BurnishError(f"stage.learning_starts={self.learning_starts}: expected at least 0")
+    critic_hidden_sizes: list[int] = key([256, 256], "of both Q networks", least=1)
+    learning_rate: float = key(3e-4, "of all networks, by Adam", above=0)
+    batch_size: int = key(256, "transitions of a batch", least=1)
+    buffer_size: int = key(1_000_000, "chunks", least=1)
+    tau: float = key(0.005, "Polyak average of the critic (TD3: and of the actor)", above=0, most=1)
+    gamma: float = key(0.99, "discount per environment step", above=0, most=1)
+    learning_starts: int = key(
+        100, "environment steps of uniformly random actions, before the first gradient step", least=0
+    )
+    train_freq: int = key(1, "chunks in each environment between two rounds of gradient steps", least=1)
+    utd_ratio: float = key(1.0, "gradient steps per stored chunk", above=0)
+    demos: str | None = key(
+        None,
+        "demonstrations that the replay starts with: a file, or task (those the task names; null: none)",
+    )
 
 
 class Pending(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from burnish.errors import BurnishError
+from burnish.config import key
 from burnish.finetune.baselines.sb3 import ReplayConfig, ReplayStage, sb3_model
 from burnish.finetune.stage import Setting
 from burnish.policies.gaussian import GaussianPolicy
@@ -16,28 +16,14 @@ from burnish.policies.gaussian import GaussianPolicy
 
 @dataclass(frozen=True)
 class TD3Config(ReplayConfig):
-    """Settings of TD3, by Stable-Baselines3's names and with its defaults.
-
-    Attributes:
-        policy_delay: gradient steps of the critics for one of the actor.
-        target_policy_noise, target_noise_clip: smoothing of the target: standard deviation and bound.
-        exploration_noise: standard deviation of the Gaussian noise on what is executed.
-    """
+    """Settings of TD3, by Stable-Baselines3's names and with its defaults."""
 
     name: Literal["td3"] = "td3"
     learning_rate: float = 1e-3
-    policy_delay: int = 2
-    target_policy_noise: float = 0.2
-    target_noise_clip: float = 0.5
-    exploration_noise: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.policy_delay < 1:
-            raise BurnishError(f"stage.policy_delay={self.policy_delay}: expected at least 1")
-        for key in ("target_policy_noise", "target_noise_clip", "exploration_noise"):
-            if getattr(self, key) < 0:
-                raise BurnishError(f"stage.{key}={getattr(self, key)}: expected at least 0")
+    policy_delay: int = key(2, "gradient steps of the critics for one of the actor", least=1)
+    target_policy_noise: float = key(0.2, "standard deviation of the noise on the target's actions", least=0)
+    target_noise_clip: float = key(0.5, "and its bound", least=0)
+    exploration_noise: float = key(0.1, "standard deviation of Gaussian noise on the executed chunk", least=0)
 
 
 class TD3(ReplayStage):

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from burnish.config import Checked, key
 from burnish.errors import BurnishError
 
 PAPER_CLIP = 3.0  # of the normalised Q
@@ -32,28 +33,26 @@ BISECTIONS = 25  # of log lambda in that interval: to one part in a million
 
 
 @dataclass(frozen=True)
-class RSMConfig:
+class RSMConfig(Checked):
     """How draws are weighted.
 
-    Attributes:
-        weights: "kl": self-normalised for each state, lambda such that their mean KL divergence from uniform is
-            `kl_target`; "fixed": self-normalised, lambda = `temperature`; "paper": lambda annealed; one draw for
-            each state (DPMD, the best) is weighed by exp of Q normalised by moving averages and clipped, several
-            (SDAC) are self-normalised; "constant": the control.
-        kl_target: in nats, less than log N.
-        temperature: in units of Q.
+    "kl" is self-normalised for each state, with lambda such that the mean KL divergence of the weights from uniform is
+    `kl_target`; "fixed" likewise, with lambda = `temperature`. "paper" anneals lambda: one draw for each state (DPMD,
+    the best) is weighed by exp of Q normalised by moving averages and clipped, several (SDAC) are self-normalised.
+    "constant" is the control.
     """
 
-    weights: Literal["kl", "fixed", "paper", "constant"] = "kl"
-    kl_target: float = 0.7
-    temperature: float = 1.0
+    weights: Literal["kl", "fixed", "paper", "constant"] = key(
+        "kl", "kl (self-normalised, lambda from kl_target), fixed (lambda = temperature), paper, or constant (control)"
+    )
+    kl_target: float = key(
+        0.7,
+        "nats by which the weights of a state's draws differ from uniform, on average; less than log(draws)",
+        above=0,
+    )
+    temperature: float = key(1.0, "lambda, in units of Q, for weights=fixed", above=0)
 
-    def __post_init__(self) -> None:
-        for key in ("kl_target", "temperature"):
-            if getattr(self, key) <= 0:
-                raise BurnishError(f"stage.rsm.{key}={getattr(self, key)}: expected more than 0")
-
-    def check(self, draws: int) -> None:
+    def check_draws(self, draws: int) -> None:
         """Raise BurnishError where `draws` (N) cannot reach the KL target."""
         if self.weights == "kl" and draws < 2:
             raise BurnishError(f"stage.draws={draws}: expected at least 2 to weigh against each other")

@@ -1,0 +1,20 @@
+"""What the configuration of every training run has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from burnish.config import key
+from burnish.machine.device import DeviceConfig
+from burnish.runs.tracking import WANDB_MODES
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DeviceConfig):
+    """See `burnish.runs.folder.Run.open`."""
+
+    run_dir: str = key(doc="folder of this run")
+    seed: int = key(0, "of the weights, the batches, the environments and all else that is random", least=0)
+    wandb: str = key("disabled", "Weights & Biases", options=WANDB_MODES)
+    resume: str | None = key(None, "run folder to go on with (null: a new run)")
+    overwrite: bool = key(False, "delete an earlier run in run_dir")
