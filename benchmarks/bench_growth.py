@@ -19,20 +19,19 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bench_rsm import STATUS, Case, build, gradient_step, milliseconds, peak_memory
+from measuring import STATUS, milliseconds, peak_memory, setup
+from rsm_steps import Case, build, gradient_step
 
 from burnish.commands import COMMANDS
 from burnish.compose import compose
@@ -518,16 +517,12 @@ def main() -> None:
         print_flatness(runs)
     print(f"\nload {os.getloadavg()[0]:.1f} at the end")
     if options.json:
-        names = ("torch", "numpy", "mujoco", "gymnasium")
-        setup = {
-            "threads": options.threads,
-            "cpus": os.cpu_count(),
-            "machine": platform.machine(),
-            "load": (load_before, os.getloadavg()[0]),
+        report = {
+            **setup(options.threads, load_before),
             "repeats": options.repeats,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+            "rows": rows,
+            "runs": [run._asdict() for run in runs],
         }
-        report = {**setup, "rows": rows, "runs": [run._asdict() for run in runs]}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
