@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?=
 BENCH ?=
+TEST ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -10,7 +11,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make install   a virtual environment in $(VENV) with everything in it"
 	@echo "make demo      pretrain, fine-tune and evaluate a policy in a few minutes (DEMO=--quick: shorter)"
-	@echo "make test      the tests"
+	@echo "make test      the tests, on up to four cores (TEST='-n 0 tests/test_dppo.py': one file in one process)"
 	@echo "make lint      ruff, mypy, and that no import runs up (import-linter)"
 	@echo "make bench     speed measurements, tables and runs/bench/*.json"
 
@@ -29,8 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+# A worker takes up to 2.5 GB, so there are four at most. They take consecutive tests, for what a file's tests share.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal --durations 10 $(TEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -2,10 +2,12 @@
 
     python benchmarks/bench_costs.py --threads 2 --json costs.json
 
-The floor of a network's cost is the floating-point operations of its matrix products over the rate that a large
-float32 product reaches in the same turn; that of an environment step the physics alone (Hopper: the rate of `mj_step`
-in one process, times the workers; Lift: 25 times `mj_step1` and `mj_step2` from each state that was stepped). All costs
-take turns, and a multiple of the floor is taken turn by turn, so that other programs on the machine disturb both alike.
+The floor of a network's cost is the floating-point operations of its matrix products over the best float32 rate that
+anything reaches in the same turn (`measuring.ProductRate`: torch's large product, our compiled one, the instruction
+set's peak); that of an environment step the physics alone (Hopper: the rate of `mj_step` in one process, times the
+workers; Lift: 25 times `mj_step1` and `mj_step2` from each state that was stepped). All costs take turns, and a
+multiple of the floor is taken turn by turn, so that other programs on the machine disturb both alike. What cannot run
+on this machine is left out, and the table says why. `compare_checkouts.py` sets two checkouts' costs side by side.
 "Authors" are the times of the authors' own code on another machine of this kind: DPPO's PyTorch, RSM's jitted JAX,
 gymnasium's AsyncVectorEnv, stock robosuite.
 """
@@ -15,22 +17,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import mujoco
 import numpy as np
 import torch
-from bench_envs import mj_step_floor
-from bench_envs import random_actions as action_stream
-from bench_rsm import AUTHORS_ACTION, AUTHORS_STEP, Case, build, gradient_step, milliseconds, products_gflop
+from measuring import ProductRate, gflop_per_second, milliseconds, physics_alone, random_actions, setup, torch_product
+from rsm_steps import AUTHORS_ACTION, AUTHORS_STEP, Case, build, gradient_step
 
 from burnish.compose import compose
 from burnish.config import parse
@@ -40,15 +40,15 @@ from burnish.envs import make_vector_env
 from burnish.envs.base import ChunkStep
 from burnish.envs.robosuite.simulator import RobosuiteSimulator
 from burnish.envs.task import load_task
+from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import act
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting
 from burnish.machine.device import resolve_device
-from burnish.networks.compiled.mlp import has_float16, why_not
+from burnish.networks.compiled.mlp import why_not
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.pretrain.behaviour_cloning import BehaviourCloning, PretrainConfig
 
-PRODUCT = 2048  # rows and columns of the large matrix product
 RSM_TASKS = ("halfcheetah", "humanoid")
 DPPO_NET = ["policy.denoiser.hidden_dim=512", "policy.denoiser.residual=true", "policy.denoiser.activation=relu"]
 
@@ -98,22 +98,12 @@ class Cost:
         }
 
 
-class ProductRate:
-    """The float32 rate of a large matrix product in this moment."""
+class LeftOut(NamedTuple):
+    """A cost that this machine does not have."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.x = torch.randn(PRODUCT, PRODUCT, dtype=dtype)
-        self.out = torch.empty_like(self.x)
-
-    def gflop_per_ms(self) -> float:
-        ms = min(milliseconds(lambda: torch.mm(self.x, self.x, out=self.out)) for _ in range(2))
-        return 2 * PRODUCT**3 / 1e9 / ms
-
-    def floor_of(self, run: Callable[[], int]) -> Callable[[], float]:
-        """ms of the matrix products alone of one unit of `run`, at this rate."""
-        units: list[int] = []
-        gflop = products_gflop(lambda: units.append(run())) / sum(units)
-        return lambda: gflop / self.gflop_per_ms()
+    name: str
+    setting: str
+    why: str
 
 
 def network_cost(
@@ -130,37 +120,45 @@ def network_cost(
     return Cost(name, setting, run, rate.floor_of(run), **known)  # type: ignore[arg-type]
 
 
-def rsm_costs(rate: ProductRate, quick: bool) -> list[Cost]:
+def rsm_costs(rate: ProductRate, quick: bool) -> list[Cost | LeftOut]:
+    costs: list[Cost | LeftOut] = []
+    for task, variant in product(RSM_TASKS[: 1 if quick else None], ("paper", "float16 draws")):
+        try:
+            costs += variant_costs(rate, task, variant, quick)
+        except BurnishError as error:
+            costs.append(LeftOut("RSM updates and action", f"{task}; {variant}", str(error)))
+    return costs
+
+
+def variant_costs(rate: ProductRate, task: str, variant: str, quick: bool) -> list[Cost]:
     """Steps and actions in the paper's setting, where the actor is trained in every second step."""
     costs = []
-    variants = ("paper", "float16 draws") if has_float16() else ("paper",)
-    for task, variant in product(RSM_TASKS[: 1 if quick else None], variants):
-        note = "" if variant == "paper" else f"; {variant}"
-        for algorithm, factor in (("dpmd", 3), ("sdac", 4)):
-            stage = build(Case(algorithm, task, variant, 8 if quick else 256))
-            known = AUTHORS_STEP[algorithm, task]
-            cost = network_cost(
-                rate,
-                f"{algorithm.upper()} update",
-                f"{task}, batch 256, {'32 candidates' if algorithm == 'dpmd' else 'M = 64'}, K = 20, 3x256{note}",
-                partial(gradient_step, stage),
-                calls=2,  # one with and one without the actor's
-                authors=known,
-                target=round(known[0] / factor),
-            )
-            costs.append(cost)
-        obs = np.zeros((5, 1, stage.policy.obs_dim), np.float32)
-        costs.append(
-            network_cost(
-                rate,
-                "RSM action",
-                f"{task}, 5 environments, 32 candidates{note}",
-                partial(stage.act, obs),
-                calls=5,
-                authors=(AUTHORS_ACTION[task], AUTHORS_ACTION[task]),
-                target=round(AUTHORS_ACTION[task] / 3, 1),
-            )
+    note = "" if variant == "paper" else f"; {variant}"
+    for algorithm, factor in (("dpmd", 3), ("sdac", 4)):
+        stage = build(Case(algorithm, task, variant, 8 if quick else 256))
+        known = AUTHORS_STEP[algorithm, task]
+        cost = network_cost(
+            rate,
+            f"{algorithm.upper()} update",
+            f"{task}, batch 256, {'32 candidates' if algorithm == 'dpmd' else 'M = 64'}, K = 20, 3x256{note}",
+            partial(gradient_step, stage),
+            calls=2,  # one with and one without the actor's
+            authors=known,
+            target=round(known[0] / factor),
         )
+        costs.append(cost)
+    obs = np.zeros((5, 1, stage.policy.obs_dim), np.float32)
+    costs.append(
+        network_cost(
+            rate,
+            "RSM action",
+            f"{task}, 5 environments, 32 candidates{note}",
+            partial(stage.act, obs),
+            calls=5,
+            authors=(AUTHORS_ACTION[task], AUTHORS_ACTION[task]),
+            target=round(AUTHORS_ACTION[task] / 3, 1),
+        )
+    )
     return costs
 
 
@@ -246,12 +244,12 @@ def environment_costs(quick: bool) -> list[Cost]:
         hopper, n_envs=40, n_obs_steps=1, n_action_steps=4, seed=0, backend="workers", n_workers=n_workers
     )
     envs.reset()
-    actions = action_stream((40, 4, envs.action_dim))
+    actions = random_actions((40, 4, envs.action_dim))
     n_chunks, n_steps, seconds = (5, 5, 0.05) if quick else (100, 200, 1.0)
     lift = RobosuiteSimulator(load_task("lift"))
     lift.reset(0)
     lift.step(np.zeros(7))  # compiles
-    lift_actions = action_stream((7,))
+    lift_actions = random_actions((7,))
     model, data = lift.env.sim.model._model, lift.env.sim.data._data
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
     states = np.empty((n_steps, mujoco.mj_stateSize(model, kind)))
@@ -284,7 +282,7 @@ def environment_costs(quick: bool) -> list[Cost]:
             "Gymnasium stepping",
             f"Hopper, 40 environments, {n_workers} workers, chunks of 4",
             hopper_chunks,
-            lambda: 1e3 / (n_workers * mj_step_floor(hopper, seconds).steps_per_second),
+            lambda: 1e3 / (n_workers * physics_alone(hopper, seconds).steps_per_second),
             "steps/s",
             authors=(2947, 2947),
             target=15000,
@@ -303,7 +301,18 @@ def environment_costs(quick: bool) -> list[Cost]:
     ]
 
 
-def print_table(rows: list[dict[str, object]]) -> None:
+def all_costs(rate: ProductRate, quick: bool) -> list[Cost | LeftOut]:
+    """In the table's order."""
+    return [
+        *rsm_costs(rate, quick),
+        *dppo_costs(rate, quick),
+        pretraining_cost(rate),
+        *latency_costs(rate),
+        *environment_costs(quick),
+    ]
+
+
+def print_table(rows: list[dict[str, object]], left_out: Iterable[LeftOut]) -> None:
     print("| cost | setting | ours (range) | times its floor | authors | aim |\n|---|---|---|---|---|---|")
     for row in rows:
         low, high = row["range"]  # type: ignore[misc]
@@ -313,6 +322,10 @@ def print_table(rows: list[dict[str, object]]) -> None:
         ours = f"{number(row['median'])} {row['unit']} ({number(low)} to {number(high)})"  # type: ignore[arg-type]
         aim = f"{sign} {row['target']:,}"
         print(f"| {row['cost']} | {row['setting']} | {ours} | {row['times_floor']:.1f} | {theirs} | {aim} |")
+    for cost in left_out:
+        print(f"| {cost.name} | {cost.setting} | left out | | | |")
+    for why in dict.fromkeys(cost.why for cost in left_out):
+        print(f"\nleft out: {why}")
 
 
 def number(value: float) -> str:
@@ -329,37 +342,34 @@ def main() -> None:
 
     resolve_device("cpu", options.threads)
     load_before = os.getloadavg()[0]
-    rate = ProductRate()
-    costs = [*rsm_costs(rate, options.quick), *dppo_costs(rate, options.quick)]
-    costs += [pretraining_cost(rate), *latency_costs(rate), *environment_costs(options.quick)]
-    rates, bf16 = [], ProductRate(torch.bfloat16)
+    rate = ProductRate(options.quick)
+    bf16 = torch_product(rate.size, torch.bfloat16)
+    wanted = all_costs(rate, options.quick)
+    costs = [cost for cost in wanted if isinstance(cost, Cost)]
+    left_out = [cost for cost in wanted if isinstance(cost, LeftOut)]
+    bf16_rates = []
     for _ in range(1 if options.quick else options.repeats):
-        rates.append((1e3 * rate.gflop_per_ms(), 1e3 * bf16.gflop_per_ms()))
+        bf16_rates.append(gflop_per_second(bf16))
         for cost in costs:
             cost.turn()
     for cost in costs:
         cost.close()
     rows = [cost.row() for cost in costs]
-    float32, bfloat16 = (statistics.median(column) for column in zip(*rates))
     print(f"{options.threads} threads on {os.cpu_count()} CPUs, load {load_before:.1f} to {os.getloadavg()[0]:.1f}")
     if options.quick:
         print("--quick: smaller batches and shorter runs than the settings that are named")
-    print(f"product of {PRODUCT} x {PRODUCT}: {float32:.0f} GFLOP/s float32, {bfloat16:.0f} bf16\n")
+    print(f"{rate.sentence()}; torch's product in bf16 {statistics.median(bf16_rates):.0f}\n")
     if why_not():
         print(f"networks are not compiled: {why_not()}\n")
-    print_table(rows)
+    print_table(rows, left_out)
     if options.json:
-        versions = {name: version(name) for name in ("torch", "numpy", "mujoco", "gymnasium", "robosuite", "numba")}
-        machine = {
-            "threads": options.threads,
-            "cpus": os.cpu_count(),
-            "machine": platform.machine(),
-            "load": (load_before, os.getloadavg()[0]),
-            "gflop_per_second": {"float32": float32, "bf16": bfloat16},
-            "versions": {"python": platform.python_version(), **versions},
-            "compiled_networks": why_not() is None,
+        report = {
+            **setup(options.threads, load_before),
+            "gflop_per_second": {**rate.to_json(), "torch_bf16": statistics.median(bf16_rates)},
+            "rows": rows,
+            "left_out": [cost._asdict() for cost in left_out],
         }
-        options.json.write_text(json.dumps({**machine, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import mujoco
-import numpy as np
 import psutil
+from measuring import physics_alone, random_actions
 
 from burnish.envs import TaskConfig, VectorEnv, make_vector_env
-from burnish.envs.gymnasium.simulator import GymnasiumSimulator
 from burnish.errors import BurnishError
+from burnish.runs.origin import origin
 
 TASKS = {
     name: TaskConfig(name=name, suite="gymnasium", env_id=env_id, max_episode_steps=limit)
@@ -37,12 +35,6 @@ TASKS = {
         ("reacher", "Reacher-v5", 50),
     )
 }
-
-
-def random_actions(shape: tuple[int, ...], seed: int = 0) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    while True:
-        yield rng.uniform(-1, 1, shape).astype(np.float32)
 
 
 class Rate(NamedTuple):
@@ -60,25 +52,6 @@ def cpu_seconds() -> float:
     return sum(time.user + time.system for time in times)
 
 
-def mj_step_floor(task: TaskConfig, seconds: float) -> Rate:
-    """One process that only calls mj_step, over states of random episodes."""
-    simulator = GymnasiumSimulator(task)
-    env = simulator._env
-    wall, cpu, steps = 0.0, 0.0, 0
-    simulator.reset(0)
-    for action in random_actions((simulator.action_dim,)):
-        env.data.ctrl[:] = action * simulator._half_range + simulator._center
-        started, cpu_started = time.perf_counter(), time.process_time()
-        mujoco.mj_step(env.model, env.data, env.frame_skip)
-        wall, cpu = wall + time.perf_counter() - started, cpu + time.process_time() - cpu_started
-        steps += 1
-        if wall >= seconds:
-            break
-        if steps % task.max_episode_steps == 0 or not getattr(env, "is_healthy", True):
-            simulator.reset(None)
-    return Rate("mj_step, 1 process", 1, steps / wall, 1e6 * cpu / steps, 1.0)
-
-
 def backend_rate(env: VectorEnv, backend: str, floor: float, seconds: float) -> Rate:
     env.reset()
     steps = 0
@@ -94,8 +67,8 @@ def backend_rate(env: VectorEnv, backend: str, floor: float, seconds: float) -> 
 
 def measure(task: TaskConfig, options: argparse.Namespace) -> Iterator[Rate]:
     """The floor, then each backend with each chunk size; the fastest of `--repeats` runs."""
-    floor = max((mj_step_floor(task, options.seconds) for _ in range(options.repeats)), key=fastest)
-    yield floor
+    physics = max(physics_alone(task, options.seconds) for _ in range(options.repeats))
+    yield Rate("mj_step, 1 process", 1, *physics, 1.0)
     for chunk, backend in product(options.chunks, options.backends):
         try:
             env = make_vector_env(
@@ -111,7 +84,7 @@ def measure(task: TaskConfig, options: argparse.Namespace) -> Iterator[Rate]:
             print(f"{backend}: left out: {error}")
             continue
         processes = 1 if backend == "sync" else min(options.n_workers, options.n_envs)
-        attainable = floor.steps_per_second * processes
+        attainable = physics.steps_per_second * processes
         runs = (backend_rate(env, backend, attainable, options.seconds) for _ in range(options.repeats))
         yield max(runs, key=fastest)
         env.close()
@@ -154,13 +127,8 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        versions = {
-            "python": platform.python_version(),
-            "mujoco": mujoco.__version__,
-            "numpy": np.__version__,
-        }
         setup = {"env_id": task.env_id, "n_envs": options.n_envs, "n_workers": options.n_workers}
-        options.json.write_text(json.dumps({**setup, "versions": versions, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({**origin(), **setup, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,20 +19,19 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bench_rsm import STATUS, Case, build, gradient_step, milliseconds, peak_memory
+from measuring import STATUS, milliseconds, peak_memory, setup
+from rsm_steps import Case, build, gradient_step
 
 from burnish.commands.table import COMMANDS
 from burnish.compose import compose
@@ -81,6 +80,7 @@ RUNS = {
     "dpmd": ["stage=dpmd_scratch", "stage.buffer_size=1000", "stage.learning_starts=1000", "stage.batch_size=64"]
     + ["stage.random_steps=0", "stage.update_every=4", "stage.critic.hidden_dim=64"],
 }
+QUICK_RUNS = {"dppo": ["total_env_steps=3200"], "dpmd": ["total_env_steps=3200", "stage.buffer_size=400"]}
 
 
 class Table(NamedTuple):
@@ -398,7 +398,7 @@ class Flatness(NamedTuple):
 
 
 def flatness(stage_name: str, length: list[str]) -> Flatness:
-    """Of one run of the loop itself; `length` are the overrides that end it."""
+    """Of one run of the loop itself; `length` are the overrides that make it end."""
     make_stage: Any = stage_class(stage_name)
     mib, count, growing = np.ones(SAMPLES), 0, 0  # ones: a page that is touched for the first time would be growth
     gradient_steps: int | None = None
@@ -511,23 +511,19 @@ def main() -> None:
         made = make()
         made.print()
         rows += made.rows()
-    length = ["total_env_steps=6400"] if options.quick else [f"max_minutes={options.minutes}", "total_env_steps=1e9"]
+    whole = [f"max_minutes={options.minutes}", "total_env_steps=1e9"]
     watched = options.runs if "runs" in options.only else ()
-    runs = [fresh(options.threads, flatness, stage_name, length) for stage_name in watched]
+    runs = [fresh(options.threads, flatness, name, QUICK_RUNS[name] if options.quick else whole) for name in watched]
     if runs:
         print_flatness(runs)
     print(f"\nload {os.getloadavg()[0]:.1f} at the end")
     if options.json:
-        names = ("torch", "numpy", "mujoco", "gymnasium")
-        setup = {
-            "threads": options.threads,
-            "cpus": os.cpu_count(),
-            "machine": platform.machine(),
-            "load": (load_before, os.getloadavg()[0]),
+        report = {
+            **setup(options.threads, load_before),
             "repeats": options.repeats,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+            "rows": rows,
+            "runs": [run._asdict() for run in runs],
         }
-        report = {**setup, "rows": rows, "runs": [run._asdict() for run in runs]}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

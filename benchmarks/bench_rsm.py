@@ -3,9 +3,10 @@
     python benchmarks/bench_rsm.py --tasks halfcheetah --threads 1
 
 The settings are those of `burnish scratch` (Ma et al. 2025: batch 256, 32 candidates, K = 20 DDPM steps, M = 64), the
-transitions random numbers, so no simulator is needed. The floor of a step is its matrix products alone, at the rate of
-the product of the network's hidden layer, (8192, 256) @ (256, 256): what is above 1 is everything else. All cases take
-turns, and a multiple of the floor is taken turn by turn, so that other programs on the machine disturb them alike.
+transitions random numbers, so no simulator is needed. The floor of a step is its matrix products alone, at the best
+rate that anything reaches here (`measuring.ProductRate`): what is above 1 is everything else. All cases take turns, and
+a multiple of the floor is taken turn by turn, so that other programs on the machine disturb them alike. A variant that
+cannot run on this machine is left out, and the table says why.
 """
 
 from __future__ import annotations
@@ -13,63 +14,32 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
-from unittest.mock import patch
 
 import numpy as np
-import torch
+from measuring import STATUS, ProductRate, milliseconds, peak_memory, products_gflop, setup
+from rsm_steps import (
+    AUTHORS_ACTION,
+    AUTHORS_MEMORY,
+    AUTHORS_STEP,
+    BATCH_SIZE,
+    N_ENVS,
+    TASKS,
+    VARIANTS,
+    Case,
+    build,
+    gradient_step,
+)
 
-from burnish.compose import compose
-from burnish.config import parse
-from burnish.envs.task import TaskConfig
+from burnish.errors import BurnishError
 from burnish.finetune.off_policy import OffPolicyStage
-from burnish.finetune.stage import Setting, stage_class
-from burnish.finetune.storage.replay import Transitions
 from burnish.machine.device import resolve_device
-from burnish.networks.compiled import mlp as compiled_mlp
-from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
-
-N_ENVS = 5
-BATCH_SIZE = 256
-HIDDEN_GFLOP = 2 * 8192 * 256 * 256 / 1e9
-STATUS = "/proc/self/status"
-TRANSITIONS = 2048  # in the replay
-TASKS = {"halfcheetah": (17, 6), "humanoid": (348, 17)}  # Do, Da
-DDIM = ["stage.sampler=ddim", "stage.ddim_steps=10", "stage.eta=1"]
-FEW_TARGETS = ["stage.target_candidates=4"]
-HALF = ["stage.draw_precision=float16"]
-SHARED = ["stage.draw_at=next"]  # as dpmd_paper has it anyway
-VARIANTS = {
-    "paper": [],
-    "shared draws": SHARED,
-    "float16 draws": HALF,
-    "ddim 10": DDIM,
-    "4 targets": FEW_TARGETS,
-    "all": [*SHARED, *DDIM, *FEW_TARGETS],
-}
-AUTHORS_STEP = {  # ms of the authors' jitted JAX update, lowest and highest, on another machine of this kind
-    ("dpmd", "halfcheetah"): (513, 568),
-    ("dpmd", "humanoid"): (847, 885),
-    ("sdac", "halfcheetah"): (1485, 1733),
-    ("sdac", "humanoid"): (1895, 2173),
-}
-AUTHORS_ACTION = {"halfcheetah": 16, "humanoid": 26}  # ms
-AUTHORS_MEMORY = (330, 590)  # MiB, over all four
-
-
-class Case(NamedTuple):
-    algorithm: str
-    task: str
-    variant: str
-    batch_size: int
 
 
 class Timing(NamedTuple):
@@ -78,7 +48,7 @@ class Timing(NamedTuple):
     actor_step: float
     critic_step: float
     action: float
-    hidden_product: float
+    gflop_per_ms: float  # the floor's rate
 
 
 class Row(NamedTuple):
@@ -102,67 +72,23 @@ class Row(NamedTuple):
     authors_action_times_slower: float | None
 
 
-def build(case: Case, more: Sequence[str] = ()) -> OffPolicyStage:
-    """The stage of `burnish scratch` with `more` overrides, with random transitions in its replay."""
-    overrides = [f"task={case.task}", f"stage={case.algorithm}_paper", f"stage.buffer_size={TRANSITIONS}"]
-    overrides.append(f"stage.batch_size={case.batch_size}")
-    config = compose("scratch", [*overrides, *VARIANTS[case.variant], *more])
-    obs_dim, action_dim = TASKS[case.task]
-    torch.manual_seed(0)
-    policy = DiffusionPolicy(parse(PolicyConfig, config["network"]), obs_dim, action_dim, ["flat"]).eval()
-    make_stage = stage_class(case.algorithm)
-    setting = Setting(parse(TaskConfig, config["task"]), N_ENVS, seed=0)
-    stage: OffPolicyStage = make_stage(policy, parse(make_stage.Config, config["stage"]), setting)  # type: ignore
-    obs, next_obs = torch.randn(2, TRANSITIONS, obs_dim)
-    chunk = 2 * torch.rand(TRANSITIONS, policy.config.horizon * action_dim) - 1
-    stage.replay.add(Transitions(obs, chunk, torch.randn(TRANSITIONS), torch.full((TRANSITIONS,), 0.99), next_obs))
-    stage.env_steps = stage.config.random_steps
-    return stage
-
-
-def gradient_step(stage: OffPolicyStage) -> None:
-    stage.owed = 1.0
-    stage.update()
-
-
 def gflop(stage: OffPolicyStage) -> tuple[float, float]:
     """Of the matrix products in a step with the actor's and in one without."""
     return products_gflop(lambda: gradient_step(stage)), products_gflop(lambda: gradient_step(stage))
 
 
-def products_gflop(run: Callable[[], object]) -> float:
-    """Of the matrix products in `run`, which has torch make them: what runs compiled cannot be counted."""
-    from torch.utils.flop_counter import FlopCounterMode  # here, because it would count as memory
-
-    with patch.object(compiled_mlp, "_library", lambda: None), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() / 1e9
-
-
-def milliseconds(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return 1e3 * (time.perf_counter() - started)
-
-
-def turn(stage: OffPolicyStage, hidden_product: Callable[[], object]) -> Timing:
+def turn(stage: OffPolicyStage, rate: ProductRate) -> Timing:
     obs = np.zeros((N_ENVS, 1, stage.policy.obs_dim), np.float32)
-    before = hidden_product_ms(hidden_product)
+    before = rate.gflop_per_ms()
     actor_step = milliseconds(lambda: gradient_step(stage))
     critic_step = milliseconds(lambda: gradient_step(stage))
     action = milliseconds(lambda: stage.act(obs))
-    return Timing(actor_step, critic_step, action, (before + hidden_product_ms(hidden_product)) / 2)
+    return Timing(actor_step, critic_step, action, statistics.harmonic_mean((before, rate.gflop_per_ms())))
 
 
-def hidden_product_ms(hidden_product: Callable[[], object]) -> float:
-    return statistics.median(milliseconds(hidden_product) for _ in range(5))
-
-
-def take_turns(stages: Iterable[OffPolicyStage], repeats: int) -> list[list[Timing]]:
+def take_turns(stages: Iterable[OffPolicyStage], rate: ProductRate, repeats: int) -> list[list[Timing]]:
     """Timings of each stage; a turn of every stage, `repeats` times."""
-    x, weight = torch.randn(8192, 256), torch.randn(256, 256)
-    out = torch.empty(8192, 256)
-    rounds = [[turn(stage, lambda: torch.mm(x, weight, out=out)) for stage in stages] for _ in range(repeats)]
+    rounds = [[turn(stage, rate) for stage in stages] for _ in range(repeats)]
     return [list(timings) for timings in zip(*rounds)]
 
 
@@ -181,11 +107,6 @@ def memory_of_torch() -> float:
     )
 
 
-def peak_memory(status: str) -> float:
-    """In MiB, of the kernel's `STATUS`; what getrusage gives begins at the parent's peak."""
-    return int(status.split("VmHWM:")[1].split(maxsplit=1)[0]) / 1024
-
-
 def print_memory(case: Case) -> None:
     stage = build(case)
     print(peak_memory(Path(STATUS).read_text()))
@@ -202,7 +123,7 @@ def row(
         return round(statistics.median(values), 3)
 
     def times_floor(ms: Callable[[Timing], float], step_gflop: float) -> float:
-        return median(ms(t) / (step_gflop / HIDDEN_GFLOP * t.hidden_product) for t in timings)
+        return median(ms(t) / (step_gflop / t.gflop_per_ms) for t in timings)
 
     steps = [(t.actor_step + t.critic_step) / 2 for t in timings]
     step_gflop = sum(gflops) / 2
@@ -227,7 +148,29 @@ def row(
     )
 
 
-def print_rows(rows: list[Row]) -> None:
+def build_each(cases: Iterable[Case]) -> tuple[dict[Case, OffPolicyStage], dict[Case, str]]:
+    """The stages, and why others cannot be built on this machine."""
+    stages, left_out = {}, {}
+    for case in cases:
+        try:
+            stages[case] = build(case)
+        except BurnishError as error:
+            left_out[case] = str(error)
+    return stages, left_out
+
+
+def measure(stages: dict[Case, OffPolicyStage], rate: ProductRate, options: argparse.Namespace) -> list[Row]:
+    bare = memory_of_torch()
+    memory = [memory_of(case, options.threads) for case in stages]
+    for stage in stages.values():  # the first steps of each kind are slower
+        gradient_step(stage)
+        gradient_step(stage)
+    gflops = [gflop(stage) for stage in stages.values()]
+    timings = take_turns(stages.values(), rate, options.repeats)
+    return [row(*values, bare) for values in zip(stages, timings, gflops, memory)]
+
+
+def print_rows(rows: list[Row], left_out: dict[Case, str]) -> None:
     print(
         f"{'':28}{'ms of a step':>24}{'with':>9}{'without':>9}{'times':>7}{'with':>7}{'without':>8}{'ms of an':>9}"
         f"{'peak MiB':>11}{'authors slower':>16}\n"
@@ -244,6 +187,8 @@ def print_rows(rows: list[Row]) -> None:
             f"{r.times_floor:7.2f}{r.actor_times_floor:7.2f}{r.critic_times_floor:8.2f}{r.action_ms:9.1f}"
             f"{r.memory_mib:5.0f}{r.steps_memory_mib:6.0f}{authors:>16}"
         )
+    for case, why in left_out.items():
+        print(f"{case.algorithm:5}{case.task:13}{case.variant:10} left out: {why}")
     low, high = AUTHORS_MEMORY
     print(
         f"authors: their JAX code's fastest step and action, on another machine of this kind; peak {low} to {high} MiB"
@@ -254,8 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", choices=("dpmd", "sdac"), nargs="+", default=["dpmd", "sdac"])
     parser.add_argument("--tasks", choices=TASKS, nargs="+", default=list(TASKS))
-    possible = [variant for variant in VARIANTS if variant != "float16 draws" or compiled_mlp.has_float16()]
-    parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=possible)
+    parser.add_argument("--variants", choices=VARIANTS, nargs="+", help="all, with --quick paper")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=5, help="turns of each case")
     parser.add_argument("--quick", action="store_true", help="does it run: small batches, one turn of one task")
@@ -269,44 +213,33 @@ def main() -> None:
         print_memory(Case(algorithm, task, variant, int(batch_size)))
         return
     if options.quick:
-        options.tasks, options.variants, options.repeats = options.tasks[:1], ["paper"], 1
-    batch_size = 8 if options.quick else BATCH_SIZE
+        options.tasks, options.repeats = options.tasks[:1], 1
+    variants = options.variants or (["paper"] if options.quick else list(VARIANTS))
     cases = [
-        Case(algorithm, task, variant, batch_size)
-        for algorithm, task, variant in product(options.algorithms, options.tasks, options.variants)
+        Case(algorithm, task, variant, 8 if options.quick else BATCH_SIZE)
+        for algorithm, task, variant in product(options.algorithms, options.tasks, variants)
         if (algorithm, variant) != ("dpmd", "shared draws")
     ]
     if not cases:
         parser.error("dpmd_paper shares its draws as it is: expected another variant")
     load_before = os.getloadavg()[0]
-    bare = memory_of_torch()
-    memory = [memory_of(case, options.threads) for case in cases]
-    stages = [build(case) for case in cases]
-    for stage in stages:  # the first steps of each kind are slower
-        gradient_step(stage)
-        gradient_step(stage)
-    gflops = [gflop(stage) for stage in stages]
-    timings = take_turns(stages, options.repeats)
-    rows = [row(*values, bare) for values in zip(cases, timings, gflops, memory)]
-    hidden_ms = statistics.median(t.hidden_product for turns in timings for t in turns)
-    load = load_before, os.getloadavg()[0]
-    print(
-        f"batch {batch_size}, {options.threads} threads on {os.cpu_count()} CPUs, load {load[0]:.1f} to {load[1]:.1f}"
-    )
-    print(f"hidden product {hidden_ms:.2f} ms, {HIDDEN_GFLOP / hidden_ms * 1e3:.0f} GFLOP/s")
-    print_rows(rows)
+    stages, left_out = build_each(cases)
+    rate = ProductRate(options.quick)
+    rate.gflop_per_ms()
+    rows = measure(stages, rate, options)
+    load = f"load {load_before:.1f} to {os.getloadavg()[0]:.1f}"
+    print(f"batch {cases[0].batch_size}, {options.threads} threads on {os.cpu_count()} CPUs, {load}")
+    print(rate.sentence())
+    print_rows(rows, left_out)
     if options.json:
-        setup = {
-            "threads": options.threads,
-            "cpus": os.cpu_count(),
-            "load": load,
-            "hidden_product_ms": hidden_ms,
+        report = {
+            **setup(options.threads, load_before),
+            "gflop_per_second": rate.to_json(),
             "repeats": options.repeats,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "compiled_networks": compiled_mlp.why_not() is None,
+            "rows": [r._asdict() for r in rows],
+            "left_out": [{**case._asdict(), "why": why} for case, why in left_out.items()],
         }
-        rows_json = [r._asdict() for r in rows]
-        options.json.write_text(json.dumps({**setup, "rows": rows_json}, indent=2) + "\n")
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

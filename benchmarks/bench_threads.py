@@ -31,6 +31,7 @@ RUNS = {  # and environment steps, for a few seconds to half a minute; the fewes
     "hopper dpmd": (["task=hopper", "stage=dpmd_scratch", "n_envs=40", *AT_ONCE], 2_400, 1_200),
     "lift dppo": (["task=lift", "stage=dppo_scratch", "n_envs=16"], 8_192, 1_024),
 }
+QUICK = {"dppo": ["stage.update_epochs=1"], "dpmd": []}  # an update is enough to see whether it runs
 WORKERS = (0, 1, 2)  # 0: in the training process
 THREADS = (1, 2)
 
@@ -52,6 +53,7 @@ def steps_per_second(setting: Setting, quick: bool) -> float:
         f"torch_threads={setting.torch_threads}",
         "checkpoint_every=0",
     ]
+    words += QUICK[setting.run.split()[1]] if quick else []
     words += ["eval_every=0", "evaluation.episodes=1", "evaluation.n_envs=1", "evaluation.backend=sync"]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "burnish.commands.cli", "scratch", *words, f"run_dir={folder}/run"]

@@ -1,15 +1,21 @@
-"""The benchmarks run; one counts matrix products rightly, the other finds exponents and leaks."""
+"""The benchmarks run and say what they leave out; products are counted rightly, floors are at the best rate, exponents
+and leaks are found, two checkouts take turns."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from burnish.networks.compiled.mlp import has_float16, why_not
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -20,9 +26,21 @@ def bench_growth(monkeypatch):
     return importlib.import_module("bench_growth")
 
 
-def run_quick(name: str, out: Path, *options: str) -> dict:
+@pytest.fixture
+def measuring(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("measuring")
+
+
+@pytest.fixture
+def compare_checkouts(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("compare_checkouts")
+
+
+def run_quick(name: str, out: Path, *options: str, **environment: str) -> dict:
     command = [sys.executable, str(BENCHMARKS / name), "--quick", "--threads", "1", *options, "--json", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environment})
     return json.loads(out.read_text())
 
 
@@ -44,13 +62,96 @@ def test_quick_run_writes_rows_with_the_floor_of_a_step(tmp_path):
     assert row["step_gflop"] == pytest.approx((candidates + values) / 1e9, rel=0.05)
 
 
+def test_a_variant_that_cannot_run_here_is_left_out_and_says_why(tmp_path):
+    """Nothing compiled: nowhere float16, then."""
+    options = ("--algorithms", "dpmd", "--variants", "float16 draws")
+    report = run_quick("bench_rsm.py", tmp_path / "rsm.json", *options, BURNISH_COMPILED="0")
+    assert report["rows"] == []
+    (left_out,) = report["left_out"]
+    assert (left_out["algorithm"], left_out["task"], left_out["variant"]) == ("dpmd", "halfcheetah", "float16 draws")
+    assert "stage.draw_precision=float16: expected float32 here" in left_out["why"]
+
+
 @pytest.mark.slow
 def test_quick_run_of_costs_has_every_cost_beside_its_floor(tmp_path):
-    rows = run_quick("bench_costs.py", tmp_path / "costs.json")["rows"]
+    report = run_quick("bench_costs.py", tmp_path / "costs.json")
+    rows, rates = report["rows"], report["gflop_per_second"]
+    assert rates["best"] >= rates["torch"] > 0
+    left_out = [(cost["setting"], "draw_precision=float16" in cost["why"]) for cost in report["left_out"]]
+    assert left_out == ([] if has_float16() else [("halfcheetah; float16 draws", True)])
     names = {"DPMD update", "SDAC update", "RSM action", "DPPO sampling with chain", "DPPO minibatch"}
     names |= {"Pretraining step", "Policy latency", "Gymnasium stepping", "robosuite stepping"}
     assert {row["cost"] for row in rows} == names
     assert all(row["median"] > 0 and row["times_floor"] > 0 and row["target"] > 0 for row in rows)
+
+
+def test_the_floors_rate_is_the_best_that_anything_reaches(measuring, monkeypatch):
+    rate = measuring.ProductRate(quick=True)
+    best = 1e3 * rate.gflop_per_ms()
+    (rates,) = rate.measured
+    assert best == rates.best == max(value for value in rates if value is not None) >= rates.torch > 0
+    assert measuring.Rates(torch=80.0, ours=110.0, peak=None).best == 110
+    assert (rates.ours is None) == (why_not() is not None)
+    if rate.why_no_peak is None:  # as fast as any product: 0.9 for another program that disturbs one of them
+        assert rates.peak > 0.9 * rates.torch
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    rate = measuring.ProductRate(quick=True)
+    rate.gflop_per_ms()
+    assert rate.medians().peak is None and "no-such-compiler" in rate.why_no_peak
+    assert f"not measured ({rate.why_no_peak})" in rate.sentence()
+
+
+def test_a_floor_is_the_known_operations_over_the_rate(measuring, monkeypatch):
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    assert measuring.products_gflop(lambda: a @ b) == 2 * 3 * 5 * 7 / 1e9
+    rate = measuring.ProductRate(quick=True)
+    monkeypatch.setattr(rate, "gflop_per_ms", lambda: 0.5)
+
+    def three_products() -> int:
+        for _ in range(3):
+            torch.mm(a, b)
+        return 3
+
+    assert rate.floor_of(three_products)() == pytest.approx(2 * 3 * 5 * 7 / 1e9 / 0.5)
+
+
+def test_our_product_and_the_peak_do_what_they_say(measuring):
+    """Twice as many operations take about twice as long: nothing was left out by a compiler."""
+    if why_not():
+        pytest.skip(why_not())
+    size = measuring.WIDTH
+    assert measuring.our_product(96)() == 2 * 96 * size**2 * (measuring.HIDDEN + 2)
+    few, many = measuring.peak(1e7), measuring.peak(16e7)
+    assert few() == pytest.approx(1e7, rel=0.01) and many() == pytest.approx(16e7, rel=0.01)
+    few_ms, many_ms = (min(measuring.milliseconds(run) for _ in range(20)) for run in (few, many))
+    assert many_ms > 4 * few_ms
+
+
+def test_two_checkouts_are_compared_turn_by_turn(compare_checkouts, tmp_path):
+    """Stand-ins whose turns take 1 ms and 2 ms; one has a cost that the other lacks."""
+    folders = []
+    for ms, names in ((1.0, ["fast", "old"]), (2.0, ["fast"])):
+        folder = tmp_path / str(ms) / "benchmarks"
+        folder.mkdir(parents=True)
+        (folder / "bench_costs.py").write_text(STAND_IN.format(ms=ms, names=names))
+        folders.append(folder.parent)
+    options = argparse.Namespace(before=folders[0], after=folders[1], threads=1, quick=False, repeats=3, only="")
+    (row,) = compare_checkouts.compare(options)
+    assert (row["cost"], row["before_ms"], row["after_ms"], row["ratios"]) == ("fast", 1.0, 2.0, [2.0] * 3)
+
+
+STAND_IN = """
+print("what costs print is no answer")
+ProductRate = dict
+def resolve_device(device, threads): assert (device, threads) == ("cpu", 1)
+class Cost:
+    setting, times_floor = "alone", [1.0]
+    def __init__(self, name): self.name, self.ms = name, []
+    def run(self): return 1
+    def turn(self): self.ms.append({ms} * self.run())
+    def close(self): pass
+def all_costs(rate, quick): return [*map(Cost, {names}), "left out"]
+"""
 
 
 def test_quick_run_of_environments_measures_each_backend(tmp_path):

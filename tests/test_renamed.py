@@ -18,7 +18,7 @@ from burnish import renamed
 from burnish.commands.configure import configure
 from burnish.commands.table import COMMANDS
 from burnish.compare.grid import is_current
-from burnish.compare.plan import Cell
+from burnish.compare.plan import PlannedRun
 from burnish.compose import compose, config_class
 from burnish.config import parse, to_dict
 from burnish.errors import BurnishError
@@ -58,8 +58,8 @@ def test_the_cell_of_an_old_run_is_current(name: str, tmp_path: Path) -> None:
     shutil.copytree(FORMAT_1 / name, folder)
     command, *words = RUNS[name]
 
-    def cell(*more: str) -> Cell:
-        return Cell("hopper", "method", 3, command, folder, (*words, "seed=3", f"run_dir={folder}", *more))
+    def cell(*more: str) -> PlannedRun:
+        return PlannedRun("hopper", "method", 3, command, folder, (*words, "seed=3", f"run_dir={folder}", *more))
 
     assert is_current(cell())
     assert not is_current(cell("evaluation.seed=1"))
