@@ -442,7 +442,7 @@ def test_non_finite_episodes_are_counted_and_restored() -> None:
 
 
 def assert_all_ended(env: WorkerVectorEnv) -> None:
-    assert not any(process.is_alive() for process in env._processes)
+    assert not any(process.is_alive() for process in env.workers.processes)
     with pytest.raises(RuntimeError, match="closed"):
         env.reset()
 
@@ -487,7 +487,7 @@ def test_a_worker_that_dies_in_a_step_is_noticed() -> None:
 def test_a_worker_that_is_killed_between_steps_is_noticed_at_once() -> None:
     env = worker_counters()
     env.reset()
-    pid = env._processes[0].pid
+    pid = env.workers.processes[0].pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     started = time.monotonic()
@@ -512,7 +512,7 @@ def test_workers_ignore_ctrl_c() -> None:
     env = worker_counters()
     try:
         env.reset()
-        for process in env._processes:
+        for process in env.workers.processes:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGINT)
         assert (env.step(zeros(env)).steps == 3).all()
@@ -530,7 +530,7 @@ if __name__ == "__main__":
     sizes = dict(n_envs=2, n_obs_steps=1, n_action_steps=1, max_episode_steps=9)
     env = WorkerVectorEnv(Counter, **sizes, seed=0, n_workers=2)
     env.reset()
-    print(*[process.pid for process in env._processes], flush=True)
+    print(*[process.pid for process in env.workers.processes], flush=True)
     if {kill}:
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -570,7 +570,7 @@ def test_backends() -> None:
     assert isinstance(workers, WorkerVectorEnv)
     workers.close()
     capped = worker_counters(n_envs=2, n_workers=5)
-    assert len(capped._processes) == 2
+    assert len(capped.workers) == 2
     capped.close()
     with pytest.raises(BurnishError, match="backend=threads: expected one of auto, sync, workers, envpool"):
         make_vector_env(HOPPER, n_envs=1, backend="threads", **sizes)
