@@ -22,7 +22,7 @@ class Progress:
         self.description = description
         self.done = self.initial = initial
         self._shown: dict[str, float] = {}
-        self._printed = -1  # what the last line said was done
+        self._printed: tuple[int, dict[str, float]] | None = None  # what the last line showed
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -48,11 +48,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self._printed != self.done:
+        elif kind is None and self._printed != (self.done, self._shown):
             self._print_line()
 
     def _print_line(self) -> None:
-        self._last_line, self._printed = time.monotonic(), self.done
+        self._last_line, self._printed = time.monotonic(), (self.done, dict(self._shown))
         percent = 100 * self.done / max(self.total, 1)
         line = f"{self.description}: {self.done:,}/{self.total:,} ({percent:.0f} %)  {self._status()}"
         print(line, file=sys.stderr, flush=True)

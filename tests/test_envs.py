@@ -58,7 +58,9 @@ def counters(
     )
 
 
-def worker_counters(n_envs: int = 3, n_workers: int = 2, **kwargs: Any) -> WorkerVectorEnv:
+def worker_counters(
+    n_envs: int = 3, n_workers: int = 2, beside: VectorEnv | None = None, **kwargs: Any
+) -> WorkerVectorEnv:
     return WorkerVectorEnv(
         partial(Counter, **kwargs),
         n_envs=n_envs,
@@ -67,6 +69,7 @@ def worker_counters(n_envs: int = 3, n_workers: int = 2, **kwargs: Any) -> Worke
         max_episode_steps=7,
         seed=5,
         n_workers=n_workers,
+        beside=beside,
     )
 
 
@@ -439,6 +442,44 @@ def test_non_finite_episodes_are_counted_and_restored() -> None:
         assert fresh.nonfinite_episodes == 3
     finally:
         workers.close()
+
+
+@pytest.mark.parametrize("first_closed", [0, 1])
+def test_two_vector_environments_share_workers(first_closed: int) -> None:
+    one = worker_counters(n_envs=3)
+    other = worker_counters(n_envs=2, beside=one)
+    envs = (one, other)
+    assert other.workers is one.workers and len(one.workers) == 2
+    alone = worker_counters(n_envs=3, n_workers=1, beside=one)
+    assert alone.workers is not one.workers
+    alone.close()
+    sync = [counters(n_envs=n, n_obs_steps=2, limit=7, seed=5) for n in (3, 2)]
+    for env, expected in zip(envs, sync):
+        np.testing.assert_array_equal(env.reset(), expected.reset())
+    for _ in range(4):
+        for env, expected in zip(envs, sync):
+            assert_equal_steps(env.step(zeros(env)), expected.step(zeros(expected)))
+    closed, left = envs[first_closed], envs[1 - first_closed]
+    closed.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        closed.step(zeros(closed))
+    assert_equal_steps(left.step(zeros(left)), sync[1 - first_closed].step(zeros(left)))
+    left.close()
+    assert_all_ended(left)
+    fresh = worker_counters(beside=left)  # whose workers are gone
+    fresh.reset()
+    fresh.close()
+
+
+def test_a_fault_ends_all_that_share_its_workers() -> None:
+    one = worker_counters()
+    other = worker_counters(fault_at=2, fault="kill", beside=one)
+    other.reset()
+    with pytest.raises(RuntimeError, match=r"worker 1 \(environments 1 to 2\) died"):
+        other.step(zeros(other), np.array([False, True, True]))
+    assert_all_ended(other)
+    assert_all_ended(one)
+    one.close()
 
 
 def assert_all_ended(env: WorkerVectorEnv) -> None:

@@ -128,13 +128,14 @@ def _initialize_sim(self: Any, xml_string: str | None = None) -> None:
     for processor in self._xml_processors:
         xml = processor(xml)
     self.whole_xml = xml
-    self.sim = MjSim(copy.copy(_lean_model(xml)))  # a copy: tasks write into their models
+    self.sim = MjSim(copy.copy(lean_model(xml)))  # a copy: tasks write into their models
     self.sim.forward()
     self.initialize_time(self.control_freq)
 
 
 @lru_cache(maxsize=1)  # one task's environments are made one after the other
-def _lean_model(xml: str) -> mujoco.MjModel:
+def lean_model(xml: str) -> mujoco.MjModel:
+    """The model of an XML without what is only there to be seen; not to be written into."""
     spec = mujoco.MjSpec.from_string(xml)
     if not _sees_geometry(spec):
         _leave_out_what_is_seen_only(spec)

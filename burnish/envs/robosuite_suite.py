@@ -40,11 +40,15 @@ class RobosuiteSimulator:
     the seed alone (but robosuite's PickPlaceSingle and NutAssemblySingle choose from a `set` of names, whose
     order differs between processes unless PYTHONHASHSEED is set).
 
+    Args:
+        lean: leave out of the model what is only there to be seen (`robosuite_model`), with the same numbers; what is
+            rendered is built when it is asked for.
+
     Raises BurnishError for an unknown environment, robot or observation key.
     """
 
-    def __init__(self, task: TaskConfig) -> None:
-        self.env = make_task_env(task.env_id, task.env_kwargs, fast=task.fast)
+    def __init__(self, task: TaskConfig, *, lean: bool = True) -> None:
+        self.env = make_task_env(task.env_id, task.env_kwargs, fast=task.fast, lean=lean)
         self._keys = list(task.obs_keys)
         self._scene: Scene | None = None
         self._reseed(None)
