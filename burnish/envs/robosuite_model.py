@@ -155,10 +155,11 @@ def _leave_out_what_is_seen_only(spec: mujoco.MjSpec) -> None:
         if geom.type == mujoco.mjtGeom.mjGEOM_MESH and not (geom.contype or geom.conaffinity or weighed):
             geom.type, geom.meshname, geom.size = mujoco.mjtGeom.mjGEOM_SPHERE, "", [0.01, 0, 0]
     used = {geom.meshname for geom in spec.geoms}
-    for mesh in list(spec.meshes):
-        if mesh.name not in used:
-            spec.delete(mesh)
+    unused: list[Any] = [mesh for mesh in spec.meshes if mesh.name not in used]
     for material in spec.materials:
         material.textures = [""] * len(material.textures)
-    for texture in list(spec.textures):
-        spec.delete(texture)
+    for element in [*unused, *spec.textures]:
+        if hasattr(spec, "delete"):
+            spec.delete(element)
+        else:  # MuJoCo 3.3.0
+            element.delete()
