@@ -100,6 +100,12 @@ class Loop:
     def _evaluate(self, config: EvaluationConfig | None = None) -> Evaluation:
         return evaluate(self.stage.policy, self.config.task, config or self.config.evaluation, envs=self.eval_envs)
 
+    def _evaluate_shown(self, when: str) -> Evaluation:
+        """`_evaluate` where nothing else shows that the run goes on: it takes longer than the first update."""
+        config = self.config.evaluation
+        with self.run.progress(config.episodes, f"evaluation {when}") as progress:
+            return evaluate(self.stage.policy, self.config.task, config, envs=self.eval_envs, progress=progress)
+
     def _selecting(self) -> EvaluationConfig | None:
         """How to evaluate with selection among candidates by the critic, where the stage has one."""
         n = self.stage.n_candidates
@@ -120,7 +126,7 @@ class Loop:
         return bool(every) and self.env_steps // every > self.looked_at // every
 
     def _evaluate_pretrained(self) -> None:
-        evaluation = self._evaluate()
+        evaluation = self._evaluate_shown("before")
         self.before = evaluation.summary()
         evaluation.save(self.run.folder / BEFORE, about(self.config.policy, self.config.task, self.config.evaluation))
         self.run.log(evaluation.metrics(), 0)
@@ -208,7 +214,7 @@ class Loop:
     def _finish(self) -> dict[str, Any]:
         """Last checkpoint, evaluation, videos, curve and summary.json."""
         self._save()  # first: killed from here on, a resumed run does all of this again
-        evaluation = self._evaluate()
+        evaluation = self._evaluate_shown("after")
         metrics = evaluation.metrics()
         metrics["time/training"] = self.unlogged[0]  # of a rollout that was not learned from
         self.training_seconds += self.unlogged[0]

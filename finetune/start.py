@@ -50,6 +50,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             seed=config.seed,
             backend=config.backend,
             n_workers=config.n_workers,
+            beside=eval_envs,
         )
         stack.callback(envs.close)
         run = stack.enter_context(Run.open(config))

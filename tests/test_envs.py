@@ -58,7 +58,9 @@ def counters(
     )
 
 
-def worker_counters(n_envs: int = 3, n_workers: int = 2, **kwargs: Any) -> WorkerVectorEnv:
+def worker_counters(
+    n_envs: int = 3, n_workers: int = 2, beside: VectorEnv | None = None, **kwargs: Any
+) -> WorkerVectorEnv:
     return WorkerVectorEnv(
         partial(Counter, **kwargs),
         n_envs=n_envs,
@@ -67,6 +69,7 @@ def worker_counters(n_envs: int = 3, n_workers: int = 2, **kwargs: Any) -> Worke
         max_episode_steps=7,
         seed=5,
         n_workers=n_workers,
+        beside=beside,
     )
 
 
@@ -441,8 +444,46 @@ def test_non_finite_episodes_are_counted_and_restored() -> None:
         workers.close()
 
 
+@pytest.mark.parametrize("first_closed", [0, 1])
+def test_two_vector_environments_share_workers(first_closed: int) -> None:
+    one = worker_counters(n_envs=3)
+    other = worker_counters(n_envs=2, beside=one)
+    envs = (one, other)
+    assert other.workers is one.workers and len(one.workers) == 2
+    alone = worker_counters(n_envs=3, n_workers=1, beside=one)
+    assert alone.workers is not one.workers
+    alone.close()
+    sync = [counters(n_envs=n, n_obs_steps=2, limit=7, seed=5) for n in (3, 2)]
+    for env, expected in zip(envs, sync):
+        np.testing.assert_array_equal(env.reset(), expected.reset())
+    for _ in range(4):
+        for env, expected in zip(envs, sync):
+            assert_equal_steps(env.step(zeros(env)), expected.step(zeros(expected)))
+    closed, left = envs[first_closed], envs[1 - first_closed]
+    closed.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        closed.step(zeros(closed))
+    assert_equal_steps(left.step(zeros(left)), sync[1 - first_closed].step(zeros(left)))
+    left.close()
+    assert_all_ended(left)
+    fresh = worker_counters(beside=left)  # whose workers are gone
+    fresh.reset()
+    fresh.close()
+
+
+def test_a_fault_ends_all_that_share_its_workers() -> None:
+    one = worker_counters()
+    other = worker_counters(fault_at=2, fault="kill", beside=one)
+    other.reset()
+    with pytest.raises(RuntimeError, match=r"worker 1 \(environments 1 to 2\) died"):
+        other.step(zeros(other), np.array([False, True, True]))
+    assert_all_ended(other)
+    assert_all_ended(one)
+    one.close()
+
+
 def assert_all_ended(env: WorkerVectorEnv) -> None:
-    assert not any(process.is_alive() for process in env._processes)
+    assert not any(process.is_alive() for process in env.workers.processes)
     with pytest.raises(RuntimeError, match="closed"):
         env.reset()
 
@@ -487,7 +528,7 @@ def test_a_worker_that_dies_in_a_step_is_noticed() -> None:
 def test_a_worker_that_is_killed_between_steps_is_noticed_at_once() -> None:
     env = worker_counters()
     env.reset()
-    pid = env._processes[0].pid
+    pid = env.workers.processes[0].pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     started = time.monotonic()
@@ -512,7 +553,7 @@ def test_workers_ignore_ctrl_c() -> None:
     env = worker_counters()
     try:
         env.reset()
-        for process in env._processes:
+        for process in env.workers.processes:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGINT)
         assert (env.step(zeros(env)).steps == 3).all()
@@ -530,7 +571,7 @@ if __name__ == "__main__":
     sizes = dict(n_envs=2, n_obs_steps=1, n_action_steps=1, max_episode_steps=9)
     env = WorkerVectorEnv(Counter, **sizes, seed=0, n_workers=2)
     env.reset()
-    print(*[process.pid for process in env._processes], flush=True)
+    print(*[process.pid for process in env.workers.processes], flush=True)
     if {kill}:
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -570,7 +611,7 @@ def test_backends() -> None:
     assert isinstance(workers, WorkerVectorEnv)
     workers.close()
     capped = worker_counters(n_envs=2, n_workers=5)
-    assert len(capped._processes) == 2
+    assert len(capped.workers) == 2
     capped.close()
     with pytest.raises(BurnishError, match="backend=threads: expected one of auto, sync, workers, envpool"):
         make_vector_env(HOPPER, n_envs=1, backend="threads", **sizes)

@@ -6,12 +6,14 @@ import dataclasses
 import pickle
 import sys
 
+import mujoco
 import numpy as np
 import pytest
 
 from burnish.envs.robosuite import env as robosuite_env
 from burnish.envs.robosuite.env import env_args_of, make_task_env, task_from_env_args
 from burnish.envs.robosuite.fast_step import speed_up
+from burnish.envs.robosuite.model import is_lean, lean_model, whole_xml
 from burnish.envs.robosuite.simulator import RobosuiteSimulator, select_obs
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -21,7 +23,10 @@ LIFT = TaskConfig("lift", "robosuite", "Lift", 80, KEYS)
 HARD_LIFT = TaskConfig("lift", "robosuite", "Lift", 80, KEYS, {"hard_reset": True})
 CAN = TaskConfig("can", "robosuite", "PickPlaceCan", 300, KEYS)
 DOOR = TaskConfig("door", "robosuite", "Door", 200, KEYS)
+SQUARE = TaskConfig("square", "robosuite", "NutAssemblySquare", 400, KEYS)
+TOOL_HANG = TaskConfig("tool_hang", "robosuite", "ToolHang", 700, KEYS)
 TRANSPORT = TaskConfig("transport", "robosuite", "TwoArmTransport", 700, [*KEYS, "robot1_eef_pos"])
+FOUR = (LIFT, CAN, SQUARE, DOOR)
 
 OLD_OSC = {  # as in robomimic's files of robosuite 1.2
     "type": "OSC_POSE",
@@ -268,6 +273,87 @@ def test_a_saved_episode_goes_on_bitwise_in_another_instance(task):
     np.testing.assert_array_equal(other.reset(None), one.reset(None))
 
 
+def everything(env) -> list[np.ndarray]:
+    """The whole state of the simulation and what was computed from it, contacts and their forces included."""
+    model, data = env.sim.model._model, env.sim.data._data
+    state = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    contact = [data.contact.geom, data.contact.dist, data.contact.pos, data.contact.frame]
+    return [state, *contact, data.efc_force.copy(), data.sensordata.copy(), data.xpos.copy(), model.body_pos.copy()]
+
+
+@pytest.mark.parametrize(
+    ("task", "n_steps"),
+    [
+        *[pytest.param(task, 60, id=task.name) for task in FOUR],
+        pytest.param(HARD_LIFT, 30, id="lift-hard"),
+        *[pytest.param(t, 300, id=f"{t.name}-long", marks=pytest.mark.slow) for t in (*FOUR, TOOL_HANG, TRANSPORT)],
+    ],
+)
+def test_a_lean_environment_goes_bitwise_where_the_whole_one_goes(task, n_steps):
+    lean, whole = RobosuiteSimulator(task), RobosuiteSimulator(task, lean=False)
+    touched = 0
+    for seed in range(2):
+        np.testing.assert_array_equal(lean.reset(seed), whole.reset(seed))
+        for i, action in enumerate(random_actions(n_steps, whole.action_dim, seed)):
+            action[2] = -1 if i < 25 else action[2]  # down to where there is something to touch
+            step, expected = lean.step(action), whole.step(action)
+            np.testing.assert_array_equal(step.obs, expected.obs)
+            assert step[1:] == expected[1:]
+            for ours, theirs in zip(everything(lean.env), everything(whole.env), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+            touched += whole.env.sim.data.ncon
+            if i == n_steps // 2 and task is not HARD_LIFT:
+                lean.set_state(whole.get_state())
+    assert touched or task is DOOR
+
+
+@pytest.mark.parametrize("task", [LIFT, CAN, SQUARE, DOOR, TOOL_HANG, TRANSPORT], ids=lambda task: task.name)
+def test_a_lean_model_differs_only_in_what_is_seen(task):
+    lean, whole = (make_task_env(task.env_id, lean=lean).sim.model._model for lean in (True, False))
+    seen_only = (whole.geom_contype == 0) & (whole.geom_conaffinity == 0)
+    # dof_length is a size for MuJoCo's sleeping bodies, which robosuite's models do not have
+    seen = ("mesh_", "tex_", "bvh_", "name", "path", "mat_texid", "geom_dataid", "dof_length", "_sizes")
+    for field in dir(whole):
+        ours, theirs = getattr(lean, field), getattr(whole, field)
+        if not isinstance(theirs, np.ndarray) or field.startswith(seen):
+            continue
+        if field.startswith("geom_"):
+            ours, theirs = ours[~seen_only], theirs[~seen_only]
+        np.testing.assert_array_equal(ours, theirs, err_msg=field)
+    assert (lean.ngeom, lean.stat.meaninertia) == (whole.ngeom, whole.stat.meaninertia)
+    assert lean.nbuffer < 7 * 2**20 < 50 * 2**20 < whole.nbuffer
+
+
+def test_a_model_whose_sensors_see_keeps_what_they_see():
+    xml = """<mujoco><asset><mesh name="m" vertex="0 0 0 1 0 0 0 1 0 0 0 1"/></asset><worldbody>
+        <site name="s"/><geom name="g" type="mesh" mesh="m" contype="0" conaffinity="0" group="1"/></worldbody>
+        <compiler inertiagrouprange="0 0"/>{}</mujoco>"""
+    assert lean_model(xml.format("")).nmesh == 0
+    assert lean_model(xml.format('<sensor><rangefinder site="s"/></sensor>')).nmesh == 1
+
+
+def test_pictures_of_the_environment_itself_need_the_whole_model():
+    assert not is_lean(make_task_env("Lift", lean=False))
+    assert is_lean(make_task_env("Lift"))
+    try:
+        env = make_task_env("Lift", {"has_offscreen_renderer": True})
+    except Exception as error:  # robosuite opens OpenGL at once
+        pytest.skip(str(error))
+    assert not is_lean(env)
+
+
+@pytest.mark.parametrize("task", [LIFT, DOOR], ids=lambda task: task.name)
+def test_a_recording_has_the_whole_model(task):
+    whole = RobosuiteSimulator(task, lean=False)
+    whole.reset(3)
+    expected = whole_xml(whole.env)  # MuJoCo can write only the one that it compiled last
+    lean = RobosuiteSimulator(task)
+    for seed in (2, 3):
+        lean.reset(seed)
+        assert (whole_xml(lean.env) == expected) == (seed == 3 or task is LIFT)
+
+
 def test_saving_is_refused_where_the_model_is_redrawn():
     with pytest.raises(NotImplementedError, match="start anew"):
         RobosuiteSimulator(HARD_LIFT).get_state()
@@ -289,6 +375,23 @@ def test_rendering_shows_the_scene_and_changes_nothing():
         image = one.render(160, 120)
     other.render(160, 120)
     np.testing.assert_array_equal(one.render(160, 120), image)  # with the other one's context opened since
+
+
+@pytest.mark.parametrize("task", [LIFT, DOOR, HARD_LIFT], ids=["lift", "door", "lift-hard"])
+def test_a_lean_environment_looks_like_the_whole_one(task):
+    lean, whole = RobosuiteSimulator(task), RobosuiteSimulator(task, lean=False)
+    for seed in range(2):
+        lean.reset(seed)
+        whole.reset(seed)
+        try:
+            expected = whole.render(160, 120)
+        except BurnishError as error:
+            pytest.skip(str(error))
+        np.testing.assert_array_equal(lean.render(160, 120), expected)
+        for action in random_actions(5, 7, seed):
+            lean.step(action)
+            whole.step(action)
+        np.testing.assert_array_equal(lean.render(160, 120), whole.render(160, 120))
 
 
 @pytest.mark.parametrize(

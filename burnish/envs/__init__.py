@@ -49,6 +49,7 @@ def make_vector_env(
     backend: str = "auto",
     n_workers: int | None = None,
     autoreset: bool = True,
+    beside: VectorEnv | None = None,
 ) -> VectorEnv:
     """E environments of a task.
 
@@ -60,6 +61,7 @@ def make_vector_env(
             of robosuite, 8 of Gymnasium, whose steps are cheap beside a worker's messages), else sync.
         n_workers: worker processes, or EnvPool's threads; None for one per CPU. At most `n_envs` are used.
         autoreset: start the next episode in the step that ended the last; False for evaluation.
+        beside: others, into whose worker processes these move where they have as many; they may be closed before.
     """
     if backend not in BACKENDS:
         raise BurnishError(f"backend={backend}: expected one of {', '.join(BACKENDS)}")
@@ -82,7 +84,7 @@ def make_vector_env(
     from burnish.envs.vector.sync import SyncVectorEnv
     from burnish.envs.vector.workers import WorkerVectorEnv
 
-    vector_env = partial(WorkerVectorEnv, n_workers=n_workers) if backend == "workers" else SyncVectorEnv
+    vector_env = partial(WorkerVectorEnv, n_workers=n_workers, beside=beside) if backend == "workers" else SyncVectorEnv
     return vector_env(
         partial(make_simulator, task),
         n_envs=n_envs,

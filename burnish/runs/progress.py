@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 PLAIN_INTERVAL = 30.0  # seconds between two lines where there is no terminal
+FIRST_LINE = 2.0  # seconds before the first of them: whoever started it looks whether it goes
 
 
 class Progress:
@@ -21,10 +22,12 @@ class Progress:
         self.description = description
         self.done = self.initial = initial
         self._shown: dict[str, float] = {}
+        self._printed: tuple[int, dict[str, float]] | None = None  # what the last line showed
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
-        self._start = self._last_line = time.monotonic()
+        self._start = time.monotonic()
+        self._last_line = self._start - max(PLAIN_INTERVAL - FIRST_LINE, 0.0)
         if sys.stderr.isatty():
             self._bar = _bar()
             self._task = self._bar.add_task(self.description, total=self.total, completed=self.done, status="")
@@ -45,11 +48,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and self._printed != (self.done, self._shown):
             self._print_line()
 
     def _print_line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._printed = time.monotonic(), (self.done, dict(self._shown))
         percent = 100 * self.done / max(self.total, 1)
         line = f"{self.description}: {self.done:,}/{self.total:,} ({percent:.0f} %)  {self._status()}"
         print(line, file=sys.stderr, flush=True)

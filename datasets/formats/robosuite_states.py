@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from burnish.envs.robosuite.model import whole_xml
 from burnish.envs.robosuite.state import forget_last_update
 from burnish.errors import BurnishError
 
@@ -68,7 +69,7 @@ def restore(env: Any, state: NDArray[np.float64], where: str) -> None:
 
 def model_xml(env: Any) -> str:
     """The XML of the present model, with assets relative to where robosuite is installed."""
-    return re.sub(r'file="[^"]*/(robosuite/models/assets/)', r'file="\1', env.sim.model.get_xml())
+    return re.sub(r'file="[^"]*/(robosuite/models/assets/)', r'file="\1', whole_xml(env))
 
 
 def _parse(model_file: str | None) -> ET.Element | None:

@@ -36,7 +36,9 @@ def import_robosuite() -> Any:
     return robosuite
 
 
-def make_task_env(env_name: str, env_kwargs: dict[str, Any] | None = None, *, fast: bool = True) -> Any:
+def make_task_env(
+    env_name: str, env_kwargs: dict[str, Any] | None = None, *, fast: bool = True, lean: bool = True
+) -> Any:
     """A robosuite environment without cameras or renderers, from today's or older keyword arguments.
 
     Arguments:
@@ -44,6 +46,7 @@ def make_task_env(env_name: str, env_kwargs: dict[str, Any] | None = None, *, fa
         env_kwargs: for `robosuite.make`; they win over the defaults of `complete_env_kwargs`.
         fast: with a compiled `step` of the same numbers (`robosuite_fast`); where that is not possible, robosuite's
             own, and a line on the standard error says why.
+        lean: without the meshes and textures that are only there to be seen (`robosuite_model`).
 
     Raises BurnishError for an unknown environment or arguments robosuite refuses.
     """
@@ -51,9 +54,13 @@ def make_task_env(env_name: str, env_kwargs: dict[str, Any] | None = None, *, fa
     if env_name not in robosuite.ALL_ENVIRONMENTS:
         names = ", ".join(sorted(robosuite.ALL_ENVIRONMENTS))
         raise BurnishError(f"robosuite has no environment {env_name!r}; it has: {names}")
+    from robosuite.environments.base import REGISTERED_ENVS
+
+    from burnish.envs.robosuite.model import make_env
+
     kwargs = complete_env_kwargs(env_name, env_kwargs or {})
     try:
-        env = robosuite.make(env_name, **kwargs)
+        env = make_env(REGISTERED_ENVS[env_name], kwargs, lean=lean)
     except (TypeError, ValueError, KeyError, AssertionError) as error:
         raise BurnishError(f"robosuite.make({env_name!r}) refuses task.env_kwargs: {error!r}") from error
     if fast:

@@ -15,6 +15,7 @@ from burnish.envs.robosuite.env import (
     task_from_env_args,
 )
 from burnish.envs.robosuite.fast_step import advance, not_plain
+from burnish.envs.robosuite.model import follow, is_lean, whole_simulation
 from burnish.envs.robosuite.observables import disable_unneeded, observables_of, read, robosuite_name
 from burnish.envs.robosuite.state import episode_state, restore_episode
 from burnish.envs.task import TaskConfig
@@ -39,12 +40,17 @@ class RobosuiteSimulator:
     the seed alone (but robosuite's PickPlaceSingle and NutAssemblySingle choose from a `set` of names, whose
     order differs between processes unless PYTHONHASHSEED is set).
 
+    Args:
+        lean: leave out of the model what is only there to be seen (`robosuite_model`), with the same numbers; what is
+            rendered is built when it is asked for.
+
     Raises BurnishError for an unknown environment, robot or observation key.
     """
 
-    def __init__(self, task: TaskConfig) -> None:
-        self.env = make_task_env(task.env_id, task.env_kwargs, fast=task.fast)
+    def __init__(self, task: TaskConfig, *, lean: bool = True) -> None:
+        self.env = make_task_env(task.env_id, task.env_kwargs, fast=task.fast, lean=lean)
         self._keys = list(task.obs_keys)
+        self._scene: Scene | None = None
         self._reseed(None)
         self.obs_dim = len(self._flatten(self.env.reset()))
         self._compiled = "step" in vars(self.env)
@@ -89,13 +95,13 @@ class RobosuiteSimulator:
 
         Raises BurnishError without OpenGL.
         """
-        sim = self.env.sim
-        if sim._render_context_offscreen is None:
-            open_renderer(self.env)
-        sim._render_context_offscreen.gl_ctx.make_current()  # another simulator may have rendered since
-        return np.ascontiguousarray(sim.render(width=width, height=height, camera_name="agentview")[::-1])
+        env = self.env
+        if self._scene is None or self._scene.shows is not env.sim:  # a hard reset has made another
+            self._scene = Scene(env)
+        return self._scene.picture(width, height)
 
     def close(self) -> None:
+        self._scene = None
         self.env.close()
 
     def _reseed(self, seed: int | None) -> None:
@@ -115,8 +121,28 @@ def select_obs(obs: dict[str, Any], key: str) -> Any:
     return obs[name]
 
 
-def open_renderer(env: Any) -> None:
-    """Give a robosuite environment an offscreen OpenGL context that shows visual, not collision, geometry."""
+class Scene:
+    """What an environment looks like: a lean one has its whole model built here, for that alone.
+
+    Raises BurnishError without OpenGL.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.shows = env.sim
+        self._env = env
+        self._whole = whole_simulation(env) if is_lean(env) else env.sim
+        if self._whole._render_context_offscreen is None:
+            open_renderer(self._whole)
+
+    def picture(self, width: int, height: int) -> NDArray[np.uint8]:
+        if self._whole is not self._env.sim:
+            follow(self._whole, self._env)
+        self._whole._render_context_offscreen.gl_ctx.make_current()  # another simulator may have rendered since
+        return np.ascontiguousarray(self._whole.render(width=width, height=height, camera_name="agentview")[::-1])
+
+
+def open_renderer(simulation: Any) -> None:
+    """Give a robosuite simulation an offscreen OpenGL context that shows visual, not collision, geometry."""
     from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
     class Context(MjRenderContextOffscreen):
@@ -124,14 +150,14 @@ def open_renderer(env: Any) -> None:
             if hasattr(self, "con"):  # robosuite's own fails noisily for a context that was never opened
                 super().__del__()
 
-    warm_start = env.sim.data.qacc_warmstart.copy()
+    warm_start = simulation.data.qacc_warmstart.copy()
     try:
-        context = Context(env.sim, device_id=-1)
+        context = Context(simulation, device_id=-1)
     except Exception as error:  # ImportError, RuntimeError, OpenGL's own: it depends on the back end
         raise BurnishError(
             f"no OpenGL for rendering ({error}): install the Debian package libegl1 and set MUJOCO_GL=egl, "
             f"or libosmesa6 and MUJOCO_GL=osmesa"
         ) from error
     finally:
-        env.sim.data.qacc_warmstart[:] = warm_start  # opening a context runs sim.forward()
+        simulation.data.qacc_warmstart[:] = warm_start  # opening a context runs forward()
     context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1

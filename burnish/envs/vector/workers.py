@@ -1,7 +1,8 @@
 """E environments in W worker processes; actions and results pass through shared memory.
 
 Workers are spawned, not forked: a fork of a process with torch's threads can deadlock. A script that makes a
-`WorkerVectorEnv` therefore needs the usual `if __name__ == "__main__":`.
+`WorkerVectorEnv` therefore needs the usual `if __name__ == "__main__":`. Several vector environments may share the same
+workers: each process takes seconds to start, and robosuite's libraries 200 MiB in it.
 
 Symbols: E environments, W workers, To observation steps, Ta executed action steps, Do and Da dimensions.
 """
@@ -174,20 +175,21 @@ class _Worker:
             self.memory.close()
 
 
-def _serve(connection: Connection, plan: WorkerPlan) -> None:
-    """The worker process: answer commands until "close", or until the parent's end of the pipe is gone."""
+def _serve(connection: Connection) -> None:
+    """The worker process: answer commands until "end", or until the parent's end of the pipe is gone.
+
+    A command is (vector environment, method of `_Worker`, argument); "make" and "close" begin and end one.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # both may reach the whole process group; the parent decides
         signal.signal(number, signal.SIG_IGN)
-    worker = None
+    workers: dict[int, _Worker] = {}
     try:
-        worker = _Worker(plan)
-        connection.send(("ok", None))
         while True:
-            command, argument = connection.recv()
-            if command == "close":
+            vector, command, argument = connection.recv()
+            if command == "end":
                 break
             try:
-                answer = ("ok", getattr(worker, command)(argument))
+                answer = ("ok", _answer(workers, vector, command, argument))
             except NotImplementedError as error:  # a simulator that cannot save its state can go on
                 answer = ("unsupported", str(error))
             connection.send(answer)
@@ -202,104 +204,91 @@ def _serve(connection: Connection, plan: WorkerPlan) -> None:
     except Exception:
         connection.send(("error", traceback.format_exc()))
     finally:
-        if worker is not None:
+        for worker in workers.values():
             worker.close()
 
 
-class WorkerVectorEnv(VectorEnv):
-    """E environments in W processes, bitwise equal to `SyncVectorEnv` with the same arguments.
+def _answer(workers: dict[int, _Worker], vector: int, command: str, argument: Any) -> Any:
+    if command == "make":
+        workers[vector] = _Worker(argument)
+        return None
+    if command == "close":
+        return workers.pop(vector).close()
+    return getattr(workers[vector], command)(argument)
 
-    A worker that raises or dies closes the whole vector environment and raises here, naming the worker: never
-    a hang. A user's mistake (BurnishError) inside a worker is a BurnishError here too.
 
-    Args:
-        make: gives a new simulator; must be picklable (a function of a module, `functools.partial` of one).
-        n_workers: processes; at most `n_envs` are started.
-        others: as in `SyncVectorEnv`.
+class Workers:
+    """W processes, and the vector environments that live in them.
+
+    A worker that raises or dies closes all of them and raises here, naming the worker: never a hang.
     """
 
-    def __init__(
-        self,
-        make: MakeSimulator,
-        *,
-        n_envs: int,
-        n_obs_steps: int,
-        n_action_steps: int,
-        max_episode_steps: int,
-        seed: int,
-        n_workers: int,
-        autoreset: bool = True,
-    ) -> None:
-        check_sizes(n_envs, n_obs_steps, n_action_steps, max_episode_steps)
-        if n_workers < 1:
-            raise BurnishError(f"n_workers={n_workers}: expected at least 1")
-        n_workers = min(n_workers, n_envs)
-        bounds = [w * n_envs // n_workers for w in range(n_workers + 1)]
-        self._indices = [range(start, stop) for start, stop in pairwise(bounds)]
-        self._arrays: SharedArrays | None = None  # before the memory: it is released in this order
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+    def __init__(self, n_workers: int) -> None:
+        self.processes: list[multiprocessing.process.BaseProcess] = []
+        self.closed = False
         self._connections: list[Connection] = []
         self._pending: set[int] = set()  # workers that have not answered yet
-        self._memory: SharedMemory | None = None
-        self._closed = False
+        self._indices: Sequence[range] = []  # the environments that the last command is for
+        self._vectors: set[int] = set()
+        self._admitted = 0
         atexit.register(self.close)  # workers ignore the SIGTERM by which multiprocessing would end them at exit
         try:
-            for indices in self._indices:
-                plan = WorkerPlan(make, indices, n_obs_steps, n_action_steps, max_episode_steps, seed, autoreset)
-                self._start(plan)
-            self._collect()
-            obs_dim, action_dim = self._command("sizes", [None] * n_workers)[0]
-            sizes = Sizes(n_envs, n_obs_steps, n_action_steps, obs_dim, action_dim)
-            self._share(sizes)
+            for _ in range(n_workers):
+                self._start()
         except BaseException:
             self.close()
             raise
-        self.n_envs = n_envs
-        self.obs_dim = obs_dim
-        self.action_dim = action_dim
-        self.n_obs_steps = n_obs_steps
-        self.n_action_steps = n_action_steps
-        self.nonfinite_episodes = 0
 
-    def _start(self, plan: WorkerPlan) -> None:
+    def __len__(self) -> int:
+        return len(self.processes)
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(
-            target=_serve, args=(theirs, plan), daemon=True, name=f"burnish-env-{len(self._processes)}"
-        )
+        process = context.Process(target=_serve, args=(theirs,), daemon=True, name=f"burnish-env-{len(self)}")
         with _one_thread():
             process.start()
         theirs.close()  # so that the worker's death closes the pipe
-        self._pending.add(len(self._processes))
-        self._processes.append(process)
+        self.processes.append(process)
         self._connections.append(ours)
 
-    def _share(self, sizes: Sizes) -> None:
-        _, size = _shared_arrays(sizes, None)
-        self._memory = SharedMemory(create=True, size=size)
-        try:
-            self._arrays, _ = _shared_arrays(sizes, self._memory)
-            self._command("attach", [(self._memory.name, sizes)] * len(self._processes))
-        finally:
-            self._memory.unlink()  # all have it open, and now nothing can be left behind, even by kill -9
+    def admit(self) -> int:
+        """A number for one more vector environment, whose first command is then "make"."""
+        vector, self._admitted = self._admitted, self._admitted + 1
+        self._vectors.add(vector)
+        return vector
 
-    def _command(self, command: str, arguments: Sequence[Any]) -> list[Any]:
+    def drop(self, vector: int, indices: Sequence[range]) -> None:
+        """End a vector environment, and with the last one the workers."""
+        self._vectors.discard(vector)
+        if not self._vectors:
+            self.close()
+        elif not (self.closed or self._pending):  # a worker that does not answer must not hinder the end
+            with suppress(RuntimeError):  # nor one that has died
+                self.command(vector, "close", [None] * len(self), indices)
+
+    def command(self, vector: int, command: str, arguments: Sequence[Any], indices: Sequence[range]) -> list[Any]:
         """Send one command to every worker, each with its own argument -> the answers in order."""
-        if self._closed:
-            raise RuntimeError("this WorkerVectorEnv is closed")
-        if self._pending:  # a Ctrl-C interrupted the last command: its answers come first
-            self._collect()
+        self.settle()
+        self._indices = indices
         for w, (connection, argument) in enumerate(zip(self._connections, arguments)):
             self._pending.add(w)
             try:
-                connection.send((command, argument))
+                connection.send((vector, command, argument))
             except OSError:
                 self._report_death(w)
         return self._collect()
 
+    def settle(self) -> None:
+        """Wait for the answers to a command that a Ctrl-C interrupted: its workers may still read shared memory."""
+        if self.closed:
+            raise RuntimeError("this WorkerVectorEnv is closed")
+        if self._pending:
+            self._collect()
+
     def _collect(self) -> list[Any]:
-        answers: list[Any] = [None] * len(self._processes)
-        sentinels = [process.sentinel for process in self._processes]
+        answers: list[Any] = [None] * len(self)
+        sentinels = [process.sentinel for process in self.processes]
         while self._pending:
             ready = set(wait([*(self._connections[w] for w in self._pending), *sentinels]))
             for w in sorted(self._pending):
@@ -329,7 +318,7 @@ class WorkerVectorEnv(VectorEnv):
         raise RuntimeError(f"worker {w} failed in {answer}")
 
     def _report_death(self, w: int) -> NoReturn:
-        process, indices = self._processes[w], self._indices[w]
+        process, indices = self.processes[w], self._indices[w]
         process.join(_SECONDS_TO_CLOSE)
         exit_code = process.exitcode
         self.close()
@@ -337,6 +326,99 @@ class WorkerVectorEnv(VectorEnv):
             f"worker {w} (environments {indices.start} to {indices.stop - 1}) died (exit code {exit_code}); "
             "-9 may be a lack of memory: use fewer environments or workers"
         )
+
+    def close(self) -> None:
+        """End the workers; those that have not ended by themselves after 5 seconds are killed."""
+        if self.closed:
+            return
+        self.closed = True
+        atexit.unregister(self.close)
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.send((None, "end", None))
+        wait_until = time.monotonic() + _SECONDS_TO_CLOSE
+        for process in self.processes:
+            process.join(max(0.0, wait_until - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for connection in self._connections:
+            connection.close()
+
+
+class WorkerVectorEnv(VectorEnv):
+    """E environments in W processes, bitwise equal to `SyncVectorEnv` with the same arguments.
+
+    A worker that raises or dies closes the whole vector environment (and those it shares workers with) and raises
+    here, naming the worker. A user's mistake (BurnishError) inside a worker is a BurnishError here too.
+
+    Args:
+        make: gives a new simulator; must be picklable (a function of a module, `functools.partial` of one).
+        n_workers: processes; at most `n_envs` are started.
+        beside: a vector environment whose workers these environments move into, if it has as many.
+        others: as in `SyncVectorEnv`.
+    """
+
+    workers: Workers
+
+    def __init__(
+        self,
+        make: MakeSimulator,
+        *,
+        n_envs: int,
+        n_obs_steps: int,
+        n_action_steps: int,
+        max_episode_steps: int,
+        seed: int,
+        n_workers: int,
+        autoreset: bool = True,
+        beside: VectorEnv | None = None,
+    ) -> None:
+        check_sizes(n_envs, n_obs_steps, n_action_steps, max_episode_steps)
+        if n_workers < 1:
+            raise BurnishError(f"n_workers={n_workers}: expected at least 1")
+        n_workers = min(n_workers, n_envs)
+        bounds = [w * n_envs // n_workers for w in range(n_workers + 1)]
+        self._indices = [range(start, stop) for start, stop in pairwise(bounds)]
+        self._arrays: SharedArrays | None = None  # before the memory: it is released in this order
+        self._memory: SharedMemory | None = None
+        self._closed = False
+        plans = [
+            WorkerPlan(make, indices, n_obs_steps, n_action_steps, max_episode_steps, seed, autoreset)
+            for indices in self._indices
+        ]
+        shared = beside.workers if isinstance(beside, WorkerVectorEnv) else None
+        if shared is None or shared.closed or len(shared) != n_workers:
+            shared = Workers(n_workers)
+        self.workers = shared
+        self._vector = self.workers.admit()
+        try:
+            self._command("make", plans)
+            obs_dim, action_dim = self._command("sizes", [None] * n_workers)[0]
+            self._share(Sizes(n_envs, n_obs_steps, n_action_steps, obs_dim, action_dim))
+        except BaseException:
+            self.close()
+            raise
+        self.n_envs = n_envs
+        self.obs_dim = obs_dim
+        self.action_dim = action_dim
+        self.n_obs_steps = n_obs_steps
+        self.n_action_steps = n_action_steps
+        self.nonfinite_episodes = 0
+
+    def _share(self, sizes: Sizes) -> None:
+        _, size = _shared_arrays(sizes, None)
+        self._memory = SharedMemory(create=True, size=size)
+        try:
+            self._arrays, _ = _shared_arrays(sizes, self._memory)
+            self._command("attach", [(self._memory.name, sizes)] * len(self.workers))
+        finally:
+            self._memory.unlink()  # all have it open, and now nothing can be left behind, even by kill -9
+
+    def _command(self, command: str, arguments: Sequence[Any]) -> list[Any]:
+        if self._closed:
+            raise RuntimeError("this WorkerVectorEnv is closed")
+        return self.workers.command(self._vector, command, arguments, self._indices)
 
     @property
     def _shared(self) -> SharedArrays:
@@ -351,17 +433,16 @@ class WorkerVectorEnv(VectorEnv):
 
     def step(self, actions: Floats, mask: Bools | None = None) -> ChunkStep:
         actions, mask = check_actions(self, actions, mask)
-        if self._pending:  # a Ctrl-C interrupted the last step: its workers still read the shared actions
-            self._collect()
         shared = self._shared
+        self.workers.settle()  # before the workers of an interrupted step read other actions
         shared.actions[:] = actions
         shared.mask[:] = mask
-        self._command("step", [None] * len(self._processes))
+        self._command("step", [None] * len(self.workers))
         self.nonfinite_episodes = int(shared.nonfinite_episodes.sum())
         return _copy(shared.out)
 
     def state_dict(self) -> dict[str, Any]:
-        answers = self._command("state_dict", [None] * len(self._processes))
+        answers = self._command("state_dict", [None] * len(self.workers))
         return {"environments": [state for states in answers for state in states]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -370,22 +451,11 @@ class WorkerVectorEnv(VectorEnv):
         self.nonfinite_episodes = int(self._shared.nonfinite_episodes.sum())
 
     def close(self) -> None:
-        """End the workers; those that have not ended by themselves after 5 seconds are killed."""
+        """End the environments, and the workers where no other vector environment lives in them."""
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
-        for connection in self._connections:
-            with suppress(OSError):
-                connection.send(("close", None))
-        wait_until = time.monotonic() + _SECONDS_TO_CLOSE
-        for process in self._processes:
-            process.join(max(0.0, wait_until - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
-        for connection in self._connections:
-            connection.close()
+        self.workers.drop(self._vector, self._indices)
         self._arrays = None  # numpy's views must go before the memory can
         if self._memory is not None:
             self._memory.close()
