@@ -2,12 +2,16 @@
 
 import copy
 import ctypes
+import functools
+import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,11 +23,50 @@ from burnish.networks import CriticConfig, DenoiserConfig, QEnsemble, build_deno
 from burnish.networks.averages import polyak
 from burnish.networks.compiled import mlp as compiled_mlp
 from burnish.networks.compiled.mlp import CompiledMLP
-from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig, encode_for
 from burnish.runs import origin
 
 DO, TP, DA, K = 5, 3, 2, 7
 SHAPES = [(1, 1), (4, 1), (5, 3), (13, 7), (40, 5)]  # observations, candidates: whole tiles and remainders
+DENOISERS = [
+    {"hidden_dim": 32, "n_layers": 1},
+    {"hidden_dim": 96, "n_layers": 2, "activation": "relu"},
+    {"hidden_dim": 256, "n_layers": 3},
+    {"hidden_dim": 64, "n_layers": 3, "residual": True, "activation": "relu"},
+    {"hidden_dim": 64, "n_layers": 7, "residual": True},
+]
+CRITICS = [{}, {"layer_norm": False, "activation": "mish"}, {"n_critics": 3, "n_layers": 1}]
+VARIANTS = [
+    (level, compiler, tuning)
+    for compiler in ("g++", "clang++")
+    for level in (compiled_mlp.BASELINE, *compiled_mlp.LEVELS)
+    for tuning in (("native", "znver3") if level == "x86-64-v3" else ("native",))  # Zen's avoids fused operations
+]
+
+
+@functools.cache
+def built(level: str, compiler: str, tuning: str) -> ctypes.CDLL | str:
+    """The library, or why there is none on this machine."""
+    if level not in compiled_mlp.levels():
+        return f"this processor has no {level}"
+    if shutil.which(compiler) is None:
+        return f"no {compiler} here"
+    try:
+        return compiled_mlp.load(level, [compiler], tuning)
+    except OSError as error:
+        if "avx512fp16" in str(error):
+            return f"this {compiler} does not know {level}: {error}"
+        raise
+
+
+@pytest.fixture(params=VARIANTS, ids="-".join)
+def variant(request, monkeypatch) -> str:
+    """The level of each code that can be built and run here; it runs in place of this machine's own."""
+    library = built(*request.param)
+    if isinstance(library, str):
+        pytest.skip(library)
+    monkeypatch.setattr(compiled_mlp, "_library", lambda: library)
+    return request.param[0]
 
 
 def denoiser(seed=0, **settings):
@@ -61,26 +104,17 @@ def threads(n: int):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"hidden_dim": 32, "n_layers": 1},
-        {"hidden_dim": 96, "n_layers": 2, "activation": "relu"},
-        {"hidden_dim": 256, "n_layers": 3},
-        {"hidden_dim": 64, "n_layers": 3, "residual": True, "activation": "relu"},
-        {"hidden_dim": 64, "n_layers": 7, "residual": True},
-    ],
-)
+@pytest.mark.parametrize("settings", DENOISERS)
 def test_a_denoiser_is_torchs(settings, shape):
     network = denoiser(**settings)
     obs, x = inputs(*shape)
     ours = compiled(network, obs, x)
     theirs = output(copy.deepcopy(network).double(), obs.double(), x.double())  # nn.Linear and torch's Mish
-    torch.testing.assert_close(ours.double(), theirs.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.double(), theirs.detach(), rtol=1e-5, atol=3e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("settings", [{}, {"layer_norm": False, "activation": "mish"}, {"n_critics": 3, "n_layers": 1}])
+@pytest.mark.parametrize("settings", CRITICS)
 def test_a_critic_is_torchs(settings, shape, monkeypatch):
     torch.manual_seed(0)
     critic = QEnsemble(CriticConfig(**{"hidden_dim": 64, **settings}), DO, TP * DA)
@@ -105,8 +139,55 @@ def count_calls(monkeypatch) -> list[int]:
     return calls
 
 
+def test_all_code_is_exact(variant, monkeypatch):
+    for shape in SHAPES:
+        for settings in DENOISERS:
+            test_a_denoiser_is_torchs(settings, shape)
+        for settings in CRITICS:
+            with monkeypatch.context() as patched:
+                test_a_critic_is_torchs(settings, shape, patched)
+
+
+# SHA-256 of `numbers_of_many_networks`, whatever computed them. They change with the order of a sum or what is fused.
+BITS = {
+    "fused": "6cdd2d988e7dbe1c7529fc74af02f0994a7574bafce1b209a684f3ca5b741ad9",
+    "not fused": "7fe4a9a99c79d14b678bab022244680cab30788b02e2847d8fc5325eb6158d38",
+}
+FUSED = ["x86-64-v3", "x86-64-v4", "x86-64-v4+fp16"] + [compiled_mlp.BASELINE] * (platform.machine() == "aarch64")
+
+
+def test_all_code_gives_the_same_bits(variant):
+    """On every machine: what fails on one only computes otherwise there."""
+    digest = hashlib.sha256(numbers_of_many_networks().numpy().tobytes()).hexdigest()
+    assert digest == BITS["fused" if variant in FUSED else "not fused"]
+
+
+def numbers_of_many_networks() -> torch.Tensor:
+    """Passes and chains from numbers that are the same everywhere, as those of torch.randn are not."""
+    random = np.random.RandomState(0)
+
+    def uniform(*shape: int, size: float = 1.0) -> torch.Tensor:
+        return torch.from_numpy(2 * size * (random.random_sample(shape) - 0.5).astype(np.float32))
+
+    found = []
+    for dim, layers, residual in ((32, 0, False), (96, 1, False), (256, 2, False), (64, 2, True)):
+        for activation in compiled_mlp.ACTIVATIONS:
+            for layer_norm in (False, True):
+                hidden = [(uniform(dim, dim, size=3 * dim**-0.5), uniform(dim)) for _ in range(layers)]
+                last = uniform(dim, 6, size=3 * dim**-0.5), uniform(6)
+                settings = {"activation": activation, "residual": residual, "layer_norm": layer_norm}
+                network = CompiledMLP(uniform(6, dim), hidden, last, **settings)
+                found.append(network(uniform(100, 6, size=30), uniform(50, dim)))
+                x, mean = torch.empty(4, 25, 6), torch.empty(3, 25, 6)
+                x[0] = uniform(25, 6, size=3)
+                transitions = uniform(3, 6) + torch.tensor([0, 0, 2, 1.5, 0, 0])
+                network.chain(transitions, uniform(3, 25, 6), x, mean, uniform(5, dim), uniform(3, dim))
+                found += [x, mean]
+    return torch.cat([numbers.flatten() for numbers in found])
+
+
 @pytest.mark.parametrize("residual", [False, True])
-def test_bits_of_a_row_depend_on_that_row_alone(residual):
+def test_bits_of_a_row_depend_on_that_row_alone(residual, variant):
     network = denoiser(hidden_dim=64, residual=residual)
     obs, x = inputs(50, 9)  # 450 rows: five blocks
     with torch.no_grad():
@@ -117,6 +198,17 @@ def test_bits_of_a_row_depend_on_that_row_alone(residual):
             assert torch.equal(compiled_pass(part, x[rows, :n]), whole[rows, :n])
         with threads(2):
             assert torch.equal(compiled_pass(encoded, x), whole)
+
+
+def test_bits_of_a_value_depend_on_that_row_alone(variant):
+    network = CompiledMLP(
+        torch.randn(6, 64), [(torch.randn(64, 64), torch.randn(64))], (torch.randn(64, 1), torch.zeros(1)),
+        activation="relu", layer_norm=True,
+    )  # fmt: skip
+    x, given = torch.randn(450, 6), torch.randn(450, 64)
+    whole = network(x, given)
+    for first, last in ((0, 1), (17, 20), (100, 111), (200, 450)):
+        assert torch.equal(network(x[first:last], given[first:last]), whole[first:last])
 
 
 def change_by_adam(network, obs, x):
@@ -217,37 +309,67 @@ def chain_policy(**settings) -> DiffusionPolicy:
     return policy.requires_grad_(False)
 
 
+SAMPLERS = [{"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.0}, {"sampler": "ddim", "eta": 1.0}]
+
+
 @pytest.mark.parametrize("finetuned", [False, True])
 @pytest.mark.parametrize("clip_sample", [1.0, None])
-@pytest.mark.parametrize(
-    "sampler", [{"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.0}, {"sampler": "ddim", "eta": 1.0}]
-)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_a_compiled_chain_is_the_same_bit_for_bit(prediction_type, sampler, clip_sample, finetuned):
-    """As compiled passes with torch's operations for the transitions between them."""
+    """As compiled passes with torch's operations for the transitions between them, and with any number of threads.
+
+    Torch rounds every operation of a transition for itself, with whatever instructions. Its product of the
+    observations is taken once, by one thread: two threads may round it differently.
+    """
     policy = chain_policy(prediction_type=prediction_type, clip_sample=clip_sample, **sampler)
     if finetuned:
         policy.start_finetuning(3)
         policy.finetuned.out.bias.data += 0.1
     S, bounds = len(policy.sampler), StdBounds(0.01, 0.9)
+    networks = [(policy.denoiser, S - 3), (policy.finetuned, 3)] if finetuned else [(policy.denoiser, S)]
     for shape, keep in (((1,), 0), ((5,), 3), ((13, 7), S), ((40, 5), 1), ((1, 31), 0), ((4, 0), 0), ((0,), 2)):
         obs, noise = torch.randn(shape[0], DO), policy.draw_noise(*shape)
         with torch.no_grad():
-            networks = [policy.denoiser] * S if not finetuned else [policy.denoiser] * (S - 3) + [policy.finetuned] * 3
-            encoded = [network.encode(obs) for network in networks]
+            parts = [(encode_for(network, obs, noise[0]), steps) for network, steps in networks]
             kwargs = {"bounds": bounds, "noise_clip": 2.0, "keep": keep} if keep else {}
 
-            def denoise(x, i, encoded=encoded):
+            def denoise(x, i, parts=parts):
+                encoded = parts[0 if i < parts[0][1] else 1][0]
                 candidates = x if x.dim() == 4 else x[:, None]
-                return compiled_pass(encoded[i], candidates, policy.sampler.timestep(i)).view_as(x)
+                encoded = encoded._replace(obs=encoded.obs.flatten(0, -2))
+                return compiled_pass(encoded, candidates, policy.sampler.timestep(i)).view_as(x)
 
             x, chain = policy.sampler.sample(denoise, noise, **kwargs)
-            for n_threads in (1, 2):
-                with threads(n_threads):
-                    ours, our_chain = policy.sample(obs, noise, **kwargs)
+            found = [policy.sample(obs, noise, **kwargs)]
+            with threads(2):
+                found.append(policy.sampler.sample_compiled(parts, noise, **kwargs))
+            for ours, our_chain in found:
                 assert torch.equal(ours, x)
                 assert our_chain.x.shape == chain.x.shape and torch.equal(our_chain.x, chain.x)
                 assert our_chain.mean.shape == chain.mean.shape and torch.equal(our_chain.mean, chain.mean)
+
+
+def test_all_code_chains_bit_for_bit(variant):
+    for prediction_type, sampler in zip(PREDICTION_TYPES, SAMPLERS, strict=True):
+        test_a_compiled_chain_is_the_same_bit_for_bit(prediction_type, sampler, 1.0, sampler == SAMPLERS[0])
+
+
+@pytest.mark.parametrize("clip", [0.7, float("inf")])
+def test_a_transition_rounds_operation_by_operation(clip, variant):
+    """As numpy does."""
+    T, R, D = 3, 13, 6
+    network = CompiledMLP(torch.randn(D, 32), [], (torch.randn(32, D), torch.zeros(D)), activation="mish")
+    transitions, noise, x, mean = torch.rand(T, 6), torch.randn(T, R, D), torch.randn(T + 1, R, D), torch.zeros(T, R, D)
+    transitions[:, 3] = clip
+    given, shifts = torch.randn(R, 32), torch.randn(T, 32)
+    network.chain(transitions, noise, x, mean, given, shifts)
+    for i, (from_x, from_output, divisor, _, coef_x0, coef_x) in enumerate(transitions.numpy()):
+        now, output = x[i].numpy(), network(x[i], given + shifts[i]).numpy()
+        x0 = ((from_x * now - from_output * output) / divisor).clip(-clip, clip)
+        expected = coef_x0 * x0 + coef_x * now
+        assert np.array_equal(mean[i].numpy(), expected)
+        assert np.array_equal(x[i + 1].numpy(), expected + noise[i].numpy())
 
 
 def test_sampling_runs_whole_chains_compiled(monkeypatch):
@@ -416,23 +538,38 @@ def test_a_gradient_is_not_lost_where_encoding_had_none():
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these instruction sets are x86's")
-@pytest.mark.parametrize(("without", "width"), [("-mno-avx512f", 16), ("-mno-avx", 8)])
-def test_smaller_vectors_give_the_same(monkeypatch, tmp_path, without, width):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compiled_mlp, "FLAGS", (*compiled_mlp.FLAGS, without))
-    other = ctypes.CDLL(str(compiled_mlp._built()))
-    assert other.burnish_panel_width() == width and not other.burnish_has_float16()
-    obs, x = inputs(13, 7)
-    policy = chain_policy()
-    noise = policy.draw_noise(13, 7)
-    for residual in (False, True):
-        network = denoiser(hidden_dim=64, residual=residual)
-        with torch.no_grad():
-            ours = compiled(network, obs, x), policy.sample(obs, noise)[0]
-            with monkeypatch.context() as patched:
-                patched.setattr(compiled_mlp, "_library", lambda: other)
-                theirs = compiled(copy.deepcopy(network), obs, x), copy.deepcopy(policy).sample(obs, noise)[0]
-        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+def test_levels_are_those_of_the_processor(monkeypatch):
+    flags = [flag for needed in compiled_mlp.LEVELS.values() for flag in needed]
+    names = [compiled_mlp.BASELINE, *compiled_mlp.LEVELS]
+    for known, n in ((flags, 5), (flags[:-1], 4), (flags[:-2], 3), ([], 1), (["avx512f"], 1)):
+        monkeypatch.setattr(compiled_mlp, "_flags", lambda known=known: frozenset(known))
+        assert compiled_mlp.levels() == names[:n]
+
+
+def test_a_level_can_be_asked_for(monkeypatch):
+    """Without asking it is the highest that the compiler knows, too."""
+    unknown, tried = compiled_mlp.levels()[1:], []
+
+    def load(level, compiler):
+        tried.append(level)
+        if level in unknown:
+            raise OSError(f"no {level}")
+        return compiled_mlp._library()
+
+    own = compiled_mlp._library()
+    monkeypatch.setattr(compiled_mlp, "_library", lambda: own)
+    monkeypatch.setattr(compiled_mlp, "load", load)
+    ask = compiled_mlp._load.__wrapped__
+    for asked in ("", "1"):
+        monkeypatch.setenv(compiled_mlp.SWITCH, asked)
+        assert ask() == (own, compiled_mlp.BASELINE, None)
+    assert tried == 2 * compiled_mlp.levels()[::-1]
+    for level in unknown:
+        monkeypatch.setenv(compiled_mlp.SWITCH, level)
+        assert ask() == (None, None, f"no {level}")
+    monkeypatch.setenv(compiled_mlp.SWITCH, "x86-64-v9")
+    tried.clear()
+    assert "BURNISH_COMPILED=x86-64-v9: this processor knows 0, 1, baseline" in ask().reason and not tried
 
 
 @pytest.mark.parametrize(("reason", "level"), [(None, doctor.OK), ("no C++ compiler c++", doctor.MISSING)])
@@ -461,6 +598,7 @@ print("done")
         ({"CXX": "false"}, "false: status 1"),
         ({"CXX": "g++ '"}, "No closing quotation"),
         ({"XDG_CACHE_HOME": "/dev/null"}, "/dev/null"),
+        ({"BURNISH_COMPILED": "z80"}, "BURNISH_COMPILED=z80"),
         ({"CXX": "no-such-compiler", "BURNISH_COMPILED": "0"}, None),
     ],
 )

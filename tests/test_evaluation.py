@@ -10,10 +10,12 @@ import torch
 
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.evaluation.evaluate import EvaluationConfig, about, evaluate
+from burnish.evaluation.evaluate import EvaluationConfig, about, act, evaluate
 from burnish.evaluation.intervals import Difference, bootstrap_interval, wilson_interval
-from burnish.networks import DenoiserConfig
+from burnish.networks import CriticConfig, DenoiserConfig
+from burnish.networks.compiled import mlp as compiled_mlp
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+from burnish.policies.gaussian import GaussianPolicy, GaussianPolicyConfig
 
 HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=50)
 
@@ -68,8 +70,48 @@ def test_a_chaotic_robot_runs_the_same_episodes_alone(policy):
     one, three, five = (
         evaluate(cheetah, task, EvaluationConfig(episodes=5, n_envs=n, backend="sync")).returns for n in (1, 3, 5)
     )
-    np.testing.assert_allclose(one, five, rtol=1e-6)
-    np.testing.assert_allclose(three, five, rtol=1e-6)
+    np.testing.assert_array_equal(one, five)
+    np.testing.assert_array_equal(three, five)
+
+
+@pytest.mark.parametrize(
+    ("config", "torchs", "n_threads"),
+    [
+        (PolicyConfig(denoiser=DenoiserConfig(hidden_dim=64)), False, 1),
+        (PolicyConfig(denoiser=DenoiserConfig(hidden_dim=64)), True, 1),
+        (PolicyConfig(denoiser=DenoiserConfig(hidden_dim=64), sampler="ddim", ddim_steps=2), True, 2),
+        (PolicyConfig(denoiser=DenoiserConfig(hidden_dim=40, activation="silu")), False, 1),
+        (PolicyConfig(denoiser=DenoiserConfig(name="unet", channels=[16, 32]), horizon=6, sampler="ddim"), False, 1),
+        (GaussianPolicyConfig(), False, 1),
+        (GaussianPolicyConfig(hidden_sizes=[64, 64], activation="tanh", squash=True), False, 1),
+    ],
+    ids=["mlp", "mlp by torch", "two threads", "odd width", "unet", "gaussian", "squashed gaussian"],
+)
+def test_an_action_depends_on_its_row_alone(config, torchs, n_threads, monkeypatch):
+    """Bit for bit, whatever the number of environments."""
+    if torchs:
+        monkeypatch.setattr(compiled_mlp, "_library", lambda: None)
+    torch.manual_seed(0)
+    if isinstance(config, PolicyConfig):
+        policy = DiffusionPolicy(config, 23, 7, ["a"]).eval()
+        policy.add_critic(CriticConfig(hidden_dim=64))
+        counts = (1, 3)
+    else:
+        policy, counts = GaussianPolicy(config, 23, 7, ["a"]).eval(), (1,)
+    obs = np.random.default_rng(0).normal(size=(37, 1, 23)).astype(np.float32)
+
+    def actions(part: slice, candidates: int) -> np.ndarray:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(37)[part]]
+        return act(policy, obs[part], generators, candidates)
+
+    torch.set_num_threads(n_threads)
+    try:
+        for candidates in counts:
+            everyone = actions(slice(None), candidates)
+            for n in (1, 2, 3, 4, 7, 16, 21):
+                np.testing.assert_array_equal(actions(slice(5, 5 + n), candidates), everyone[5 : 5 + n])
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_evaluation_leaves_the_global_generator_alone(policy):

@@ -111,7 +111,8 @@ def _compiled() -> Diagnosis:
     reason = compiled_mlp.why_not()
     if reason is None:
         half = "with" if compiled_mlp.has_float16() else "without"
-        return Diagnosis(OK, "compiled networks", f"built by this machine's C++ compiler, {half} float16")
+        built = f"built by this machine's C++ compiler for {compiled_mlp.level()}, {half} float16"
+        return Diagnosis(OK, "compiled networks", built)
     return Diagnosis(MISSING, "compiled networks", f"torch's operations run instead, more slowly: {reason}")
 
 

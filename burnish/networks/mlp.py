@@ -40,7 +40,7 @@ class MLPDenoiser(nn.Module):
 
     The first layer is written as a sum, W_x x + W_s s + W_t emb(k): the observation's part is the same for
     every denoising step (and every candidate), so `encode` computes it once, and that of all timesteps. Where there
-    is no gradient, whole chains run compiled (`compiled_mlp`).
+    is no gradient, whole chains run compiled (`burnish.networks.compiled`).
     """
 
     def __init__(

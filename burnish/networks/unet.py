@@ -15,6 +15,13 @@ from burnish.networks.embedding import TimeEmbedding
 from burnish.networks.encoded import Encoded
 
 
+def mish(x: Tensor) -> Tensor:
+    """F.mish of rows (B, n), as that of n's next multiple of 8: torch computes what is left over of whole vectors by
+    other instructions, so that a row's bits would depend on how many there are (see `burnish.evaluation.evaluate.act`)."""
+    n = x.shape[1]
+    return F.mish(F.pad(x, (0, -n % 8)))[:, :n]
+
+
 class ConvBlock(nn.Module):
     """Convolution, group normalisation, Mish; length unchanged."""
 
@@ -39,7 +46,7 @@ class FiLMBlock(nn.Module):
         self.skip: nn.Module = nn.Identity() if same else nn.Conv1d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        scale, shift = self.film(F.mish(cond))[..., None].chunk(2, dim=1)  # (B, C, 1) each
+        scale, shift = self.film(mish(cond))[..., None].chunk(2, dim=1)  # (B, C, 1) each
         return self.second(self.first(x) * (1 + scale) + shift) + self.skip(x)
 
 

@@ -5,6 +5,10 @@
 // A product holds TILE_ROWS x WIDTH sums in registers. Every number is summed in the same order whatever the number
 // of rows, blocks and threads, so the result of a row depends on that row alone.
 //
+// Where a product and a sum are rounded once, together, `fused` says so; everything else is rounded operation by
+// operation (-ffp-contract=off). A compiler that chooses does so in one instance of a template and not in another, by
+// its tuning. So every compiler gives the same bits, and every instruction set that has fused operations, too.
+//
 // Where the processor has arithmetic for float16 (AVX-512 FP16), the products between hidden layers can be done in it,
 // twice as fast.
 
@@ -14,9 +18,14 @@
 #include <vector>
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 constexpr int LANES = 16, TILE_ROWS = 12;
 #elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
 constexpr int LANES = 8, TILE_ROWS = 6;
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+constexpr int LANES = 4, TILE_ROWS = 6;
 #else
 constexpr int LANES = 4, TILE_ROWS = 6;
 #endif
@@ -30,21 +39,35 @@ enum Activation { RELU, MISH };
 
 static inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 static inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
-static inline Vector at_least(Vector x, float bound) { return x > bound ? x : Vector{} + bound; }
+static inline Vector all(float x) { return x - Vector{}; }  // -0 stays -0
+static inline Vector at_least(Vector x, float bound) { return x > bound ? x : all(bound); }
+
+// a b + c, rounded once; where there is no such operation, twice
+static inline Vector fused(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (Vector)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
 
 // e^x for x <= 88, 0 below -87: 2^n e^r with |r| <= log(2) / 2, Cephes' polynomial (relative error 2e-7)
 static inline Vector exponential(Vector x) {
     const float round = 12582912.f;  // 1.5 * 2^23: the sum's last bits are the nearest integer
-    Vector shifted = at_least(x, -87.f) * 1.44269504088896341f + round;
+    x = at_least(x, -87.f);
+    Vector shifted = fused(x, all(1.44269504088896341f), all(round));
     Vector n = shifted - round;
-    Vector r = at_least(x, -87.f) - n * 0.693359375f + n * 2.12194440e-4f;
-    Vector p = Vector{} + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.f;
+    Vector r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x));
+    Vector p = fused(all(1.9875691500e-4f), r, all(1.3981999507e-3f));
+    p = fused(p, r, all(8.3334519073e-3f));
+    p = fused(p, r, all(4.1665795894e-2f));
+    p = fused(p, r, all(1.6666665459e-1f));
+    p = fused(p, r, all(5.0000001201e-1f));
+    p = fused(p, r * r, r) + 1.f;
     Integers power = ((Integers)shifted << 23) + 0x3f800000;
     return p * (Vector)power;
 }
@@ -54,8 +77,8 @@ static inline Vector relu(Vector x) { return x < 0.f ? Vector{} : x; }
 
 // x tanh(log(1 + e^x)) = x n / (n + 2), n = y^2 + 2 y, y = e^x; beyond 30 float32 cannot tell it from x
 static inline Vector mish(Vector x) {
-    Vector y = exponential(x > 30.f ? Vector{} + 30.f : x);
-    Vector n = y * y + 2.f * y;
+    Vector y = exponential(x > 30.f ? all(30.f) : x);
+    Vector n = fused(y, y, 2.f * y);
     return x * (n / (n + 2.f));
 }
 
@@ -80,21 +103,24 @@ struct Float32 {
             for (int j = 0; j < USED; j++) sum[i][j] = load(from.row(i) + j * LANES);
         for (long k = 0; k < n_in; k++)
             for (int i = 0; i < ROWS; i++)
-                for (int j = 0; j < USED; j++) sum[i][j] += a.row(i)[k] * load(panel + k * PANEL + j * LANES);
+                for (int j = 0; j < USED; j++)
+                    sum[i][j] = fused(all(a.row(i)[k]), load(panel + k * PANEL + j * LANES), sum[i][j]);
         for (int i = 0; i < ROWS; i++)
             for (int j = 0; j < USED; j++) store(out.row(i) + j * LANES, sum[i][j]);
     }
 };
 
 #if defined(__AVX512FP16__) && defined(__AVX512F__)
-#include <immintrin.h>
-
 struct Float16 {
     typedef _Float16 Number;
     typedef Number Wide __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
     typedef int32_t Word __attribute__((may_alias));
     static constexpr int PANEL = 2 * WIDTH;
     static constexpr long SUMMED = 64;  // so many products are added up in float16, then their sum in float32
+
+    static inline Wide fused(Wide a, Wide b, Wide c) {
+        return (Wide)_mm512_fmadd_ph((__m512h)a, (__m512h)b, (__m512h)c);
+    }
 
     // a's numbers are stored twice each, in the memory of a float: so a vector of them is filled by a load alone
     static void put(float* to, Vector numbers) {
@@ -109,8 +135,8 @@ struct Float16 {
             for (long k = start; k < std::min(n_in, start + SUMMED); k++)
                 for (int i = 0; i < ROWS; i++)
                     for (int j = 0; j < USED; j++)
-                        sum[i][j] += (Wide)(Integers{} + reinterpret_cast<const Word*>(a.row(i))[k]) *
-                                     *reinterpret_cast<const Wide*>(panel + k * PANEL + j * 2 * LANES);
+                        sum[i][j] = fused((Wide)(Integers{} + reinterpret_cast<const Word*>(a.row(i))[k]),
+                                          *reinterpret_cast<const Wide*>(panel + k * PANEL + j * 2 * LANES), sum[i][j]);
             for (int i = 0; i < ROWS; i++)
                 for (int j = 0; j < USED; j++) {
                     const float* before = (start ? out : from).row(i) + j * 2 * LANES;
@@ -166,9 +192,16 @@ static void add(Matrix to, long rows, long columns, Matrix numbers) {
         for (long j = 0; j < columns; j += LANES) store(to.row(r) + j, load(to.row(r) + j) + load(numbers.row(r) + j));
 }
 
-static float sum_of(Vector v) {
+// A row's sum in so many parts, whatever a vector's length, and the parts' sum from the first to the last.
+constexpr int SUMS = 16, SUM_VECTORS = SUMS / LANES;
+
+template <class Term>
+static inline float sum_over(long n, Term term) {
+    Vector sums[SUM_VECTORS] = {};
+    for (long j = 0; j < n; j += SUMS)
+        for (int i = 0; i < SUM_VECTORS && j + i * LANES < n; i++) sums[i] = term(j + i * LANES, sums[i]);
     float total = 0;
-    for (int i = 0; i < LANES; i++) total += v[i];
+    for (int i = 0; i < SUMS; i++) total += sums[i / LANES][i % LANES];
     return total;
 }
 
@@ -178,14 +211,13 @@ static void activate(const Network& net, Matrix x, long rows, Matrix to) {
     for (long r = 0; r < rows; r++) {
         float mean = 0, scale = 1;
         if (net.layer_norm) {
-            Vector total{}, squares{};
-            for (long j = 0; j < net.dim; j += LANES) total += load(x.row(r) + j);
-            mean = sum_of(total) / net.dim;
-            for (long j = 0; j < net.dim; j += LANES) {
-                Vector difference = load(x.row(r) + j) - mean;
-                squares += difference * difference;
-            }
-            scale = 1 / std::sqrt(sum_of(squares) / net.dim + 1e-5f);
+            const float* row = x.row(r);
+            mean = sum_over(net.dim, [=](long j, Vector sum) { return sum + load(row + j); }) / net.dim;
+            const float squares = sum_over(net.dim, [=](long j, Vector sum) {
+                const Vector difference = load(row + j) - mean;
+                return fused(difference, difference, sum);
+            });
+            scale = 1 / std::sqrt(squares / net.dim + 1e-5f);
         }
         for (long j = 0; j < net.dim; j += LANES) {
             Vector v = load(x.row(r) + j);
@@ -320,17 +352,9 @@ struct Transition {
     float coef_x0, coef_x;                     // mean = coef_x0 x0 + coef_x x
 };
 
-// next (n numbers) = mean + noise. Rounded as torch's operations are: no fused multiplication and addition.
-__attribute__((noinline
-#if !defined(__clang__)
-               , optimize("fp-contract=off")
-#endif
-               ))
+// next (n numbers) = mean + noise, rounded operation by operation, as torch does it.
 static void transition(const Transition& t, long n, const float* output, const float* x, const float* noise,
                        float* mean, float* next) {
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#endif
     for (long j = 0; j < n; j++) {
         float x0 = (t.from_x * x[j] - t.from_output * output[j]) / t.divisor;
         x0 = x0 < -t.clip ? -t.clip : x0;  // NaN stays NaN

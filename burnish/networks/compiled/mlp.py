@@ -2,8 +2,17 @@
 of rows in one call, where torch makes a dozen passes over memory and as many calls; or a whole denoising chain of them.
 
 It is compiled once for a machine, by its C++ compiler, into the user's cache folder; without a compiler torch's
-operations do the same, more slowly, and other bits come out. A row's result depends on that row alone, bit for bit,
-whatever the number of rows and threads.
+operations do the same, more slowly, and other bits come out.
+
+What is promised about bits, on every processor:
+
+- A row's result depends on that row alone, whatever the number of rows and threads.
+- A chain is what its passes are with torch's operations for the transitions between them.
+- Every compiler gives the same, and so does every instruction set that rounds a product and a sum once, together
+  (`LEVELS` from x86-64-v3 on, ARM). Which operations do so is written in the source: a compiler may not choose.
+
+Not promised: torch's bits. Its products add in an order of their own, which changes with the processor, with the number
+of threads, and where there are few rows (`burnish.evaluation.evaluate.act`).
 
 Under `torch.autocast("cpu", torch.float16)` the products between a denoiser's hidden layers are float16's where the
 processor has arithmetic for it: 11 bits of each number and of sums of 64 products, up to 65504. What cannot run
@@ -26,7 +35,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,9 +44,17 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 SOURCE = Path(__file__).with_name("mlp.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-Wno-psabi", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fopenmp", "-Wno-psabi", "-shared", "-fPIC")
+LEVELS = {
+    "x86-64-v2": ("sse4_2",),
+    "x86-64-v3": ("avx2", "fma", "f16c", "bmi1", "bmi2"),
+    "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    "x86-64-v4+fp16": ("avx512_fp16",),
+}
+"""x86's instruction sets, each with those before it -> what of a processor's flags it needs."""
+BASELINE = "baseline"  # what every processor of this architecture can: all of ARM's (NEON)
 ACTIVATION_CODES = {"relu": 0, "mish": 1}  # the source's enum
-SWITCH = "BURNISH_COMPILED"  # environment variable; 0: torch's operations
+SWITCH = "BURNISH_COMPILED"  # environment variable; 0: torch's operations, a level: that one, 1: the highest there is
 SWITCHED_OFF = f"{SWITCH}=0"
 
 
@@ -238,48 +255,96 @@ def can_compile(weight: Tensor, dim: int, activation: str, half: bool = False) -
 
 def why_not() -> str | None:
     """Why nothing runs compiled on this machine; None if it does."""
-    return _load()[1]
+    return _load().reason
+
+
+def level() -> str | None:
+    """The instruction set of what runs compiled, of `LEVELS` or `BASELINE`."""
+    return _load().level
+
+
+def levels() -> list[str]:
+    """The instruction sets that this processor has, lowest first."""
+    found, possible = _flags(), [BASELINE]
+    for name, needed in LEVELS.items():
+        if not found.issuperset(needed):
+            break
+        possible.append(name)
+    return possible
 
 
 def has_float16() -> bool:
     """Whether float16 can be asked for here (`half_wanted`)."""
-    library, _ = _load()
+    library = _load().library
     return library is not None and bool(library.burnish_has_float16())
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     """The library; why there is none is said once, unless that was asked for."""
-    library, reason = _load()
-    if reason and reason != SWITCHED_OFF:
-        print(f"burnish: networks run without compiled code, more slowly: {reason}", file=sys.stderr)
-    return library
+    loaded = _load()
+    if loaded.reason and loaded.reason != SWITCHED_OFF:
+        print(f"burnish: networks run without compiled code, more slowly: {loaded.reason}", file=sys.stderr)
+    return loaded.library
+
+
+class _Loaded(NamedTuple):
+    library: ctypes.CDLL | None
+    level: str | None
+    reason: str | None  # why there is none
 
 
 @functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    if os.environ.get(SWITCH, "1") == "0":
-        return None, SWITCHED_OFF
-    try:
-        library = ctypes.CDLL(str(_built()))
-    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:  # no home folder, CXX="'"
-        return None, str(error)
-    library.burnish_digest.restype = ctypes.c_uint64
-    return library, None
+def _load() -> _Loaded:
+    """The library of the level that is asked for, or of the highest that processor and compiler have."""
+    asked = os.environ.get(SWITCH) or "1"
+    if asked == "0":
+        return _Loaded(None, None, SWITCHED_OFF)
+    if asked != "1" and asked not in levels():
+        return _Loaded(None, None, f"{SWITCH}={asked}: this processor knows 0, 1, {', '.join(levels())}")
+    reason = None
+    for name in levels()[::-1] if asked == "1" else [asked]:
+        try:
+            return _Loaded(load(name, shlex.split(os.environ.get("CXX", "")) or ["c++"]), name, None)
+        except OSError as error:  # a compiler that does not know the level, or cannot do any
+            reason = str(error)
+        except (RuntimeError, ValueError, subprocess.SubprocessError) as error:  # no home folder, CXX="'"
+            return _Loaded(None, None, str(error))
+    return _Loaded(None, None, reason)
 
 
-def _built() -> Path:
-    """The compiled file, made now if there is none for this source, compiler and processor.
+def load(level: str, compiler: Sequence[str], tuning: str = "native") -> ctypes.CDLL:
+    """The library for one of `levels`, compiled now if there is none for this source, compiler and processor.
+
+    Args:
+        compiler: the words of its command.
+        tuning: the processor that x86's code shall be fast on; decides no bit.
 
     Raises:
         OSError, RuntimeError, ValueError, subprocess.SubprocessError: no compiler, one that fails, nowhere to write.
     """
-    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    library = ctypes.CDLL(str(_built(compiler, (*FLAGS, *_level_flags(level, tuning)))))
+    library.burnish_digest.restype = ctypes.c_uint64
+    return library
+
+
+def _level_flags(level: str, tuning: str) -> list[str]:
+    """Feature by feature: a compiler may know AVX-512 and not the name x86-64-v4."""
+    if platform.machine().lower() not in X86:
+        return []
+    names = [] if level == BASELINE else list(LEVELS)[: list(LEVELS).index(level) + 1]
+    features = [feature for name in names for feature in LEVELS[name]]
+    spelled = {"sse4_2": "sse4.2", "bmi1": "bmi", "avx512_fp16": "avx512fp16"}  # as compilers do
+    return [f"-mtune={tuning}", *(f"-m{spelled.get(feature, feature)}" for feature in features)]
+
+
+def _built(compiler: Sequence[str], flags: Sequence[str]) -> Path:
+    """The compiled file. Raises as `load` does."""
     found = shutil.which(compiler[0])
     if found is None:
         raise OSError(f"no C++ compiler {compiler[0]}")
     version = Path(found).resolve().stat()
-    identity = [*compiler, str(version.st_size), str(version.st_mtime_ns), *FLAGS, _processor()]
+    identity = [*compiler, str(version.st_size), str(version.st_mtime_ns), *flags, _processor()]
     key = hashlib.sha256("\n".join(identity).encode() + SOURCE.read_bytes()).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "burnish"
     built = folder / f"mlp-{key[:16]}.so"
@@ -287,22 +352,42 @@ def _built() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:  # another process may be compiling, too
             made = Path(temporary) / built.name
-            _compile(compiler, made)
+            _compile(compiler, flags, made)
             with made.open("rb") as file:
                 os.fsync(file)  # a file that is cut short would end every later process
             made.replace(built)
     return built
 
 
-def _compile(compiler: list[str], made: Path) -> None:
+def _compile(compiler: Sequence[str], flags: Sequence[str], made: Path) -> None:
     """With OpenMP, or where the compiler has none (Apple's), for one thread."""
-    for flags in (FLAGS, [flag for flag in FLAGS if flag != "-fopenmp"]):
-        command = [*compiler, *flags, "-o", str(made), str(SOURCE)]
+    for chosen in (flags, [flag for flag in flags if flag != "-fopenmp"]):
+        command = [*compiler, *chosen, "-o", str(made), str(SOURCE)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         if not result.returncode:
             return
     said = (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[0]
     raise OSError(f"{compiler[0]}: {said}")
+
+
+X86 = ("x86_64", "amd64")
+
+
+@functools.cache
+def _flags() -> frozenset[str]:
+    """What an x86 processor, and its system, can do, as Linux spells it; of another architecture nothing."""
+    if platform.machine().lower() not in X86:
+        return frozenset()
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # macOS
+        command = ["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features"]
+        try:
+            told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            return frozenset()
+        told = "flags: " + " ".join(told.lower().replace("sse4.2", "sse4_2").split())
+    return frozenset(next((line for line in told.splitlines() if line.startswith("flags")), "").split())
 
 
 def _processor() -> str:
