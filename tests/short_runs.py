@@ -30,7 +30,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "pretrain-hopper": ("pretrain", *HOPPER, "train.epochs=2"),
     "pretrain-hopper-unet": (
         *("pretrain", *HOPPER, "policy=unet", "train.epochs=1", "train.batch_size=64"),
-        *("policy.denoiser.channels=[16,32]", "policy.sampler=ddim"),
+        *("policy.denoiser.channels=[16,32]", "policy.sampler=ddim", "evaluation.episodes=16", "evaluation.n_envs=16"),
     ),
     "pretrain-gaussian": ("pretrain", *HOPPER, "policy=gaussian", "train.epochs=2"),
     "dppo-lift": (

@@ -16,8 +16,11 @@ from burnish.networks.encoded import Encoded
 
 
 def mish(x: Tensor) -> Tensor:
-    """F.mish of rows (B, n), as that of n's next multiple of 8: torch computes what is left over of whole vectors by
-    other instructions, so that a row's bits would depend on how many there are (see `burnish.evaluation.evaluate.act`)."""
+    """F.mish of rows (B, n); without gradients as that of n's next multiple of 8, where a row's bits do not depend on
+    how many there are: torch computes what is left over of whole vectors by other instructions (see
+    `burnish.evaluation.evaluate.act`)."""
+    if torch.is_grad_enabled():
+        return F.mish(x)
     n = x.shape[1]
     return F.mish(F.pad(x, (0, -n % 8)))[:, :n]
 
