@@ -33,6 +33,7 @@ from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.folder import fingerprint
 from burnish.pretrain import behaviour_cloning
 from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pretrain
+from burnish.runs.evaluation_file import EvaluationSummary
 from burnish.runs.metrics import read_metrics
 
 HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=60)
@@ -355,7 +356,8 @@ def test_bad_input_is_refused_before_anything_is_written(dataset, pretrained, tm
 
 def test_too_much_noise_is_said_loudly(capsys):
     instance = loop.Loop.__new__(loop.Loop)
-    instance.before, instance.noise_compared = {"success_rate": 0.5}, False
+    instance.before = EvaluationSummary(10, 0.5, 0.2, 0.8, 5.0, 2.0, 8.0, 30.0, 0, None)
+    instance.noise_compared = False
     instance._compare_noisy_with_clean(0.05)
     assert "too much noise" in capsys.readouterr().err
     instance._compare_noisy_with_clean(0.4)
