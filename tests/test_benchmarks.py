@@ -92,8 +92,10 @@ def test_the_floors_rate_is_the_best_that_anything_reaches(measuring, monkeypatc
     assert best == rates.best == max(value for value in rates if value is not None) >= rates.torch > 0
     assert measuring.Rates(torch=80.0, ours=110.0, peak=None).best == 110
     assert (rates.ours is None) == (why_not() is not None)
-    if rate.why_no_peak is None:  # as fast as any product: 0.9 for another program that disturbs one of them
-        assert rates.peak > 0.9 * rates.torch
+    if rate.why_no_peak is None:  # no product is faster; of some moments, as other programs disturb single ones
+        for _ in range(10):
+            rate.gflop_per_ms()
+        assert max(rates.peak for rates in rate.measured) > 0.9 * max(rates.torch for rates in rate.measured)
     monkeypatch.setenv("CXX", "no-such-compiler")
     rate = measuring.ProductRate(quick=True)
     rate.gflop_per_ms()
