@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bandit import cloned_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,3 +22,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder} (set BURNISH_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained_weights() -> dict[str, torch.Tensor]:
+    """Of `bandit.make_policy()`, cloned from N(0, 0.3^2) actions."""
+    return cloned_weights()

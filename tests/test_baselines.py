@@ -1,28 +1,26 @@
 """Gaussian policies, and Stable-Baselines3's SAC, TD3 and PPO as stages: what is stored, learned, saved and resumed."""
 
-import copy
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bandit import DA, TA, chunk_step
+from baseline_stages import STAGES, E, make_policy, make_stage, observations, play, score
 
 from burnish.commands.evaluate import EvaluateConfig, evaluate_policy
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.formats import d4rl
-from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation.evaluate import EvaluationConfig, evaluate
 from burnish.finetune import loop
-from burnish.finetune.baselines.ppo import PPO, PPOConfig
-from burnish.finetune.baselines.sac import SAC, SACConfig
-from burnish.finetune.baselines.td3 import TD3, TD3Config
+from burnish.finetune.baselines.ppo import PPOConfig
+from burnish.finetune.baselines.sac import SACConfig
+from burnish.finetune.baselines.td3 import TD3Config
 from burnish.finetune.config import FinetuneConfig
-from burnish.finetune.losses.gae import gae
-from burnish.finetune.stage import Setting, StageConfig
+from burnish.finetune.stage import StageConfig
 from burnish.finetune.start import finetune
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -32,74 +30,8 @@ from burnish.pretrain.behaviour_cloning import PretrainConfig, TrainConfig, pret
 from burnish.runs.metrics import read_metrics
 from burnish.runs.state import load_state, save_state
 
-E, TA, DA = 8, 2, 2
-STAGES = {"sac": (SAC, SACConfig), "td3": (TD3, TD3Config), "ppo": (PPO, PPOConfig)}
-SMALL = {
-    "sac": {"critic_hidden_sizes": [32], "batch_size": 32, "learning_starts": 2 * E * TA, "buffer_size": 2000},
-    "td3": {"critic_hidden_sizes": [32], "batch_size": 32, "learning_starts": 2 * E * TA, "buffer_size": 2000},
-    "ppo": {"critic_hidden_sizes": [32], "batch_size": 64, "n_steps": 16, "learning_rate": 3e-4},
-}
-TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
 HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=40)
 EVALUATION = EvaluationConfig(episodes=2, n_envs=2, backend="sync")
-
-
-def make_policy(name="ppo", **kwargs) -> GaussianPolicy:
-    """Whose normalizers do something."""
-    torch.manual_seed(0)
-    settings = {"hidden_sizes": [32, 16], "n_action_steps": TA, "squash": name != "ppo", "log_std_init": -0.7}
-    policy = GaussianPolicy(GaussianPolicyConfig(**(settings | kwargs)), 2, DA, ["flat"], "bandit").eval()
-    policy.obs_normalizer.offset.fill_(0.25)
-    policy.action_normalizer.scale.fill_(0.5)
-    return policy
-
-
-def make_stage(name, policy=None, pretrained=False, task=TASK, **kwargs):
-    make, config = STAGES[name]
-    setting = Setting(task, E, 0, pretrained)
-    return make(policy or make_policy(name), config(**(SMALL[name] | kwargs)), setting)
-
-
-def chunk_step(reward, terminated=False, truncated=False, final_obs=None, steps=TA, obs=None) -> ChunkStep:
-    """Chunks of E environments; `reward` (E,) comes with the first step, or (E, Ta) as given."""
-    none = np.zeros(E, bool)
-    step_rewards = np.zeros((E, TA), np.float32)
-    if np.ndim(reward) == 2:
-        step_rewards[:] = reward
-    else:
-        step_rewards[:, 0] = reward
-    obs = np.zeros((E, 1, 2), np.float32) if obs is None else obs
-    return ChunkStep(
-        obs=obs,
-        reward=step_rewards.sum(1),
-        terminated=none | terminated,
-        truncated=none | truncated,
-        final_obs=obs if final_obs is None else final_obs,
-        success=none,
-        steps=np.full(E, TA) if np.isscalar(steps) else steps,
-        step_rewards=step_rewards,
-    )
-
-
-def observations(rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(size=(E, 1, 2)).astype(np.float32)
-
-
-def play(stage, rng: np.random.Generator, chunks: int) -> list[dict[str, float]]:
-    """One-step episodes: the first action dimension shall follow the sign of the first observation."""
-    metrics = []
-    for _ in range(chunks):
-        obs = observations(rng)
-        reward = stage.act(obs)[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])
-        stage.observe(chunk_step(reward, terminated=True, final_obs=observations(rng)))
-        if stage.ready():
-            metrics.append(stage.update())
-    return metrics
-
-
-def score(policy) -> float:
-    obs = np.random.default_rng(1).normal(size=(500, 1, 2)).astype(np.float32)
-    return float((policy.act(obs)[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])).mean())
 
 
 @pytest.mark.parametrize(
@@ -134,7 +66,7 @@ def test_the_replay_by_hand(name):
     steps[3] = 1
     actions = stage.act(obs)
     index = np.arange(E)
-    stage.observe(chunk_step(rewards, index < 2, (index == 2) | (index == 3), after, steps, obs=obs + 1))
+    stage.observe(chunk_step(obs + 1, rewards, index < 2, (index == 2) | (index == 3), after, steps))
     buffer = stage.model.replay_buffer
     assert buffer.pos == 1 and buffer.n_envs == E
     np.testing.assert_allclose(buffer.observations[0], obs[:, 0] - 0.25)
@@ -159,111 +91,6 @@ def test_gradient_steps_are_those_due(name):
         done.append(stage.gradient_steps)
     assert done == [0, 2, 2, 7, 7, 12]  # floor(2.5 n), from the second round of chunks on
     assert stage.model._n_updates == 12
-
-
-def test_what_td3_executes_is_what_it_stores():
-    stage = make_stage("td3", exploration_noise=1.0, learning_starts=0)
-    for i in range(3):
-        actions = stage.act(observations(np.random.default_rng(i)))
-        stage.observe(chunk_step(np.zeros(E)))
-        stored = stage.buffer.actions[i]
-        np.testing.assert_allclose(stored.reshape(E, TA, DA) * 0.5, actions, rtol=1e-6)
-        assert np.abs(stored).max() == 1 and np.unique(stored).size > E
-
-
-def ppo_rollout(stage, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One rollout with ends of both kinds -> rewards, terminated, truncated and final observations (T, E, ...)."""
-    kept = []
-    obs = observations(rng)
-    while not stage.ready():
-        stage.act(obs)
-        draw = rng.random(E)
-        terminated, truncated = draw < 0.15, draw > 0.85
-        reward, obs = rng.normal(size=E).astype(np.float32), observations(rng)
-        final = np.where((terminated | truncated)[:, None, None], observations(rng), obs)
-        stage.observe(chunk_step(reward, terminated, truncated, final, obs=obs))
-        kept.append((reward, terminated, truncated, final))
-    names = ("reward", "terminated", "truncated", "final_obs")
-    return dict(zip(names, map(np.stack, zip(*kept))))
-
-
-@pytest.mark.parametrize("reward_scaling", [False, True])
-def test_ppos_advantages_are_ours(monkeypatch, reward_scaling):
-    stage = make_stage("ppo", gamma=0.9, reward_scaling=reward_scaling)
-    data = {key: torch.from_numpy(value) for key, value in ppo_rollout(stage, np.random.default_rng(0)).items()}
-    buffer, model = stage.buffer, stage.model
-    with torch.no_grad():
-        next_values = model.policy.predict_values(stage.policy.normalized_obs(data["final_obs"].flatten(0, 1)))
-    values, rewards = torch.from_numpy(buffer.values.copy()), data["reward"]
-    if reward_scaling:
-        scaler = copy.deepcopy(stage.reward_scaler)
-        rewards = scaler(rewards, data["terminated"] | data["truncated"])
-    ends = data["terminated"], data["truncated"]
-    advantages, returns = gae(rewards, values, next_values.view_as(values), *ends, gamma=0.81, gae_lambda=0.95)
-    seen = {}
-    train = lambda: seen.update(a=buffer.advantages.copy(), r=buffer.returns.copy())  # noqa: E731
-    monkeypatch.setattr(model, "train", train)
-    stage.update()
-    np.testing.assert_allclose(seen["a"], advantages.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(seen["r"], returns.numpy(), rtol=1e-4, atol=1e-5)
-    assert data["truncated"].sum() > 3 and data["terminated"].sum() > 3
-
-
-def test_a_chunk_cut_by_the_time_limit_is_discounted_by_its_steps():
-    stage = make_stage("ppo", gamma=0.9)
-    stage.act(observations(np.random.default_rng(0)))
-    steps = np.full(E, TA)
-    steps[0] = 1
-    stage.observe(chunk_step(np.zeros(E), truncated=np.arange(E) < 2, steps=steps))
-    v = stage.final_values
-    np.testing.assert_allclose(stage.bootstrap[0], np.where(np.arange(E) < 2, [0.9, *[0.81] * 7], 0) * v, rtol=1e-6)
-
-
-def test_ppos_first_ratio_is_one(monkeypatch):
-    """Of the first minibatch, as Stable-Baselines3 computes it."""
-    stage = make_stage("ppo", n_epochs=1)
-    ppo_rollout(stage, np.random.default_rng(0))
-    policy, get, evaluate_actions = stage.model.policy, stage.buffer.get, stage.model.policy.evaluate_actions
-    old, new = [], []
-
-    def watched_get(size):
-        for batch in get(size):
-            old.append(batch.old_log_prob)
-            yield batch
-
-    def watched_evaluation(*given):
-        result = evaluate_actions(*given)
-        new.append(result[1].detach())
-        return result
-
-    monkeypatch.setattr(stage.buffer, "get", watched_get)
-    monkeypatch.setattr(policy, "evaluate_actions", watched_evaluation)
-    metrics = stage.update()
-    new.pop(0)  # our own look at the whole rollout
-    assert len(old) == len(new) == 2 and metrics["first_ratio_error"] < 1e-5
-    torch.testing.assert_close((new[0] - old[0]).exp(), torch.ones(64), atol=1e-5, rtol=0)
-    assert ((new[1] - old[1]).exp() - 1).abs().amax() > 1e-4  # after one gradient step
-
-
-def test_a_policy_that_changed_between_sampling_and_update_shows(monkeypatch):
-    stage = make_stage("ppo")
-    ppo_rollout(stage, np.random.default_rng(0))
-    with torch.no_grad():
-        stage.policy.log_std.add_(0.1)
-    assert stage.update()["first_ratio_error"] > 0.01
-
-
-def test_cut_episodes_bootstraps_the_last_chunk():
-    stage = make_stage("ppo", gamma=0.9)
-    stage.cut_episodes()  # nothing stored: nothing to do
-    terminated = np.arange(E) < 3
-    stage.act(observations(np.random.default_rng(0)))
-    stage.observe(chunk_step(np.zeros(E), terminated=terminated))
-    stage.cut_episodes()
-    np.testing.assert_allclose(stage.bootstrap[0], np.where(terminated, 0, 0.81 * stage.final_values), rtol=1e-6)
-    stage.act(observations(np.random.default_rng(1)))
-    stage.observe(chunk_step(np.zeros(E)))
-    assert stage.buffer.episode_starts[:2].tolist() == [[1] * E] * 2
 
 
 @pytest.mark.parametrize("name", ["sac", "td3", "ppo"])
@@ -319,44 +146,6 @@ def test_the_global_generators_are_left_alone_and_do_not_matter(name):
     assert runs[0] == runs[1]
 
 
-def test_td3_goes_on_from_a_pretrained_policy_in_its_target_too():
-    policy = make_policy("td3")
-    stage = make_stage("td3", copy.deepcopy(policy), pretrained=True)
-    obs = torch.randn(5, policy.config.n_obs_steps * policy.obs_dim)
-    for actor in (stage.model.actor, stage.model.actor_target):
-        assert torch.equal(actor(obs), policy.mean(obs))
-
-
-def test_sac_goes_on_from_a_pretrained_policys_mean():
-    policy = make_policy("sac")
-    stage = make_stage("sac", copy.deepcopy(policy), pretrained=True)
-    obs = torch.randn(5, policy.config.n_obs_steps * policy.obs_dim)
-    assert torch.equal(stage.model.actor(obs, deterministic=True), policy.mean(obs))
-
-
-def test_ppo_goes_on_from_a_pretrained_policy():
-    policy = make_policy()
-    with torch.no_grad():
-        policy.log_std.fill_(-1.5)
-    obs = np.random.default_rng(0).normal(size=(20, 1, 2)).astype(np.float32)
-    cloned = policy.act(obs)
-    stage = make_stage("ppo", copy.deepcopy(policy), pretrained=True, log_std_init=-3.0)
-    np.testing.assert_array_equal(stage.policy.act(obs), cloned)
-    assert torch.equal(stage.policy.log_std, torch.full((TA * DA,), -3.0))
-    play(stage, np.random.default_rng(0), 16)
-    assert stage.iteration == 1
-    np.testing.assert_array_equal(stage.policy.act(obs), cloned)  # the critic alone
-    play(stage, np.random.default_rng(0), 16)
-    assert not np.array_equal(stage.policy.act(obs), cloned)
-    fitted = make_stage("ppo", copy.deepcopy(policy), pretrained=True, log_std_init=None)
-    assert torch.equal(fitted.policy.log_std, torch.full((TA * DA,), -1.5))
-    fresh = make_stage("ppo", copy.deepcopy(policy))
-    assert not np.array_equal(fresh.policy.act(obs), cloned)  # Stable-Baselines3's own initialisation
-    before = fresh.policy.act(obs)
-    play(fresh, np.random.default_rng(0), 16)
-    assert not np.array_equal(fresh.policy.act(obs), before)
-
-
 @pytest.mark.parametrize("name", ["sac", "td3"])
 def test_the_replay_is_filled_with_demonstrations(name, tmp_path):
     obs = np.arange(22, dtype=np.float32).reshape(11, 2)
@@ -386,12 +175,6 @@ def test_the_replay_is_filled_with_demonstrations(name, tmp_path):
         make_stage(name, demos=str(tmp_path / "demos.hdf5"), buffer_size=8)
     with pytest.raises(BurnishError, match="task=bandit names no demonstrations"):
         make_stage(name, demos="task")
-
-
-def test_without_stable_baselines3_the_command_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    with pytest.raises(BurnishError, match=r"stage=td3 needs stable-baselines3: pip install 'burnish\[baselines\]'"):
-        make_stage("td3")
 
 
 @pytest.mark.parametrize("name", ["sac", "td3", "ppo"])

@@ -3,35 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from bandit import TASK, chunk_step, make_policy, observations, reward_of
 
-from burnish.envs.base import ChunkStep
-from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting, stage_class
-from burnish.networks import DenoiserConfig
-from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
-E, TA, DA = 32, 2, 2
-
-
-@pytest.fixture(scope="module")
-def pretrained_weights() -> dict[str, torch.Tensor]:
-    """A small policy cloned from N(0, 0.3^2) actions."""
-    torch.manual_seed(0)
-    policy = make_policy()
-    optimizer = torch.optim.Adam(policy.parameters(), 2e-3)
-    for _ in range(600):
-        obs, actions = torch.randn(256, 1, 2), (0.3 * torch.randn(256, TA, DA)).clamp(-1, 1)
-        optimizer.zero_grad()
-        policy.loss(obs, actions).backward()
-        optimizer.step()
-    return policy.state_dict()
-
-
-def make_policy(**kwargs) -> DiffusionPolicy:
-    settings = {"denoiser": DenoiserConfig(hidden_dim=64, n_layers=2), "horizon": TA, "n_action_steps": TA}
-    return DiffusionPolicy(PolicyConfig(**(settings | {"denoising_steps": 10} | kwargs)), 2, DA, ["flat"])
+E = 32
 
 
 def make_stage(weights=None, policy=None, **kwargs) -> DPPO:
@@ -39,31 +17,16 @@ def make_stage(weights=None, policy=None, **kwargs) -> DPPO:
     if weights is not None:
         policy.load_state_dict(weights)
     settings = {"ft_denoising_steps": 5, "n_steps": 20, "batch_size": 800, "clip_coef": 0.05, "clip_coef_base": 0.05}
-    setting = Setting(TaskConfig("bandit", "gymnasium", "Bandit-v0", 1), E, 0)
-    return DPPO(policy, DPPOConfig(**(settings | kwargs)), setting)
-
-
-def chunk(obs: np.ndarray, reward: np.ndarray, terminated=None, truncated=None) -> ChunkStep:
-    none = np.zeros(len(obs), bool)
-    return ChunkStep(
-        obs=obs,
-        reward=reward.astype(np.float32),
-        terminated=none if terminated is None else terminated,
-        truncated=none if truncated is None else truncated,
-        final_obs=obs,
-        success=none,
-        steps=np.full(len(obs), TA),
-        step_rewards=np.zeros((len(obs), TA), np.float32),
-    )
+    return DPPO(policy, DPPOConfig(**(settings | kwargs)), Setting(TASK, E, 0))
 
 
 def bandit_rollout(stage: DPPO, rng: np.random.Generator) -> float:
     """One rollout of one-step episodes: the first action dimension shall follow the sign of the first observation."""
     rewards = []
     while not stage.ready():
-        obs = rng.normal(size=(E, 1, 2)).astype(np.float32)
-        reward = stage.act(obs)[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])
-        stage.observe(chunk(obs, reward, terminated=np.ones(E, bool)))
+        obs = observations(rng, E)
+        reward = reward_of(stage.act(obs), obs)
+        stage.observe(chunk_step(obs, reward, terminated=True))
         rewards.append(reward.mean())
     return float(np.mean(rewards))
 
@@ -118,8 +81,7 @@ def test_bootstrap_is_from_the_final_observation(pretrained_weights):
     stage = make_stage(pretrained_weights, n_steps=2)
     obs = np.ones((E, 1, 2), np.float32)
     stage.act(obs)
-    step = chunk(obs, np.zeros(E), truncated=np.ones(E, bool))
-    stage.observe(step._replace(final_obs=np.full((E, 1, 2), 7, np.float32)))
+    stage.observe(chunk_step(obs, truncated=True, final_obs=np.full((E, 1, 2), 7, np.float32)))
     assert torch.equal(stage.rollout.final_obs[0], torch.full((E, 2), 7.0))
 
 
@@ -127,7 +89,7 @@ def test_cut_episodes_marks_the_last_chunk(pretrained_weights):
     stage = make_stage(pretrained_weights)
     terminated = np.arange(E) < 3
     stage.act(np.ones((E, 1, 2), np.float32))
-    stage.observe(chunk(np.ones((E, 1, 2), np.float32), np.zeros(E), terminated=terminated))
+    stage.observe(chunk_step(np.ones((E, 1, 2), np.float32), terminated=terminated))
     stage.cut_episodes()
     assert stage.rollout.truncated[0].tolist() == (~terminated).tolist()
 

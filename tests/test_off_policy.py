@@ -1,115 +1,31 @@
-"""DPMD and SDAC as stages: the critic's target, what is stored, what is learned, and that they resume exactly."""
+"""What off-policy stages share: the critic's target, what is stored, what is learned, and that they resume exactly."""
 
 import copy
-from dataclasses import fields
 from itertools import pairwise
 from types import SimpleNamespace
 
+import densities
 import numpy as np
 import pytest
 import torch
+from bandit import (
+    DA,
+    TA,
+    E,
+    chunk_step,
+    demonstrations,
+    make_policy,
+    make_stage,
+    play,
+    score,
+)
+from densities import batch_of, values
 
-from burnish.datasets.episodes import Demonstrations, Episode
-from burnish.envs.base import ChunkStep
-from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.finetune import off_policy
-from burnish.finetune.algorithms.best_of_n import BestOfN, BestOfNConfig
-from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
-from burnish.finetune.algorithms.sdac import SDAC, SDACConfig
 from burnish.finetune.losses.rsm import RSMConfig
-from burnish.finetune.off_policy import CriticStageConfig, Draws, OffPolicyConfig
-from burnish.finetune.stage import Setting
-from burnish.finetune.storage.replay import Transitions
 from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.networks.compiled import mlp as compiled_mlp
-from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
-
-E, TA, DA = 16, 2, 2
-STAGES = {"best_of_n": (BestOfN, BestOfNConfig), "dpmd": (DPMD, DPMDConfig), "sdac": (SDAC, SDACConfig)}
-TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
-
-
-@pytest.fixture(scope="module")
-def pretrained_weights() -> dict[str, torch.Tensor]:
-    """A small policy cloned from N(0, 0.3^2) actions."""
-    torch.manual_seed(0)
-    policy = make_policy()
-    optimizer = torch.optim.Adam(policy.parameters(), 2e-3)
-    for _ in range(600):
-        obs, actions = torch.randn(256, 1, 2), (0.3 * torch.randn(256, TA, DA)).clamp(-1, 1)
-        optimizer.zero_grad()
-        policy.loss(obs, actions).backward()
-        optimizer.step()
-    return policy.state_dict()
-
-
-def make_policy(**kwargs) -> DiffusionPolicy:
-    settings = {"denoiser": DenoiserConfig(hidden_dim=64, n_layers=2), "horizon": TA, "n_action_steps": TA}
-    return DiffusionPolicy(PolicyConfig(**(settings | {"denoising_steps": 10} | kwargs)), 2, DA, ["flat"]).eval()
-
-
-def make_stage(name="dpmd", weights=None, policy=None, task=TASK, **kwargs):
-    policy = policy or make_policy()
-    if weights is not None:
-        policy.load_state_dict(weights)
-    settings = {
-        "critic": CriticConfig(hidden_dim=64, n_layers=2),
-        "batch_size": 128,
-        "buffer_size": 2000,
-        "learning_starts": 2 * E * TA,
-        "draws": 16,
-        "update_every": 1,
-        "critic_warmup_updates": 100,
-        "old_policy_every": 50,
-        "actor_tau": 0.02,
-        "actor_lr": 1e-3,
-        "actor_lr_final": 1e-3,
-        "critic_lr": 1e-3,
-        "demos": None,
-        "demo_ratio": 0.0,
-        "bc_coef": 0.0,
-        "rsm": RSMConfig(kl_target=0.7),
-    }
-    make, config = STAGES[name]
-    known = {field.name for field in fields(config)}
-    settings = {key: value for key, value in settings.items() if key in known}
-    return make(policy, config(**(settings | kwargs)), Setting(task, E, 0))
-
-
-def chunk_step(obs: np.ndarray, reward=0.0, terminated=True, final_obs=None) -> ChunkStep:
-    """A chunk of E environments whose reward comes with its first step."""
-    none = np.zeros(len(obs), bool)
-    step_rewards = np.zeros((len(obs), TA), np.float32)
-    step_rewards[:, 0] = reward
-    return ChunkStep(
-        obs=obs,
-        reward=step_rewards.sum(1),
-        terminated=none | terminated,
-        truncated=none,
-        final_obs=obs if final_obs is None else final_obs,
-        success=none,
-        steps=np.full(len(obs), TA),
-        step_rewards=step_rewards,
-    )
-
-
-def play(stage, rng: np.random.Generator, chunks: int, learn=True, shift=0.0) -> None:
-    """One-step episodes: the first action dimension shall follow the sign of the first observation."""
-    for _ in range(chunks):
-        obs = rng.normal(size=(E, 1, 2)).astype(np.float32)
-        reward = stage.act(obs)[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])
-        after = rng.normal(size=(E, 1, 2)).astype(np.float32)
-        stage.observe(chunk_step(obs, reward + shift, final_obs=after))
-        if learn and stage.ready():
-            stage.update()
-
-
-def score(policy: DiffusionPolicy, candidates=1) -> float:
-    """Mean reward of what is evaluated and saved."""
-    obs = np.random.default_rng(1).normal(size=(2000, 1, 2)).astype(np.float32)
-    actions = policy.act(obs, generator=torch.Generator().manual_seed(2), candidates=candidates)
-    return float((actions[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])).mean())
 
 
 @pytest.mark.parametrize("shift", [0.0, -5.0])
@@ -120,35 +36,6 @@ def test_a_bandit_is_learned(pretrained_weights, name, shift):
     assert abs(score(stage.policy)) < 0.05
     play(stage, np.random.default_rng(0), 60, shift=shift)
     assert score(stage.policy) > 0.15  # the controls: within 0.02 of 0
-
-
-@pytest.mark.parametrize(
-    ("control", "selected"), [({"rsm": RSMConfig(weights="constant")}, 0.02), ({"freeze_actor": True}, 0.15)]
-)
-def test_controls_learn_by_selection_alone(pretrained_weights, control, selected):
-    """Constant weights also narrow the policy, as every generation of draws is a little narrower than its parent."""
-    stage = make_stage("dpmd", pretrained_weights, batch_size=64, **control)
-    play(stage, np.random.default_rng(0), 60)
-    assert abs(score(stage.policy)) < 0.1
-    assert score(stage.policy, candidates=8) > selected
-
-
-@pytest.mark.parametrize(("name", "settings"), [("dpmd", {"freeze_actor": True}), ("best_of_n", {})])
-def test_a_frozen_actor_stays(pretrained_weights, name, settings):
-    stage = make_stage(name, pretrained_weights, critic_warmup_updates=0, **settings)
-    before = copy.deepcopy(stage.policy.state_dict())
-    play(stage, np.random.default_rng(0), 5)
-    assert stage.gradient_steps > 10
-    for key, tensor in stage.policy.state_dict().items():
-        assert torch.equal(tensor, before[key]) != (key.startswith("critic")), key
-
-
-def test_best_of_n_has_only_the_keys_that_it_uses_and_candidates_to_choose_from():
-    actor = {field.name for field in fields(OffPolicyConfig)} - {field.name for field in fields(CriticStageConfig)}
-    assert {"rsm", "draws", "actor_lr", "freeze_actor"} < actor
-    assert not actor & {field.name for field in fields(BestOfNConfig)}
-    with pytest.raises(BurnishError, match="n_candidates=1: expected at least 2"):
-        BestOfNConfig(n_candidates=1)
 
 
 def test_the_actor_waits_for_the_critic(pretrained_weights):
@@ -166,20 +53,6 @@ def test_the_actor_waits_for_the_critic(pretrained_weights):
     assert moved()
     assert {"actor_loss", "ess", "weight_entropy", "temperature", "critic_loss", "q"} <= set(metrics)
     assert "actor_loss" not in stage._gradient_step()  # policy_delay = 2
-
-
-@pytest.mark.parametrize("noisy_from", ["replay", "uniform"])
-@pytest.mark.parametrize("compiled", [True, False])
-def test_sdac_draws_nothing_it_does_not_use(pretrained_weights, noisy_from, compiled, monkeypatch):
-    if not compiled:
-        monkeypatch.setattr(compiled_mlp, "_library", lambda: None)
-    settings = {"noisy_from": noisy_from, "draw_at": "current", "critic_warmup_updates": 0}
-    stage = make_stage("sdac", pretrained_weights, **settings)
-    play(stage, np.random.default_rng(0), 2, learn=False)
-    drawn, draw = [], stage._draw
-    monkeypatch.setattr(stage, "_draw", lambda obs, n: drawn.append(n) or draw(obs, n))
-    assert np.isfinite(float(stage._gradient_step()["actor_loss"]))
-    assert drawn == [stage.config.target_candidates, 0]
 
 
 @pytest.mark.skipif(
@@ -389,22 +262,6 @@ def test_the_actor_s_rate_falls_with_its_own_updates(pretrained_weights):
     np.testing.assert_allclose(rates[6::2], np.array(fall) * 1e-4, rtol=1e-6)
 
 
-def test_the_best_draw_alone_is_trained_on(pretrained_weights):
-    """With constant weights too, the control of the released code's selection; the other draws do not matter."""
-    losses = []
-    for scale in (1.0, 0.1):
-        stage = make_stage(
-            "dpmd", pretrained_weights, draws=4, train_on="best", rsm=RSMConfig(weights="constant"), resample=0
-        )
-        obs = torch.zeros(8, 2)
-        batch = Transitions(obs, torch.zeros(8, TA * DA), torch.zeros(8), torch.zeros(8), obs)
-        draws = torch.linspace(-1, 1, 8 * 4 * TA * DA).view(8, 4, TA, DA)
-        draws[:, :3] *= scale
-        q = torch.tensor([0.0, 1.0, 2.0, 3.0]).expand(8, 4)  # the last is the best
-        losses.append(stage.actor_loss(batch, Draws(obs, draws, q))[0].item())
-    assert losses[0] == losses[1]
-
-
 @pytest.mark.parametrize("annealing", [False, True])
 def test_noise_falls_with_the_paper_s_lambda_where_asked_to(pretrained_weights, annealing):
     stage = make_stage("dpmd", pretrained_weights, noise_annealing=annealing)
@@ -459,14 +316,6 @@ def test_candidates_are_chosen_by_q(pretrained_weights, monkeypatch, selection):
     np.testing.assert_allclose(stage.act(np.zeros((400, 1, 2), np.float32)), 0)
 
 
-def demonstrations(source) -> Demonstrations:
-    """One episode of 30 steps whose observations are 9."""
-    obs = {"flat": np.full((30, 2), 9, np.float32)}
-    final = {"flat": np.full(2, 9, np.float32)}
-    actions, rewards = np.full((30, DA), 0.5, np.float32), np.ones(30, np.float32)
-    return Demonstrations([Episode("demo_0", obs, actions, rewards, np.zeros(30, bool), final)], source=str(source))
-
-
 @pytest.mark.parametrize("demo_ratio", [0.25, 0.5])
 def test_so_much_of_a_batch_is_demonstrations(pretrained_weights, monkeypatch, demo_ratio):
     monkeypatch.setattr(off_policy, "load", demonstrations)
@@ -492,33 +341,6 @@ def test_bc_term_is_plain_denoising_of_the_demonstrations(pretrained_weights, mo
     theirs = clone.loss(torch.full((64, 1, 2), 9.0), torch.full((64, TA, DA), 0.5), torch.Generator().manual_seed(3))
     torch.testing.assert_close(ours, theirs)
     assert "actor_loss" in [stage._gradient_step() for _ in range(101)][-1]
-
-
-@pytest.mark.parametrize("source", ["policy", "perturbed", "replay", "uniform"])
-@pytest.mark.parametrize("reverse", ["truncated", "clipped"])
-def test_every_kind_of_sdac_runs_and_stays_finite(pretrained_weights, source, reverse):
-    stage = make_stage("sdac", pretrained_weights, noisy_from=source, reverse=reverse, critic_warmup_updates=0, draws=8)
-    play(stage, np.random.default_rng(0), 2, learn=False)
-    for _ in range(4):
-        metrics = stage._gradient_step()
-    assert all(bool(torch.isfinite(value)) for value in metrics.values())
-    assert all(bool(torch.isfinite(p).all()) for p in stage.actor.parameters())
-
-
-def test_noisy_chunks_come_from_where_they_shall(pretrained_weights):
-    batch = Transitions(*(torch.randn(5, width) for width in (2, TA * DA)), *torch.randn(2, 5), torch.randn(5, 2))
-    draws = 0.1 * torch.randn(5, 4, TA, DA)
-    q = torch.zeros(5, 4).index_fill_(1, torch.tensor([2]), 1.0)
-    chunks = {}
-    for source in ("policy", "perturbed", "replay", "uniform"):
-        stage = make_stage("sdac", pretrained_weights, noisy_from=source)
-        obs, chunks[source] = stage._clean_chunks(batch, Draws(batch.next_obs, draws, q))
-        assert torch.equal(obs, batch.obs if source == "replay" else batch.next_obs)
-        assert chunks[source].shape == (5, 1, TA, DA)
-    assert torch.equal(chunks["policy"][:, 0], draws[:, 2])
-    assert torch.equal(chunks["replay"].flatten(1), batch.chunk)
-    assert 0.1 < float((chunks["perturbed"] - chunks["policy"]).std()) < 0.5
-    assert 0.4 < float(chunks["uniform"].std()) < 0.75
 
 
 def test_user_mistakes():
@@ -570,3 +392,23 @@ def test_a_policy_that_was_partly_finetuned_goes_on_so():
 def test_settings_that_do_not_go_together(name, policy, settings, message):
     with pytest.raises(BurnishError, match=message):
         make_stage(name, policy=make_policy(**policy), **settings)
+
+
+@pytest.mark.parametrize("name", ["dpmd", "sdac"])
+def test_a_shift_of_q_does_not_change_the_actor(monkeypatch, name):
+    """By -100: the same updates."""
+    actors = []
+    for shift in (0.0, -100.0):
+        torch.manual_seed(0)
+        policy = densities.make_policy()
+        monkeypatch.setattr(policy, "values", lambda obs, x, critic=None, shift=shift: values(obs, x) + shift)
+        extra = {"resample": 0} if name == "dpmd" else {}
+        stage = densities.make_stage(name, policy, batch_size=32, critic_warmup_updates=0, policy_delay=1, **extra)
+        stage.replay.add(batch_of(64))
+        for _ in range(10):
+            stage._gradient_step()
+        actors.append(torch.cat([p.detach().flatten() for p in stage.actor.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in policy.denoiser.parameters()])
+    moved = (actors[0] - start).norm()
+    assert moved > 0.01
+    assert (actors[0] - actors[1]).norm() < 1e-2 * moved

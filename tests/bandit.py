@@ -1,0 +1,127 @@
+"""What the tests of stages share: a bandit, a small policy cloned from noise, and stages that learn on it.
+
+The bandit's episodes last one chunk: the first action dimension shall follow the sign of the first observation.
+"""
+
+from dataclasses import fields
+
+import numpy as np
+import torch
+
+from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.envs.base import ChunkStep
+from burnish.envs.task import TaskConfig
+from burnish.finetune.algorithms.best_of_n import BestOfN, BestOfNConfig
+from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
+from burnish.finetune.algorithms.sdac import SDAC, SDACConfig
+from burnish.finetune.losses.rsm import RSMConfig
+from burnish.finetune.stage import Setting
+from burnish.networks import CriticConfig, DenoiserConfig
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+
+E, TA, DA = 16, 2, 2
+STAGES = {"best_of_n": (BestOfN, BestOfNConfig), "dpmd": (DPMD, DPMDConfig), "sdac": (SDAC, SDACConfig)}
+TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
+
+
+def cloned_weights() -> dict[str, torch.Tensor]:
+    """A small policy cloned from N(0, 0.3^2) actions."""
+    torch.manual_seed(0)
+    policy = make_policy()
+    optimizer = torch.optim.Adam(policy.parameters(), 2e-3)
+    for _ in range(600):
+        obs, actions = torch.randn(256, 1, 2), (0.3 * torch.randn(256, TA, DA)).clamp(-1, 1)
+        optimizer.zero_grad()
+        policy.loss(obs, actions).backward()
+        optimizer.step()
+    return policy.state_dict()
+
+
+def make_policy(**kwargs) -> DiffusionPolicy:
+    settings = {"denoiser": DenoiserConfig(hidden_dim=64, n_layers=2), "horizon": TA, "n_action_steps": TA}
+    return DiffusionPolicy(PolicyConfig(**(settings | {"denoising_steps": 10} | kwargs)), 2, DA, ["flat"]).eval()
+
+
+def make_stage(name="dpmd", weights=None, policy=None, task=TASK, **kwargs):
+    policy = policy or make_policy()
+    if weights is not None:
+        policy.load_state_dict(weights)
+    settings = {
+        "critic": CriticConfig(hidden_dim=64, n_layers=2),
+        "batch_size": 128,
+        "buffer_size": 2000,
+        "learning_starts": 2 * E * TA,
+        "draws": 16,
+        "update_every": 1,
+        "critic_warmup_updates": 100,
+        "old_policy_every": 50,
+        "actor_tau": 0.02,
+        "actor_lr": 1e-3,
+        "actor_lr_final": 1e-3,
+        "critic_lr": 1e-3,
+        "demos": None,
+        "demo_ratio": 0.0,
+        "bc_coef": 0.0,
+        "rsm": RSMConfig(kl_target=0.7),
+    }
+    make, config = STAGES[name]
+    known = {field.name for field in fields(config)}
+    settings = {key: value for key, value in settings.items() if key in known}
+    return make(policy, config(**(settings | kwargs)), Setting(task, E, 0))
+
+
+def observations(rng: np.random.Generator, n: int = E) -> np.ndarray:
+    """Raw (n, To, Do)"""
+    return rng.normal(size=(n, 1, 2)).astype(np.float32)
+
+
+def reward_of(actions: np.ndarray, obs: np.ndarray) -> np.ndarray:
+    """The bandit's (E,)"""
+    return actions[:, :, 0].mean(1) * np.sign(obs[:, 0, 0])
+
+
+def chunk_step(obs, reward=0.0, terminated=False, truncated=False, final_obs=None, steps=TA) -> ChunkStep:
+    """A chunk of the environments that gave `obs`. `reward` (E,) comes with its first step, or (E, Ta) as given."""
+    none = np.zeros(len(obs), bool)
+    step_rewards = np.zeros((len(obs), TA), np.float32)
+    if np.ndim(reward) == 2:
+        step_rewards[:] = reward
+    else:
+        step_rewards[:, 0] = reward
+    return ChunkStep(
+        obs=obs,
+        reward=step_rewards.sum(1),
+        terminated=none | terminated,
+        truncated=none | truncated,
+        final_obs=obs if final_obs is None else final_obs,
+        success=none,
+        steps=np.full(len(obs), TA) if np.isscalar(steps) else steps,
+        step_rewards=step_rewards,
+    )
+
+
+def play(stage, rng: np.random.Generator, chunks: int, learn=True, shift=0.0, n=E) -> list[dict[str, float]]:
+    """Chunks of the bandit in `n` environments -> the metrics of the updates."""
+    metrics = []
+    for _ in range(chunks):
+        obs = observations(rng, n)
+        reward = reward_of(stage.act(obs), obs) + shift
+        stage.observe(chunk_step(obs, reward, terminated=True, final_obs=observations(rng, n)))
+        if learn and stage.ready():
+            metrics.append(stage.update())
+    return metrics
+
+
+def score(policy, candidates=1, n=2000) -> float:
+    """Mean reward of what is evaluated and saved."""
+    obs = observations(np.random.default_rng(1), n)
+    actions = policy.act(obs, generator=torch.Generator().manual_seed(2), candidates=candidates)
+    return float(reward_of(actions, obs).mean())
+
+
+def demonstrations(source) -> Demonstrations:
+    """One episode of 30 steps whose observations are 9."""
+    obs = {"flat": np.full((30, 2), 9, np.float32)}
+    final = {"flat": np.full(2, 9, np.float32)}
+    actions, rewards = np.full((30, DA), 0.5, np.float32), np.ones(30, np.float32)
+    return Demonstrations([Episode("demo_0", obs, actions, rewards, np.zeros(30, bool), final)], source=str(source))

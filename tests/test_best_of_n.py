@@ -1,0 +1,34 @@
+"""Best of N: the policy stays as it is, the critic alone learns."""
+
+import copy
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from bandit import (
+    make_stage,
+    play,
+)
+
+from burnish.errors import BurnishError
+from burnish.finetune.algorithms.best_of_n import BestOfNConfig
+from burnish.finetune.off_policy import CriticStageConfig, OffPolicyConfig
+
+
+@pytest.mark.parametrize(("name", "settings"), [("dpmd", {"freeze_actor": True}), ("best_of_n", {})])
+def test_a_frozen_actor_stays(pretrained_weights, name, settings):
+    stage = make_stage(name, pretrained_weights, critic_warmup_updates=0, **settings)
+    before = copy.deepcopy(stage.policy.state_dict())
+    play(stage, np.random.default_rng(0), 5)
+    assert stage.gradient_steps > 10
+    for key, tensor in stage.policy.state_dict().items():
+        assert torch.equal(tensor, before[key]) != (key.startswith("critic")), key
+
+
+def test_best_of_n_has_only_the_keys_that_it_uses_and_candidates_to_choose_from():
+    actor = {field.name for field in fields(OffPolicyConfig)} - {field.name for field in fields(CriticStageConfig)}
+    assert {"rsm", "draws", "actor_lr", "freeze_actor"} < actor
+    assert not actor & {field.name for field in fields(BestOfNConfig)}
+    with pytest.raises(BurnishError, match="n_candidates=1: expected at least 2"):
+        BestOfNConfig(n_candidates=1)
