@@ -9,10 +9,7 @@ from numpy.typing import NDArray
 
 from burnish.envs.base import Floats, Step
 from burnish.envs.robosuite.env import (
-    env_args_of,
-    import_robosuite,
     make_task_env,
-    task_from_env_args,
 )
 from burnish.envs.robosuite.fast_step import advance, not_plain
 from burnish.envs.robosuite.model import follow, is_lean, whole_simulation
@@ -20,8 +17,6 @@ from burnish.envs.robosuite.observables import disable_unneeded, observables_of,
 from burnish.envs.robosuite.state import episode_state, restore_episode
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-
-__all__ = ["RobosuiteSimulator", "env_args_of", "import_robosuite", "make_task_env", "task_from_env_args"]
 
 # They keep wiped markers, or the object chosen for the episode, in Python.
 _STATEFUL_TASKS = ("Wipe", "PickPlaceSingle", "NutAssemblySingle")
