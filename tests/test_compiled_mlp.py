@@ -525,8 +525,8 @@ def test_strided_inputs():
     x, given = torch.randn(4, 6)[:, ::3], torch.randn(32, 2).T
     expected = (x.sum(1, keepdim=True) + given.repeat_interleave(2, 0)).relu()
     torch.testing.assert_close(network(x, given), expected)
-    with pytest.raises(ValueError, match="40 numbers in a hidden layer: expected a multiple of"):
-        CompiledMLP(torch.ones(2, 40), [], (torch.eye(40), torch.zeros(40)), activation="relu")
+    with pytest.raises(ValueError, match="36 numbers in a hidden layer: expected a multiple of"):
+        CompiledMLP(torch.ones(2, 36), [], (torch.eye(36), torch.zeros(36)), activation="relu")
 
 
 def test_a_gradient_is_not_lost_where_encoding_had_none():

@@ -156,18 +156,21 @@ constexpr bool HAS_FLOAT16 = false;
 #endif
 
 template <class Kind, int USED, int ROWS>
-static inline void last_tile(long rows, Matrix a, long n_in, const typename Kind::Number* panel, Matrix from,
+static inline void some_rows(long rows, Matrix a, long n_in, const typename Kind::Number* panel, Matrix from,
                              Matrix out) {
     if (rows == ROWS) return Kind::template tile<ROWS, USED>(a, n_in, panel, from, out);
-    if constexpr (ROWS > 1) last_tile<Kind, USED, ROWS - 1>(rows, a, n_in, panel, from, out);
+    if constexpr (ROWS > 1) some_rows<Kind, USED, ROWS - 1>(rows, a, n_in, panel, from, out);
 }
 
 template <class Kind, int USED>
 static void panel_product(Matrix a, long rows, long n_in, const typename Kind::Number* panel, Matrix from, Matrix out) {
-    long r = 0;
-    for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
-        Kind::template tile<TILE_ROWS, USED>(a.below(r), n_in, panel, from.below(r), out.below(r));
-    last_tile<Kind, USED, TILE_ROWS - 1>(rows - r, a.below(r), n_in, panel, from.below(r), out.below(r));
+    for (long r = 0, n; r < rows; r += n) {
+        const long left = rows - r;
+        n = std::min<long>(left, TILE_ROWS);
+        // the last two alike: 4 rows are too few sums to keep the processor busy (8 and 8 instead of 12 and 4)
+        if (left > n && left < 2 * TILE_ROWS && left > 8) n = (left + 1) / 2;
+        some_rows<Kind, USED, TILE_ROWS>(n, a.below(r), n_in, panel, from.below(r), out.below(r));
+    }
 }
 
 // out (rows x n_out, in memory for whole panels) = from (of its size) + a (rows x n_in) * packed (panels x n_in x PANEL)
