@@ -173,7 +173,7 @@ def numbers_of_many_networks() -> torch.Tensor:
 
     found = []
     for dim, layers, residual in ((32, 0, False), (96, 1, False), (256, 2, False), (64, 2, True)):
-        for activation in compiled_mlp.ACTIVATIONS:
+        for activation in compiled_mlp.ACTIVATION_CODES:
             for layer_norm in (False, True):
                 hidden = [(uniform(dim, dim, size=3 * dim**-0.5), uniform(dim)) for _ in range(layers)]
                 last = uniform(dim, 6, size=3 * dim**-0.5), uniform(6)

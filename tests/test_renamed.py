@@ -1,6 +1,6 @@
 """Runs of older versions stay valid: their config.yaml is read with today's keys, and their cells stay finished.
 
-`format_1` has the config.yaml of short runs (short_runs.py) that commit a90f0bf made.
+`data/format1/configs` has the config.yaml of short runs (short_runs.py) that commit a90f0bf made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from burnish.finetune.stage import STAGES
 from burnish.renamed import FORMAT, RENAMED, Renamed, with_todays_keys
 from burnish.runs.folder import Run, load_config
 
-FORMAT_1 = Path(__file__).parent / "format_1"
+FORMAT_1 = Path(__file__).parent / "data" / "format1" / "configs"
 OLD_RUNS = sorted(path.name for path in FORMAT_1.iterdir())
 
 
