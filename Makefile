@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-# A worker takes up to 2.5 GB, so there are four at most. They take consecutive tests, for what a file's tests share.
+# A worker takes up to 3 GB, so there are four at most. They take consecutive tests, for what a file's tests share.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal --durations 10 $(TEST)
 
