@@ -128,7 +128,7 @@ def main() -> None:
         )
     if options.json:
         setup = {"env_id": task.env_id, "n_envs": options.n_envs, "n_workers": options.n_workers}
-        options.json.write_text(json.dumps({**origin(), **setup, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({**origin()._asdict(), **setup, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

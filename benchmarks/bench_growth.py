@@ -46,6 +46,7 @@ from burnish.finetune.off_policy import OffPolicyStage
 from burnish.finetune.stage import Setting, stage_class
 from burnish.finetune.start import finetune
 from burnish.finetune.storage.replay import Replay, Transitions
+from burnish.networks.optimise import clipped_step
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 IMPORTED = ["torch", "gymnasium.envs.mujoco", "matplotlib.pyplot", "burnish.compose", "burnish.finetune.loop"]
@@ -268,7 +269,7 @@ def dppo_cost(K: int = 20, horizon: int = TP, quick: bool = False) -> tuple[dict
     obs = np.zeros((n_envs, 1, policy.obs_dim), np.float32)
 
     def minibatch() -> None:
-        stage._step(stage.actor_optimizer, -stage._new_log_prob(chain, n, i).mean())
+        clipped_step(stage.actor_optimizer, -stage._new_log_prob(chain, n, i).mean(), stage.config.max_grad_norm)
 
     def sample() -> None:
         stage.t = 0

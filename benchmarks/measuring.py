@@ -216,4 +216,4 @@ def physics_alone(task: TaskConfig, seconds: float) -> Physics:
 
 def setup(threads: int, load_before: float) -> dict[str, object]:
     """What belongs beside a benchmark's numbers in its JSON; asked for at its end."""
-    return {**origin(), "threads": threads, "cpus": os.cpu_count(), "load": (load_before, os.getloadavg()[0])}
+    return {**origin()._asdict(), "threads": threads, "cpus": os.cpu_count(), "load": (load_before, os.getloadavg()[0])}

@@ -20,14 +20,17 @@ from typing import Any
 
 import torch
 
-from burnish.commands.table import COMMANDS
 from burnish.compose import compose
-from burnish.finetune import loop, off_policy
+from burnish.config import parse
+from burnish.finetune import loop, off_policy, start
+from burnish.finetune.algorithms import dppo
 from burnish.finetune.algorithms.dppo import DPPO
+from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.losses import rsm
 from burnish.finetune.off_policy import OffPolicyStage
 from burnish.finetune.stage import stage_class
 from burnish.policies.diffusion import DiffusionPolicy
+from burnish.runs.folder import Run
 
 WHOLE = {"evaluation", "acting"}  # what these call belongs to them
 
@@ -70,23 +73,23 @@ class Clock:
 def watch_parts(clock: Clock, stage: type) -> None:
     clock.watch(loop.Loop, "_learn", "the loop itself")
     clock.watch(loop.Loop, "_evaluate", "evaluation")
-    clock.watch(loop.Run, "save_checkpoint", "checkpoints")
+    clock.watch(Run, "save_checkpoint", "checkpoints")
     clock.watch(stage, "act", "acting")
     clock.watch(stage, "observe", "storing")
     clock.watch(stage, "update", "update, the rest")
-    make_vector_env = loop.make_vector_env
+    make_vector_env = start.make_vector_env
 
     def make_watched_env(*args: Any, **kwargs: Any) -> Any:
         envs = make_vector_env(*args, **kwargs)
         clock.watch(envs, "step", "environments")
         return envs
 
-    loop.make_vector_env = make_watched_env  # type: ignore[assignment]
+    start.make_vector_env = make_watched_env  # type: ignore[assignment]
     if issubclass(stage, DPPO):
         clock.watch(stage, "_update_critic", "critic, forward")
         clock.watch(stage, "_update_actor", "actor, surrogate")
         clock.watch(stage, "_new_log_prob", "actor, forward")
-        clock.watch(stage, "_step", "backward, clipping and Adam")
+        clock.watch(dppo, "clipped_step", "backward, clipping and Adam")
     elif issubclass(stage, OffPolicyStage):
         clock.watch(stage, "_sample", "draws (denoising steps)")
         clock.watch(DiffusionPolicy, "values", "Q of draws")
@@ -94,7 +97,7 @@ def watch_parts(clock: Clock, stage: type) -> None:
         clock.watch(stage, "_update_critic", "critic, forward")
         clock.watch(stage, "_update_actor", "actor, forward")
         clock.watch(rsm.Weighting, "__call__", "weights")
-        clock.watch(off_policy, "step", "backward, clipping and Adam")
+        clock.watch(off_policy, "clipped_step", "backward, clipping and Adam")
         clock.watch(off_policy, "polyak", "Polyak averages")
 
 
@@ -105,11 +108,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         quiet = ["evaluation.episodes=1", "evaluation.n_envs=1", "evaluation.backend=sync", "eval_every=0"]
         quiet += ["checkpoint_every=0", f"run_dir={folder}/run"]
-        command = next(command for command in COMMANDS if command.name == "finetune")
-        config = command.parse(compose("finetune", [*sys.argv[1:], *quiet]))
+        config = parse(FinetuneConfig, compose("finetune", [*sys.argv[1:], *quiet]))
         clock = Clock()
         watch_parts(clock, stage_class(config.stage.name))
-        loop.finetune(config)
+        start.finetune(config)
     seconds = {label: value for label, value in clock.seconds.items() if label != "evaluation"}
     total = sum(seconds.values())
     print(f"\n{config.total_env_steps:,} environment steps, {torch.get_num_threads()} torch threads: {total:.1f} s")

@@ -15,8 +15,13 @@ import numpy as np
 import pytest
 import torch
 
+from burnish.networks import DenoiserConfig
 from burnish.networks.compiled.mlp import has_float16, why_not
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
+PENDULUM_POLICY = DiffusionPolicy(
+    PolicyConfig(denoiser=DenoiserConfig(hidden_dim=32, n_layers=1)), 9, 1, ["flat"], "inverted_double_pendulum"
+)
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -211,3 +216,22 @@ def test_a_leak_shows_as_its_slope_in_both_halves(bench_growth):
     assert run.kib_per_1000_updates_halves == pytest.approx((3 * 1024, 3 * 1024), rel=0.05)
     assert run.noise_kib == pytest.approx(0.05 * 1024, rel=0.1)
     assert run.mib_in_two_hours == pytest.approx(0.003 * 2000 * 72, rel=0.02)
+
+
+def test_a_profile_has_the_parts_of_each_algorithm(tmp_path):
+    """In processes of its own: it replaces parts of the modules."""
+    torch.manual_seed(0)
+    PENDULUM_POLICY.save(tmp_path / "policy")
+    settings = ["task=inverted_double_pendulum", f"policy={tmp_path / 'policy'}", "n_envs=4", "backend=sync"]
+    settings += ["total_env_steps=160", "stage.batch_size=32"]
+    for stage, parts in (
+        (["stage=dppo", "stage.n_steps=5"], ("environments", "actor, forward", "backward, clipping and Adam")),
+        (
+            ["stage=dpmd", "stage.demo_ratio=0", "stage.learning_starts=40", "stage.critic_warmup_updates=1"],
+            ("environments", "draws (denoising steps)", "Polyak averages", "backward, clipping and Adam"),
+        ),
+    ):
+        command = [sys.executable, str(BENCHMARKS / "profile_run.py"), *settings, *stage]
+        table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        calls = {row.split(" | ")[0].strip("| "): row.split(" | ")[-1].strip(" |") for row in table.splitlines()}
+        assert all(int(calls[part].replace(",", "")) > 0 for part in parts), table
