@@ -17,7 +17,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from short_runs import RUNS
+
+from burnish.networks.compiled.mlp import level
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "tests" / "short_runs.json"
@@ -27,6 +30,7 @@ LIBRARIES = ("torch", "numpy", "scipy", "numba", "mujoco", "gymnasium", "robosui
 def machine() -> dict[str, str]:
     """What decides how numbers are rounded: the processor's model and instructions, and the libraries."""
     told = {"python": platform.python_version(), "blas": os.environ.get("OPENBLAS_CORETYPE", "")}
+    told |= {"torch's kernels": torch.backends.cpu.get_cpu_capability(), "compiled networks": str(level())}
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         values = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
