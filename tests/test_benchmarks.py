@@ -235,3 +235,15 @@ def test_a_profile_has_the_parts_of_each_algorithm(tmp_path):
         table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         calls = {row.split(" | ")[0].strip("| "): row.split(" | ")[-1].strip(" |") for row in table.splitlines()}
         assert all(int(calls[part].replace(",", "")) > 0 for part in parts), table
+
+
+def test_a_start_is_measured_to_its_first_update(tmp_path):
+    torch.manual_seed(0)
+    PENDULUM_POLICY.save(tmp_path / "policy")
+    words = ["task=inverted_double_pendulum", f"policy={tmp_path / 'policy'}", "stage=dppo", "stage.n_steps=5"]
+    words += ["n_envs=4", "backend=sync", "total_env_steps=4000", "evaluation.episodes=4"]
+    command = [sys.executable, str(BENCHMARKS / "bench_start.py"), *words, "--json", str(tmp_path / "start.json")]
+    subprocess.run(command, check=True, capture_output=True)
+    figures = json.loads((tmp_path / "start.json").read_text())
+    assert 0 < figures["environments ready"] <= figures["evaluated"] <= figures["first update"]
+    assert figures["peak memory, MiB"] > 50
