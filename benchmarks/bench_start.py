@@ -71,7 +71,8 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     environment = dict(os.environ)
     if options.checkout:
-        environment["PYTHONPATH"] = str(options.checkout.resolve())
+        # before what is installed, and not behind the folder that this is called in
+        environment |= {"PYTHONPATH": str(options.checkout.resolve()), "PYTHONSAFEPATH": "1"}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         command = [sys.executable, "-m", options.module, "finetune", *options.words, f"run_dir={run}"]
