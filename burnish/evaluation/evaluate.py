@@ -224,13 +224,13 @@ def run_episodes(policy: Policy, envs: VectorEnv, seeds: list[int], candidates: 
 def act(policy: Policy, obs: np.ndarray, generators: list[torch.Generator], candidates: int = 1) -> np.ndarray:
     """Actions (E, Ta, Da); row e draws its noise from generator e, and depends on that row alone.
 
-    To that end the last row is repeated up to a multiple of 4 rows and at least 16: a chaotic simulation makes another
-    episode of the last bit, and on x86 CPUs torch rounds few rows otherwise than many. Its products (MKL) do so with 1
-    to 3 rows, with several threads also with remainders of 4; its convolutions of width 1 with fewer than 16; and SiLU,
-    GELU and its own Mish where the numbers do not fill whole vectors, which 4 rows of a multiple of 8 numbers do.
+    To that end the last row is repeated up to a multiple of 4 rows, and at least the policy's `least_rows`: a chaotic
+    simulation makes another episode of the last bit, and on x86 CPUs torch rounds few rows otherwise than many. Its
+    products (MKL) do so with 1 to 3 rows, with several threads also with remainders of 4; SiLU, GELU and its own Mish
+    where the numbers do not fill whole vectors, which 4 rows of a multiple of 8 numbers do.
     """
     n = len(generators)
-    rows = np.minimum(np.arange(max(16, -(-n // 4) * 4)), n - 1)
+    rows = np.minimum(np.arange(max(policy.least_rows, -(-n // 4) * 4)), n - 1)
     noise = episode_noise(policy, generators, candidates)[:, rows]
     return np.asarray(policy.act(obs[rows], noise=noise, candidates=candidates))[:n]
 

@@ -43,6 +43,8 @@ class MLPDenoiser(nn.Module):
     is no gradient, whole chains run compiled (`burnish.networks.compiled`).
     """
 
+    LEAST_ROWS = 4  # fewer round otherwise: torch's products on a CPU (see `burnish.evaluation.evaluate.act`)
+
     def __init__(
         self,
         obs_dim: int,

@@ -59,6 +59,8 @@ class UNetDenoiser(nn.Module):
     Lengths that the strides do not divide are padded by repeating the last step and cut again at the end.
     """
 
+    LEAST_ROWS = 16  # fewer round otherwise: torch's convolutions of width 1 on a CPU, its products with fewer than 4
+
     def __init__(
         self,
         obs_dim: int,

@@ -75,6 +75,11 @@ class Policy(nn.Module, ABC):
     def device(self) -> torch.device:
         return self.obs_normalizer.offset.device
 
+    @property
+    def least_rows(self) -> int:
+        """Rows from which on a row's bits do not depend on their number (see `burnish.evaluation.evaluate.act`)."""
+        return 4
+
     @abstractmethod
     def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """What behaviour cloning minimises: a scalar.

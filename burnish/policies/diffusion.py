@@ -250,6 +250,10 @@ class DiffusionPolicy(Policy):
         assert critic is not None
         return critic(obs, self.executed(x).flatten(2)).amin(0)
 
+    @property
+    def least_rows(self) -> int:
+        return self.denoiser.LEAST_ROWS
+
     def noise_shape(self, candidates: int = 1) -> tuple[int, ...]:
         """(S + 1, Tp, Da), or (S + 1, N, Tp, Da) for N > 1"""
         chunk = (self.config.horizon, self.action_dim)
