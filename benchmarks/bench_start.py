@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 POLL_SECONDS = 0.05
+STAGES = ("environments ready", "evaluated", "first update")  # told by config.yaml and the lines of metrics.jsonl
 MIB = 2**20
 
 
@@ -35,12 +36,12 @@ def memory_mib(process: psutil.Process) -> float:
     return total / MIB
 
 
-def reached(run: Path) -> str | None:
-    """The last of the stages below that a run has come to."""
+def reached(run: Path) -> tuple[str, ...]:
+    """The stages that a run has come to."""
     if not (run / "config.yaml").exists():
-        return None
+        return ()
     lines = (run / "metrics.jsonl").read_text().count("\n") if (run / "metrics.jsonl").exists() else 0
-    return ("environments ready", "evaluated", "first update")[min(lines, 2)]
+    return STAGES[: lines + 1]
 
 
 def measure(command: list[str], environment: dict[str, str], run: Path, log: Path) -> dict[str, float]:
@@ -49,14 +50,14 @@ def measure(command: list[str], environment: dict[str, str], run: Path, log: Pat
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     watched = psutil.Process(process.pid)
-    while process.poll() is None and "first update" not in seconds:
-        if (stage := reached(run)) is not None:
+    while process.poll() is None and STAGES[-1] not in seconds:
+        for stage in reached(run):
             seconds.setdefault(stage, time.perf_counter() - started)
         peak = max(peak, memory_mib(watched))
         time.sleep(POLL_SECONDS)
     process.terminate()
     process.wait()
-    if "first update" not in seconds:
+    if STAGES[-1] not in seconds:
         raise SystemExit(f"it ended before its first update:\n{log.read_text(errors='replace')[-2000:]}")
     return {**seconds, "peak memory, MiB": peak}
 
