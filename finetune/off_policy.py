@@ -20,7 +20,7 @@ import copy
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ DIVERGED = {
 @dataclass(frozen=True)
 class CriticStageConfig(StageConfig):
     """Settings of acting, replay and the critic, which all have; the defaults are those of the Lift result."""
+
+    WITHOUT_DEMOS: ClassVar[str] = "stage.demo_ratio=0"  # what leaves demonstrations out
 
     critic: CriticConfig = key(factory=CriticConfig)
     sampler: Literal["inherit", "ddpm", "ddim"] = key(
@@ -107,7 +109,7 @@ class CriticStageConfig(StageConfig):
         if self.demo_ratio and not self.demos:
             raise BurnishError(
                 f"stage.demos={self.demos or 'null'}, but stage.demo_ratio={self.demo_ratio}: give a file, or "
-                "stage.demo_ratio=0 stage.bc_coef=0 to learn from the environment alone"
+                f"{self.WITHOUT_DEMOS} to learn from the environment alone"
             )
         if self.demo_ratio and not 1 <= self.n_demos < self.batch_size:
             raise BurnishError(
@@ -124,6 +126,8 @@ class CriticStageConfig(StageConfig):
 @dataclass(frozen=True)
 class OffPolicyConfig(CriticStageConfig):
     """And those of the actor's training, which DPMD and SDAC share."""
+
+    WITHOUT_DEMOS: ClassVar[str] = "stage.demo_ratio=0 stage.bc_coef=0"
 
     rsm: RSMConfig = key(factory=RSMConfig)
     freeze_actor: bool = key(
@@ -264,7 +268,7 @@ class OffPolicyStage(Stage):
         if source is None:
             raise BurnishError(
                 f"stage.demo_ratio={self.config.demo_ratio}, but task={setting.task.name} names no demonstrations: "
-                "give stage.demos=FILE, or stage.demo_ratio=0 stage.bc_coef=0 to learn from the environment alone"
+                f"give stage.demos=FILE, or {self.config.WITHOUT_DEMOS} to learn from the environment alone"
             )
         demos = load(source)
         try:

@@ -13,6 +13,7 @@ from bandit import (
 
 from burnish.errors import BurnishError
 from burnish.finetune.algorithms.best_of_n import BestOfNConfig
+from burnish.finetune.algorithms.dpmd import DPMDConfig
 from burnish.finetune.off_policy import CriticStageConfig, OffPolicyConfig
 
 
@@ -32,3 +33,10 @@ def test_best_of_n_has_only_the_keys_that_it_uses_and_candidates_to_choose_from(
     assert not actor & {field.name for field in fields(BestOfNConfig)}
     with pytest.raises(BurnishError, match="n_candidates=1: expected at least 2"):
         BestOfNConfig(n_candidates=1)
+
+
+def test_the_way_out_of_missing_demonstrations_names_only_keys_that_there_are():
+    with pytest.raises(BurnishError, match=r"or stage.demo_ratio=0 to learn"):
+        BestOfNConfig(demos=None)
+    with pytest.raises(BurnishError, match=r"or stage.demo_ratio=0 stage.bc_coef=0 to learn"):
+        DPMDConfig(demos=None)

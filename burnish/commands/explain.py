@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, get_type_hints
 
 from burnish.config import About, about, chosen, section_class, words
@@ -18,7 +19,9 @@ def explain(cls: type, values: Mapping[str, Any], where: str = "") -> list[str]:
     cls = chosen(cls, values)
     hints = get_type_hints(cls)
     own, sections = [], []
-    for name in dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})):
+    keys = {field.name for field in fields(cls)}
+    annotated = dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {}))
+    for name in filter(keys.__contains__, annotated):
         value, key = values[name], f"{where}{name}"
         section = section_class(hints[name], value, key)
         if section is not None:

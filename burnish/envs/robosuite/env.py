@@ -46,7 +46,7 @@ def make_task_env(
         env_kwargs: for `robosuite.make`; they win over the defaults of `complete_env_kwargs`.
         fast: with a compiled `step` of the same numbers (`robosuite_fast`); where that is not possible, robosuite's
             own, and a line on the standard error says why.
-        lean: without the meshes and textures that are only there to be seen (`robosuite_model`).
+        lean: without the meshes and textures that are only there to be seen (`burnish.envs.robosuite.model`).
 
     Raises BurnishError for an unknown environment or arguments robosuite refuses.
     """

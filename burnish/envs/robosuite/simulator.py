@@ -28,16 +28,16 @@ class RobosuiteSimulator:
     Observations are `task.obs_keys` in robomimic's names ("object" is robosuite's "object-state"),
     concatenated. Reward and success are robosuite's own: sparse 0/1 unless `reward_shaping`.
 
-    Resets: the default `hard_reset=False` keeps the model and only draws robot and object poses (a few
-    milliseconds instead of about 0.3 s). What robosuite draws while loading a model, like the size of Lift's
+    Resets: the default `hard_reset=False` keeps the model and only draws robot and object poses (Lift:
+    1 ms instead of 70). What robosuite draws while loading a model, like the size of Lift's
     cube (2.0 to 2.2 cm half width), is then that of one fixed seed in every instance; with
     `env_kwargs.hard_reset=true` it is drawn anew in each episode. Either way `reset(seed)` depends on
     the seed alone (but robosuite's PickPlaceSingle and NutAssemblySingle choose from a `set` of names, whose
     order differs between processes unless PYTHONHASHSEED is set).
 
     Args:
-        lean: leave out of the model what is only there to be seen (`robosuite_model`), with the same numbers; what is
-            rendered is built when it is asked for.
+        lean: leave out of the model what is only there to be seen (`burnish.envs.robosuite.model`), with the same
+            numbers; what is rendered is built when it is asked for.
 
     Raises BurnishError for an unknown environment, robot or observation key.
     """
