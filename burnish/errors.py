@@ -1,4 +1,6 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and warnings."""
+
+import sys
 
 
 class BurnishError(Exception):
@@ -13,3 +15,8 @@ class Stopped(Exception):
 
     The command prints the message and exits with status 130.
     """
+
+
+def warn(message: str) -> None:
+    """A line that is hard to miss, on stderr."""
+    print(f"\nWARNING: {message}\n", file=sys.stderr, flush=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from burnish.config import key
 from burnish.envs import BACKENDS
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.evaluation.evaluate import EvaluationConfig
+from burnish.evaluation.temperatures import TrainingEvaluationConfig
 from burnish.finetune.stage import StageConfig
 from burnish.policies.diffusion import PolicyConfig
 from burnish.policies.gaussian import GaussianPolicyConfig
@@ -28,7 +29,7 @@ class FinetuneConfig(RunConfig):
         None, "folder of the pretrained policy, e.g. runs/pretrain-lift-seed0/checkpoints/best (from scratch: null)"
     )
     network: PolicyConfig | GaussianPolicyConfig | None = key(None)
-    evaluation: EvaluationConfig = key(factory=EvaluationConfig)
+    evaluation: TrainingEvaluationConfig = key(factory=TrainingEvaluationConfig)
     total_env_steps: int = key(51_200, "primitive (not chunk) steps in all environments together", least=1)
     max_minutes: float | None = key(
         None, "of training (acting and updates) after which it stops as well (null: no limit)", above=0
@@ -41,6 +42,11 @@ class FinetuneConfig(RunConfig):
     )
     n_workers: int | None = key(None, "processes (null: one a CPU)", least=1)
     eval_every: int = key(0, "environment steps between evaluations (0: only before and after)", least=0)
+    when_worse: Literal["warn", "go_back"] = key(
+        "warn",
+        "where the policy ends below where it began, in the same episodes and by more than chance: warn alone, or "
+        "go_back to the best checkpoint, the pretrained policy among them",
+    )
     checkpoint_every: int = key(12_800, "environment steps between checkpoints (0: only at the end)", least=0)
 
     def check(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,18 +10,28 @@ from typing import Any
 import numpy as np
 
 from burnish.envs.base import VectorEnv
-from burnish.errors import Stopped
+from burnish.errors import Stopped, warn
 from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate
+from burnish.evaluation.temperatures import Sampling, best, compare_samplings, samplings
 from burnish.evaluation.video import record
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.stage import Stage
 from burnish.finetune.statistics import EpisodeStatistics
+from burnish.finetune.watch import TrainingEpisodes, fall, values
 from burnish.machine.memory import peak_memory_mib
+from burnish.policies.folder import WEIGHTS
 from burnish.runs.checkpoint import FinetuneState
-from burnish.runs.evaluation_file import BEFORE, EVALUATION, SELECTED, EvaluationSummary
+from burnish.runs.evaluation_file import (
+    AT_BEST_TEMPERATURE,
+    BEFORE,
+    EVALUATION,
+    SELECTED,
+    EvaluationFile,
+    EvaluationSummary,
+)
 from burnish.runs.folder import Run
 from burnish.runs.stop import StopRequest
-from burnish.runs.summary import Best, FinetuneSummary
+from burnish.runs.summary import AtBestTemperature, Best, FinetuneSummary, converged
 
 NOISY_SHARE = 0.2  # a training policy that succeeds less often than this share of the clean one learns nothing
 
@@ -39,6 +48,8 @@ class Loop:
         self.unlogged = (0.0, 0)  # seconds and environment steps since
         self.looked_at = 0  # environment steps when evaluations and checkpoints were last thought of
         self.noise_compared = False  # see _compare_noisy_with_clean
+        self.episodes = TrainingEpisodes()
+        self.fallen: str | None = None  # what was said of the last evaluation, if it fell below the first
         self.best = (-math.inf, -math.inf)  # see Evaluation.score
         self.best_step = 0
         self.before: EvaluationSummary | None = None  # the first evaluation
@@ -61,7 +72,7 @@ class Loop:
         with self.run.progress(total, name, initial=self.env_steps) as progress:
             seconds, steps = self.unlogged  # of before a stop
             last_time, last_steps = time.perf_counter() - seconds, self.env_steps - steps
-            while not self._used_up() or self.stage.ready():
+            while self.stage.learns and (not self._used_up() or self.stage.ready()):
                 if not self.stage.ready():
                     step = self.envs.step(self.stage.act(self.obs))
                     self.stage.observe(step)
@@ -117,9 +128,21 @@ class Loop:
         metrics = evaluation.metrics()
         if selecting := self._selecting():
             metrics |= self._evaluate(selecting).metrics("eval_selected")
+        self._judge(evaluation)
+        return metrics
+
+    def _judge(self, evaluation: Evaluation) -> None:
+        """Is it the best one, and has the policy fallen below where it began?"""
         if evaluation.score >= self.best:  # of equals the later
             self.best, self.best_step = evaluation.score, self.env_steps
-        return metrics
+        if self.config.policy is None:
+            return
+        measure = self.config.task.measure
+        before = np.array(EvaluationFile.read(self.run.folder / BEFORE).values(measure))
+        fallen = fall(before, values(evaluation, measure), measure)
+        if fallen and not self.fallen:
+            warn(f'after {self.env_steps} steps {fallen}: see docs/tuning.md, "When it falls"')
+        self.fallen = fallen
 
     def _due(self, every: int) -> bool:
         """Whether a multiple of `every` environment steps was passed since this was last asked."""
@@ -135,9 +158,15 @@ class Loop:
                 f"the pretrained policy never succeeded in {len(evaluation.seeds)} episodes: with a sparse reward "
                 "there is nothing to learn from. Pretrain longer or on more demonstrations first."
             )
+        if self.config.policy:
+            self.best = evaluation.score
+            self._save()
+            self.run.checkpoints.mark_best(0)
 
     def _after_update(self, metrics: dict[str, float]) -> None:
         metrics |= self.statistics.report()
+        if self.config.policy and (fallen := self.episodes.observe(metrics)):
+            warn(f'after {self.env_steps} steps {fallen}: see docs/tuning.md, "When it falls"')
         metrics["updates"] = self.updates
         if not self.noise_compared and "train/success_rate" in metrics:
             self._compare_noisy_with_clean(metrics["train/success_rate"])
@@ -183,6 +212,7 @@ class Loop:
             envs=envs,
             obs=self.obs,
             statistics=self.statistics.state_dict(),
+            episodes=self.episodes.state_dict(),
             env_steps=self.env_steps,
             updates=self.updates,
             training_seconds=self.training_seconds,
@@ -197,6 +227,8 @@ class Loop:
     def _load_state(self, state: FinetuneState) -> None:
         self.stage.load_state_dict(state.stage)
         self.statistics.load_state_dict(state.statistics)
+        if state.episodes is not None:
+            self.episodes.load_state_dict(state.episodes)
         self.env_steps, self.updates = state.env_steps, state.updates
         self.training_seconds, self.unlogged = state.training_seconds, state.unlogged
         self.looked_at, self.noise_compared = state.looked_at, state.noise_compared
@@ -212,9 +244,13 @@ class Loop:
             self.statistics = EpisodeStatistics(self.config.n_envs)
 
     def _finish(self) -> dict[str, Any]:
-        """Last checkpoint, evaluation, videos, curve and summary.json."""
+        """Last checkpoint, evaluations, videos, curve and summary.json."""
         self._save()  # first: killed from here on, a resumed run does all of this again
         evaluation = self._evaluate_shown("after")
+        self._judge(evaluation)
+        went_back_to = None
+        if self.fallen and self.config.when_worse == "go_back":
+            went_back_to, evaluation = self.best_step, self._go_back()
         metrics = evaluation.metrics()
         metrics["time/training"] = self.unlogged[0]  # of a rollout that was not learned from
         self.training_seconds += self.unlogged[0]
@@ -223,8 +259,8 @@ class Loop:
         selected = self._evaluate(selecting) if selecting else None
         if selected:
             metrics |= selected.metrics("eval_selected")
-        if evaluation.score >= self.best:  # of equals the later
-            self.best, self.best_step = evaluation.score, self.env_steps
+        at_best, tried = self._at_best_temperature(evaluation)
+        metrics |= at_best.metrics("eval_best_temperature")
         self.run.log(metrics, self.env_steps)
         if self.best_step == self.env_steps:
             self.run.checkpoints.mark_best(self.env_steps)
@@ -232,6 +268,8 @@ class Loop:
         evaluation.save(self.run.folder / EVALUATION, about(latest, self.config.task, self.config.evaluation))
         if selected and selecting:
             selected.save(self.run.folder / SELECTED, about(latest, self.config.task, selecting))
+        how = replace(self.config.evaluation, temperature=at_best.temperature, mean_of=at_best.mean_of)
+        at_best.save(self.run.folder / AT_BEST_TEMPERATURE, about(latest, self.config.task, how))
         seeds = evaluation.seeds[: self.config.evaluation.video]
         record(self.stage.policy, self.config.task, seeds, self.run.folder / "videos")
         self.run.plot_curve(
@@ -248,6 +286,10 @@ class Loop:
             after=evaluation.summary(),
             after_selected=selected.summary() if selected else None,
             best=Best(self.best_step, *self.best),
+            at_best_temperature=AtBestTemperature(at_best.temperature, at_best.summary(), tried),
+            fell=self.fallen,
+            went_back_to=went_back_to,
+            imitation_converged=converged(self.config.policy),
             n_parameters=sum(parameter.numel() for parameter in self.stage.policy.parameters()),
             peak_memory_mib=peak_memory_mib(),
             training_minutes=self.training_seconds / 60,
@@ -255,7 +297,29 @@ class Loop:
         self.run.finish(content)
         return content
 
+    def _go_back(self) -> Evaluation:
+        """Take the best checkpoint's policy for the last -> its evaluation."""
+        best = self.run.checkpoints.best()
+        assert best is not None
+        self.stage.policy.load_weights(best / WEIGHTS)
+        self._save()
+        warn(f"went back to the policy after {self.best_step} environment steps, the best")
+        return self._evaluate_shown("after going back")
 
-def warn(message: str) -> None:
-    """A line that is hard to miss, on stderr."""
-    print(f"\nWARNING: {message}\n", file=sys.stderr, flush=True)
+    def _at_best_temperature(self, own: Evaluation) -> tuple[Evaluation, dict[float, float]]:
+        """At the temperature that is best in other episodes -> evaluation, and what was tried: temperature: measure.
+
+        `own`: at the policy's own temperature, which it is where nothing else may be tried.
+        """
+        config, policy, task = self.config.evaluation, self.stage.policy, self.config.task
+        each = samplings(policy, config.temperatures)
+        if not each:
+            return own, {}
+        elsewhere = replace(config, seed=config.selection_seed)
+        found = compare_samplings(policy, task, elsewhere, each, envs=self.eval_envs, shown="choosing among ")
+        tried = {sampling.temperature: one.summary().value(task.measure) for sampling, one in found.items()}
+        chosen = best(found)
+        if chosen == Sampling(own.temperature, own.mean_of):
+            return own, tried
+        measured = compare_samplings(policy, task, config, [chosen], envs=self.eval_envs, shown="evaluation at ")
+        return measured[chosen], tried

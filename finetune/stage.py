@@ -25,6 +25,7 @@ STAGES = {
     "dpmd": "burnish.finetune.algorithms.dpmd:DPMD",
     "sdac": "burnish.finetune.algorithms.sdac:SDAC",
     "best_of_n": "burnish.finetune.algorithms.best_of_n:BestOfN",
+    "frozen": "burnish.finetune.baselines.frozen:Frozen",
     "sac": "burnish.finetune.baselines.sac:SAC",
     "td3": "burnish.finetune.baselines.td3:TD3",
     "ppo": "burnish.finetune.baselines.ppo:PPO",
@@ -57,7 +58,8 @@ class Stage(ABC):
     """An algorithm: how to act, what to store, when and how to update. The loop knows nothing else about it."""
 
     Config: ClassVar[type[StageConfig]]
-    kind: ClassVar[str] = "diffusion"  # of the policies it trains
+    kind: ClassVar[str | None] = "diffusion"  # of the policies it trains; None: any
+    learns: ClassVar[bool] = True
     package: ClassVar[str] = ""  # that it needs, of the `extra`
     extra: ClassVar[str] = ""
     policy: Policy  # what is evaluated and saved

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from burnish.envs import make_simulator, make_vector_env
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, warn
 from burnish.evaluation.evaluate import evaluation_envs
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.loop import Loop
@@ -20,6 +20,7 @@ from burnish.policies.diffusion import DiffusionPolicy
 from burnish.policies.load import load_policy, policy_class
 from burnish.runs.checkpoint import Checkpoints
 from burnish.runs.folder import Run
+from burnish.runs.summary import converged
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -54,6 +55,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         )
         stack.callback(envs.close)
         run = stack.enter_context(Run.open(config))
+        if config.resume is None and converged(config.policy) is False:
+            warn(
+                f"policy={config.policy} had not converged when its pretraining ended: part of what fine-tuning gains, "
+                "longer imitation would have given for less"
+            )
         return Loop(config, stage, envs, eval_envs, run).run_to_end()
 
 
@@ -70,7 +76,7 @@ def fresh_policy(config: FinetuneConfig, device: torch.device) -> Policy:
 def check_kind(config: FinetuneConfig, kind: str) -> None:
     """Raise BurnishError where the stage does not train policies of `kind`, the kind that it would be given."""
     name, expected = config.stage.name, stage_class(config.stage.name).kind
-    if kind != expected:
+    if expected is not None and kind != expected:
         option = {"diffusion": "mlp", "gaussian": "gaussian"}[expected]
         given, instead = f"policy={config.policy}", f"pretrain one: burnish pretrain policy={option}"
         if config.policy is None:

@@ -22,8 +22,16 @@ from burnish.datasets.split import split_episodes
 from burnish.datasets.windows import Windows
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
-from burnish.errors import BurnishError, Stopped
-from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate, evaluation_envs
+from burnish.errors import BurnishError, Stopped, warn
+from burnish.evaluation.evaluate import Evaluation, about, evaluate, evaluation_envs
+from burnish.evaluation.temperatures import (
+    Sampling,
+    TrainingEvaluationConfig,
+    best,
+    compare_samplings,
+    samplings,
+    table,
+)
 from burnish.evaluation.video import record
 from burnish.machine.device import resolve_device
 from burnish.networks.averages import EMA
@@ -32,6 +40,7 @@ from burnish.policies.base import Policy
 from burnish.policies.diffusion import PolicyConfig
 from burnish.policies.gaussian import GaussianPolicyConfig
 from burnish.policies.load import policy_class
+from burnish.pretrain.convergence import still_improving
 from burnish.runs.checkpoint import PretrainState
 from burnish.runs.config import RunConfig
 from burnish.runs.evaluation_file import EVALUATION
@@ -40,12 +49,15 @@ from burnish.runs.state import generator_state, restore_generator
 from burnish.runs.stop import StopRequest
 from burnish.runs.summary import PretrainSummary
 
+LEAST_REPORTED = 100  # gradient steps that a line of metrics.jsonl is the mean of
+
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
     """Optimisation, by AdamW."""
 
-    epochs: int = key(300, "passes over the training windows", least=1)
+    updates: int = key(20_000, "gradient steps; small data need as many as large ones", least=1)
+    epochs: int | None = key(None, "passes over the training windows, in place of updates (null: updates)", least=1)
     batch_size: int = key(256, "windows per update", least=1)
     learning_rate: float = key(1e-3, "of AdamW", above=0)
     weight_decay: float = key(1e-6, "of AdamW", least=0)
@@ -60,8 +72,8 @@ class TrainConfig(Checked):
     max_grad_norm: float = key(1.0, "longer gradients are shortened to it", above=0, most=math.inf)
     precision: Literal["float32", "bf16"] = key("float32", "bf16 runs the network under autocast")
     validation_fraction: float = key(0.05, "part of the episodes that is held out", least=0, below=1)
-    eval_every: int = key(0, "epochs between evaluations in the simulator (0: only at the end)", least=0)
-    checkpoint_every: int = key(50, "epochs between checkpoints (0: only at the end)", least=0)
+    eval_every: int = key(5000, "updates between evaluations in the simulator (0: only at the end)", least=0)
+    checkpoint_every: int = key(5000, "updates between checkpoints (0: only at the end)", least=0)
     max_demos: int | None = key(None, "use only the first so many episodes (null: all)", least=1)
 
 
@@ -72,7 +84,7 @@ class PretrainConfig(RunConfig):
     task: TaskConfig = key()
     policy: PolicyConfig | GaussianPolicyConfig = key(factory=PolicyConfig)
     train: TrainConfig = key(factory=TrainConfig)
-    evaluation: EvaluationConfig = key(factory=EvaluationConfig)
+    evaluation: TrainingEvaluationConfig = key(factory=TrainingEvaluationConfig)
     dataset: str | None = key(None, "demonstrations: a file, or shipped:NAME (null: those the task names)")
     filter_key: str | None = key(None, "robomimic filter key of the episodes to train on, e.g. better (null: all)")
 
@@ -88,7 +100,9 @@ class BehaviourCloning:
         self.seed = config.seed
         self.device = policy.device
         self.steps_per_epoch = math.ceil(len(windows) / self.config.batch_size)
-        self.total_steps = self.config.epochs * self.steps_per_epoch
+        epochs = self.config.epochs
+        self.total_steps = self.config.updates if epochs is None else epochs * self.steps_per_epoch
+        self.report_every = math.ceil(LEAST_REPORTED / self.steps_per_epoch) * self.steps_per_epoch
         self.ema = EMA(policy, self.config.ema_decay)
         self.optimizer = torch.optim.AdamW(
             policy.parameters(),
@@ -99,7 +113,7 @@ class BehaviourCloning:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.learning_rate_factor)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.step = 0
-        self.loss_sum = torch.zeros((), device=self.device)  # since the epoch's start
+        self.loss_sum = torch.zeros((), device=self.device)  # of the steps since the last report
         self._permutation: tuple[int, Tensor] | None = None
 
     def learning_rate_factor(self, step: int) -> float:
@@ -121,7 +135,7 @@ class BehaviourCloning:
 
     def update(self) -> None:
         """One gradient step; the loss stays on the device."""
-        if self.step % self.steps_per_epoch == 0:
+        if self.step % self.report_every == 0:
             self.loss_sum.zero_()
         batch = self.windows.batch(self.indices())
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
@@ -143,11 +157,16 @@ class BehaviourCloning:
             total += len(indices) * float(self.ema.module.loss(batch.obs, batch.actions, generator))
         return total / len(self.validation)
 
+    @property
+    def report_due(self) -> bool:
+        """Whether whole epochs, of at least `LEAST_REPORTED` steps, were made since the last report, or all steps."""
+        return self.step % self.report_every == 0 or self.step == self.total_steps
+
     def metrics(self) -> dict[str, float]:
-        """Of the epoch that just ended."""
+        """Of the steps since the last report that was due."""
         metrics: dict[str, float] = {
-            "epoch": self.step // self.steps_per_epoch,
-            "loss": float(self.loss_sum) / self.steps_per_epoch,
+            "epoch": self.step / self.steps_per_epoch,
+            "loss": float(self.loss_sum) / (self.step % self.report_every or self.report_every),
             "learning_rate": float(self.scheduler.get_last_lr()[0]),
         }
         if self.validation is not None:
@@ -211,7 +230,7 @@ def _windows(config: PretrainConfig, episodes: list[Episode], device: torch.devi
 
 
 class Pretraining:
-    """Course of one run: epochs, evaluations, checkpoints, and going on where an earlier one stopped."""
+    """Course of one run: updates, evaluations, checkpoints, and going on where an earlier one stopped."""
 
     def __init__(self, config: PretrainConfig, trainer: BehaviourCloning, envs: VectorEnv, run: Run):
         self.config, self.trainer, self.envs, self.run = config, trainer, envs, run
@@ -227,13 +246,16 @@ class Pretraining:
             while trainer.step < total:
                 trainer.update()
                 progress.update(1)
-                if trainer.step % trainer.steps_per_epoch == 0:
+                evaluation_due = self._due(self.config.train.eval_every)
+                if trainer.report_due or evaluation_due:
                     now = time.perf_counter()
                     metrics = trainer.metrics()
                     metrics["time/steps_per_second"] = (trainer.step - last_step) / (now - last_time)
-                    self._after_epoch(metrics)
                     progress.update(0, loss=metrics["loss"])
+                    self._report(metrics, evaluation_due)
                     last_time, last_step = time.perf_counter(), trainer.step
+                elif self._due(self.config.train.checkpoint_every):
+                    self._save()
                 if stop.requested and trainer.step < total:
                     self._save()
                     raise Stopped(
@@ -241,17 +263,20 @@ class Pretraining:
                     )
         return self._finish()
 
-    def _after_epoch(self, metrics: dict[str, float]) -> None:
-        epoch, train = self.trainer.step // self.trainer.steps_per_epoch, self.config.train
-        last = epoch == train.epochs
+    def _due(self, every: int) -> bool:
+        """Whether this is the last step, or one of each `every`."""
+        step = self.trainer.step
+        return step == self.trainer.total_steps or bool(every and step % every == 0)
+
+    def _report(self, metrics: dict[str, float], evaluation_due: bool) -> None:
         is_best = False
-        if last or (train.eval_every and epoch % train.eval_every == 0):
+        if evaluation_due:
             evaluation = self._evaluate()
             metrics |= evaluation.metrics()
             is_best = evaluation.score >= self.best
             self.best = max(self.best, evaluation.score)
         self.run.log(metrics, self.trainer.step)
-        if last or is_best or (train.checkpoint_every and epoch % train.checkpoint_every == 0):
+        if is_best or self._due(self.config.train.checkpoint_every):
             self._save()
         if is_best:
             self.run.checkpoints.mark_best(self.trainer.step)
@@ -271,7 +296,7 @@ class Pretraining:
             self.best = state.best
 
     def _finish(self) -> dict[str, Any]:
-        """Evaluation file, videos, curve and summary.json."""
+        """Evaluation file, videos, curve, the table over temperatures and summary.json."""
         evaluation = self.evaluation or self._evaluate()  # a run resumed after its end has none yet
         policy = str(self.run.checkpoints.latest())
         evaluation.save(self.run.folder / EVALUATION, about(policy, self.config.task, self.config.evaluation))
@@ -280,6 +305,31 @@ class Pretraining:
         keys = ["loss", "validation_loss", "eval/success_rate", "eval/return"]
         self.run.plot_curve("step", keys, x_label="gradient steps")
         parameters = sum(p.numel() for p in self.trainer.policy.parameters())
-        content = PretrainSummary(policy, self.trainer.step, parameters, evaluation.summary()).to_json()
+        improving = still_improving(self.run.metrics(), self.config.task.measure)
+        for reason in improving:
+            warn(f"not converged: {reason}. Train longer (train.updates=...) before fine-tuning: that gain is cheaper")
+        content = PretrainSummary(
+            policy=policy,
+            steps=self.trainer.step,
+            parameters=parameters,
+            evaluation=evaluation.summary(),
+            improving=improving,
+            temperatures=self._over_temperatures(evaluation),
+        ).to_json()
         self.run.finish(content)
         return content
+
+    def _over_temperatures(self, own: Evaluation) -> dict[float, float]:
+        """Print what less noise gives, in the episodes of the evaluation -> temperature: measure."""
+        config, policy, task = self.config.evaluation, self.trainer.ema.module, self.config.task
+        each = samplings(policy, config.temperatures)
+        as_it_is = Sampling(policy.config.temperature, policy.config.mean_of)
+        others = [sampling for sampling in each if sampling != as_it_is]
+        found = compare_samplings(policy, task, config, others, envs=self.envs, shown="evaluation at ")
+        found = {sampling: own if sampling == as_it_is else found[sampling] for sampling in each}
+        if found:
+            print(f"\n{task.name}, {task.measure} of the policy with less noise, {len(own.seeds)} episodes")
+            print(table(found, task.measure))
+            keys = f"temperature={best(found).temperature:g}"
+            print(f"Before you fine-tune, turn the noise down: burnish policy set {self.run.folder} {keys}\n")
+        return {sampling.temperature: each.summary().value(task.measure) for sampling, each in found.items()}

@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         if " " not in command.name:
             commands.add_parser(command.name, help=command.summary)
     _add_data(commands)
+    _add_policy(commands)
     tasks = commands.add_parser("tasks", help="list the tasks and whether they run here")
     tasks.add_argument("--check", action="store_true", help="make each environment and step it")
     tasks.set_defaults(run=_tasks)
@@ -150,6 +151,15 @@ def _add_data(commands: Any) -> None:
     download.add_argument("--hdf5-type", default="low_dim", help="low_dim, raw; for mg low_dim_sparse, low_dim_dense")
     download.add_argument("--to", default="data/robomimic", help="folder (default: data/robomimic)")
     download.set_defaults(run=_download)
+
+
+def _add_policy(commands: Any) -> None:
+    policy = commands.add_parser("policy", help="change how a saved policy samples")
+    actions = policy.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    change = actions.add_parser("set", help="its temperature, or of how many chunks it takes the mean")
+    change.add_argument("folder", help="of the policy, or a run's: its latest checkpoint")
+    change.add_argument("settings", nargs="+", metavar="key=value", help="temperature=0.5, mean_of=16")
+    change.set_defaults(run=_set_policy)
 
 
 class _Version(argparse.Action):
@@ -205,6 +215,13 @@ def _download(options: argparse.Namespace) -> int:
     from burnish.datasets.download import download
 
     report(download(options.task, options.type, options.hdf5_type, Path(options.to)))
+    return 0
+
+
+def _set_policy(options: argparse.Namespace) -> int:
+    from burnish.commands.policy import set_policy
+
+    print(set_policy(options.folder, options.settings))
     return 0
 
 

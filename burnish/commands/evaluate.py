@@ -1,24 +1,27 @@
-"""`burnish evaluate`: a policy folder and a task -> evaluation.json and videos."""
+"""`burnish evaluate`: a policy folder and a task -> evaluation.json and videos, or a table over temperatures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from burnish.config import key
 from burnish.envs.task import TaskConfig
-from burnish.evaluation.evaluate import EvaluationConfig, about, evaluate
+from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig, about, evaluate
+from burnish.evaluation.temperatures import Sampling, best, compare_samplings, table
 from burnish.evaluation.video import record
 from burnish.machine.device import DeviceConfig, resolve_device
 from burnish.machine.disk import require_writable
+from burnish.policies.base import Policy
 from burnish.policies.load import load_policy
 from burnish.runs.evaluation_file import EVALUATION
 from burnish.runs.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluationConfig, DeviceConfig):
-    """What to evaluate; how, are the keys of `EvaluationConfig`."""
+class EvaluateConfig(EpisodesConfig, DeviceConfig):
+    """What to evaluate, in which episodes (the keys of `EpisodesConfig`), and how it samples."""
 
     policy: str = key(doc="folder of the policy, e.g. runs/dppo-lift-seed0/checkpoints/best")
     task: TaskConfig = key()
@@ -30,9 +33,29 @@ class EvaluateConfig(EvaluationConfig, DeviceConfig):
     )
     out: str | None = key(None, "folder for the results (null: evaluation/ in the run folder, or beside the policy)")
 
+    temperature: float | list[float] | None = key(
+        None, "factor on all noise of the policy's sampler (null: its own); of several, [1,0.5,0], a table", least=0
+    )
+    mean_of: int | list[int] | None = key(
+        None, "chunks whose mean is executed (null: the policy's own number); of several, [1,16], a table", least=1
+    )
+
     def evaluation(self) -> EvaluationConfig:
-        """How to evaluate, alone."""
-        return EvaluationConfig(**{field.name: getattr(self, field.name) for field in fields(EvaluationConfig)})
+        """How to evaluate, but for how to sample."""
+        return EvaluationConfig(**{field.name: getattr(self, field.name) for field in fields(EpisodesConfig)})
+
+    def samplings(self, policy: Policy) -> list[Sampling]:
+        """All pairs of a temperature and a number of chunks."""
+        own = policy.config
+        temperatures, means = _listed(self.temperature, own.temperature), _listed(self.mean_of, own.mean_of)
+        return [Sampling(temperature, n) for n in means for temperature in temperatures]
+
+
+def _listed(given: Any, own: Any) -> list[Any]:
+    """What was given as a list; the policy's `own` where nothing was."""
+    if given is None:
+        return [own]
+    return list(dict.fromkeys(given)) if isinstance(given, list) else [given]
 
 
 def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
@@ -41,15 +64,37 @@ def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
     Raises BurnishError where the policy cannot be read or does not fit the task, or `out` cannot be written.
     """
     policy = load_policy(config.policy, resolve_device(config.device, config.torch_threads))
-    how = config.evaluation()
-    policy.check_candidates(how.candidates)
+    each, how = config.samplings(policy), config.evaluation()
+    for sampling in each:
+        with policy.sampling(*sampling):
+            policy.check_candidates(how.candidates)
     folder = Path(config.out) if config.out else default_folder(config)
     require_writable(folder)
+    if len(each) > 1:
+        return evaluate_samplings(config, policy, each, folder)
+    policy.set_sampling(*each[0])
     with Progress(config.episodes, f"evaluate {config.task.name}") as progress:
         evaluation = evaluate(policy, config.task, how, progress=progress)
     evaluation.save(folder / EVALUATION, about(config.policy, config.task, how))
     record(policy, config.task, evaluation.seeds[: config.video], folder, config.candidates)
     return evaluation.summary().to_json()
+
+
+def evaluate_samplings(config: EvaluateConfig, policy: Policy, each: list[Sampling], folder: Path) -> dict[str, float]:
+    """Evaluate in several ways, print the table, write evaluation-HOW.json for each -> the summary of the best."""
+    how, measure = config.evaluation(), config.task.measure
+    found = compare_samplings(policy, config.task, how, each, shown=f"evaluate {config.task.name}, ")
+    for sampling, evaluation in found.items():
+        as_it_was = replace(how, temperature=sampling.temperature, mean_of=sampling.mean_of)
+        name = f"evaluation-temperature{sampling.temperature:g}-mean_of{sampling.mean_of}.json"
+        evaluation.save(folder / name, about(config.policy, config.task, as_it_was))
+    print(f"{config.task.name}, {measure}, {how.episodes} episodes from seed {how.seed} on, 95 % intervals\n")
+    print(table(found, measure))
+    first = best(found)
+    keys = f"temperature={first.temperature:g} mean_of={first.mean_of}"
+    print(f"\nThe policy's own is {Sampling(policy.config.temperature, policy.config.mean_of)}. Best here: {first}.")
+    print(f"To keep it: burnish policy set {config.policy} {keys}\n")
+    return found[first].summary().to_json()
 
 
 def default_folder(config: EvaluateConfig) -> Path:

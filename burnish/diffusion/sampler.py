@@ -59,6 +59,7 @@ class Sampler(nn.Module):
         kind: "ddpm" (all K steps) or "ddim".
         ddim_steps: S for DDIM; timesteps are spaced evenly from 0 (diffusers' "leading").
         eta: DDIM's noise: 0 deterministic, 1 like DDPM's posterior. Ignored for DDPM.
+        temperature: tau, factor on all noise of the chain, the initial one included.
     """
 
     timesteps: Tensor  # (S,) int64, decreasing
@@ -67,7 +68,14 @@ class Sampler(nn.Module):
     std: Tensor  # (S,) before floor and ceiling
     transitions: Tensor  # (S, 6), all of a transition's numbers as `CompiledMLP.chain` takes them
 
-    def __init__(self, process: NoiseProcess, kind: str = "ddpm", ddim_steps: int = 5, eta: float = 0.0):
+    def __init__(
+        self,
+        process: NoiseProcess,
+        kind: str = "ddpm",
+        ddim_steps: int = 5,
+        eta: float = 0.0,
+        temperature: float = 1.0,
+    ):
         super().__init__()
         K = process.denoising_steps
         if kind not in SAMPLERS:
@@ -78,7 +86,7 @@ class Sampler(nn.Module):
             raise BurnishError(f"ddim_steps={ddim_steps}: expected a divisor of denoising_steps={K}")
         if not 0 <= eta <= 1:
             raise BurnishError(f"eta={eta}: expected 0 to 1")
-        self.process = process
+        self.process, self.temperature = process, temperature
         timesteps = torch.arange(K) if kind == "ddpm" else torch.arange(ddim_steps) * (K // ddim_steps)
         abar_k = process.alphas_cumprod[timesteps]
         abar_j = torch.cat([torch.ones(1, dtype=abar_k.dtype), abar_k[:-1]])
@@ -95,7 +103,7 @@ class Sampler(nn.Module):
             # mean = sqrt(abar_j) x0 + sqrt(1 - abar_j - sigma^2) eps', eps' = (x - sqrt(abar_k) x0) / sqrt(1 - abar_k)
             coef_x = ((1 - abar_j - std**2).clamp(min=0) / (1 - abar_k)).sqrt()
             coef_x0 = abar_j.sqrt() - coef_x * abar_k.sqrt()
-        for name, table in (("coef_x0", coef_x0), ("coef_x", coef_x), ("std", std)):
+        for name, table in (("coef_x0", coef_x0), ("coef_x", coef_x), ("std", temperature * std)):
             self.register_buffer(name, table.flip(0).float(), persistent=False)
         self.register_buffer("timesteps", timesteps.flip(0), persistent=False)
         clip = torch.full_like(self.std, math.inf if process.clip_sample is None else process.clip_sample)
@@ -137,14 +145,14 @@ class Sampler(nn.Module):
         noise_clip: float = math.inf,
         keep: int = 0,
     ) -> tuple[Tensor, Chain]:
-        """Run the chain from x = noise[0] -> clean sample (B, ...), and its last `keep` transitions.
+        """Run the chain from x = tau noise[0] -> clean sample (B, ...), and its last `keep` transitions.
 
         Args:
             noise: standard normal (S + 1, B, ...): the start, then one draw for each transition.
             bounds: of the sampling std; None leaves the table as it is (no noise at the last transition).
             noise_clip: draws of the transitions are truncated to +-noise_clip (DPPO: 3).
         """
-        scaled, x = self._scaled(noise, bounds, noise_clip), noise[0]
+        scaled, x = self._scaled(noise, bounds, noise_clip), self.temperature * noise[0]
         first_kept = len(self) - keep
         xs, means = [x] if first_kept == 0 else [], []
         for i in range(len(self)):
@@ -175,7 +183,7 @@ class Sampler(nn.Module):
         S, shape = len(self), noise.shape[1:]
         scaled = self._scaled(noise, bounds, noise_clip).flatten(1, -3).flatten(2).contiguous()
         x = scaled.new_empty(S + 1 if keep else 1, *scaled.shape[1:])
-        x[0] = noise[0].reshape(x[0].shape)
+        torch.mul(noise[0].reshape(x[0].shape), self.temperature, out=x[0])
         mean = torch.empty_like(scaled) if keep else None
         done = 0
         for encoded, steps in parts:

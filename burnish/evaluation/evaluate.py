@@ -36,8 +36,8 @@ LATENCY_CALLS = 20
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(Checked):
-    """How a policy is evaluated."""
+class EpisodesConfig(Checked):
+    """Which episodes, how they are run."""
 
     episodes: int = key(100, "with fixed seeds: episode i starts from seed + i", least=1)
     seed: int = key(100_000, "of the first episode", least=0)
@@ -55,8 +55,22 @@ class EvaluationConfig(Checked):
         if self.video > self.episodes:
             raise WrongValue(f"video={self.video} is more than episodes={self.episodes}")
 
+
+@dataclass(frozen=True)
+class EvaluationConfig(EpisodesConfig):
+    """How a policy is evaluated."""
+
+    temperature: float | None = key(None, "factor on all noise of the policy's sampler (null: its own)", least=0)
+    mean_of: int | None = key(None, "chunks whose mean is executed (null: the policy's own number)", least=1)
+
     def require_single(self) -> None:
-        """Raise BurnishError unless `candidates` is 1: trainings evaluate without selection first."""
+        """Raise BurnishError unless trainings can evaluate so: as the policy acts, without selection."""
+        for name in ("temperature", "mean_of"):
+            if getattr(self, name) is not None:
+                raise BurnishError(
+                    f"evaluation.{name}={getattr(self, name)}: expected null; trainings evaluate as the policy acts "
+                    f"(policy.{name}=... of burnish pretrain, or burnish policy set)"
+                )
         if self.candidates != 1:
             raise BurnishError(
                 f"evaluation.candidates={self.candidates}: expected 1; trainings with a critic evaluate with "
@@ -74,6 +88,8 @@ class Evaluation:
     lengths: np.ndarray  # (n,) primitive steps
     latency_ms: float  # median time of one `act` for one observation
     nonfinite_episodes: int
+    temperature: float
+    mean_of: int
 
     @property
     def score(self) -> tuple[float, float]:
@@ -112,6 +128,8 @@ class Evaluation:
             success=self.success.tolist(),
             returns=self.returns.tolist(),
             lengths=self.lengths.tolist(),
+            temperature=self.temperature,
+            mean_of=self.mean_of,
         ).write(path)
 
 
@@ -169,12 +187,17 @@ def evaluate(
         progress: something with `update(n, **shown)`, counting episodes.
 
     Raises:
-        BurnishError: the policy does not fit the task, or has no critic to choose among candidates.
+        BurnishError: the policy does not fit the task, cannot act so, or has no critic to choose among candidates.
     """
-    policy.check_candidates(config.candidates)
-    if envs is None:
+    with policy.sampling(config.temperature, config.mean_of):
+        policy.check_candidates(config.candidates)
+        if envs is not None:
+            return _evaluate(policy, config, envs, progress)
         with evaluation_envs(policy, task, config) as made:
-            return evaluate(policy, task, config, envs=made, progress=progress)
+            return _evaluate(policy, config, made, progress)
+
+
+def _evaluate(policy: Policy, config: EvaluationConfig, envs: VectorEnv, progress: Any) -> Evaluation:
     nonfinite = envs.nonfinite_episodes
     seeds = [config.seed + i for i in range(config.episodes)]
     rounds = []
@@ -192,6 +215,8 @@ def evaluate(
         lengths=np.concatenate([r.lengths for r in rounds]),
         latency_ms=latency_ms(policy, config.candidates),
         nonfinite_episodes=envs.nonfinite_episodes - nonfinite,
+        temperature=policy.config.temperature,
+        mean_of=policy.config.mean_of,
     )
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -40,6 +42,8 @@ class ChunkConfig(Checked):
     action_normalization: Literal["min_max", "mean_std", "none"] = key(
         "min_max", "of each dimension, over the demonstrations"
     )
+    temperature: float = key(1.0, "tau, factor on all noise with which it acts; 0: none", least=0)
+    mean_of: int = key(1, "chunks that are sampled for each that is executed, their mean", least=1)
 
     @property
     def horizon(self) -> int:
@@ -70,6 +74,28 @@ class Policy(nn.Module, ABC):
         self.action_normalizer = Normalizer(action_dim)
         self.critic: QEnsemble | None = None
         self.critic_config: CriticConfig | None = None
+
+    def set_sampling(self, temperature: float | None = None, mean_of: int | None = None) -> None:
+        """Act with this temperature and the mean of so many chunks from now on; None leaves what is.
+
+        Raises:
+            WrongValue: it cannot act so.
+        """
+        self.config = replace(
+            self.config,
+            temperature=self.config.temperature if temperature is None else temperature,
+            mean_of=self.config.mean_of if mean_of is None else mean_of,
+        )
+
+    @contextmanager
+    def sampling(self, temperature: float | None = None, mean_of: int | None = None) -> Iterator[None]:
+        """`set_sampling` for the time of a `with`."""
+        before = self.config
+        self.set_sampling(temperature, mean_of)
+        try:
+            yield
+        finally:
+            self.set_sampling(before.temperature, before.mean_of)
 
     @property
     def device(self) -> torch.device:
@@ -149,6 +175,10 @@ class Policy(nn.Module, ABC):
         """Raise BurnishError where one of several candidates would have to be chosen without a critic, or of none."""
         if candidates < 1:
             raise BurnishError(f"candidates={candidates}: expected at least 1")
+        if candidates > 1 and self.config.mean_of > 1:
+            raise BurnishError(
+                f"candidates={candidates} and mean_of={self.config.mean_of}: expected one of them to be 1"
+            )
         if candidates > 1 and self.critic is None:
             raise BurnishError(
                 f"candidates={candidates}: this policy has no critic to choose among several candidates with "

@@ -58,7 +58,7 @@ class PolicyConfig(ChunkConfig):
                 "action_normalization=mean_std does not bound actions: expected clip_sample=null with it, or min_max"
             )
         try:  # refuses what cannot be sampled
-            Sampler(self.noise_process(), self.sampler, self.ddim_steps, self.eta)
+            self.chain_sampler()
         except BurnishError as error:
             raise WrongValue(str(error)) from error
 
@@ -72,6 +72,11 @@ class PolicyConfig(ChunkConfig):
             beta_end=self.beta_end,
         )
         return NoiseProcess(beta, self.prediction_type, self.clip_sample)
+
+    def chain_sampler(self, process: NoiseProcess | None = None) -> Sampler:
+        """With which the policy acts."""
+        process = process or self.noise_process()
+        return Sampler(process, self.sampler, self.ddim_steps, self.eta, self.temperature)
 
 
 class DiffusionPolicy(Policy):
@@ -94,7 +99,7 @@ class DiffusionPolicy(Policy):
     def __init__(self, config: PolicyConfig, obs_dim: int, action_dim: int, obs_keys: list[str], task: str = ""):
         super().__init__(config, obs_dim, action_dim, obs_keys, task)
         self.process = config.noise_process()
-        self.sampler = Sampler(self.process, config.sampler, config.ddim_steps, config.eta)
+        self.sampler = config.chain_sampler(self.process)
         self.denoiser = build_denoiser(
             config.denoiser,
             obs_dim=config.n_obs_steps * obs_dim,
@@ -147,7 +152,11 @@ class DiffusionPolicy(Policy):
         if self.finetuned is not None:
             raise BurnishError("the sampler of a fine-tuned policy cannot be changed")
         self.config = replace(self.config, sampler=sampler, ddim_steps=ddim_steps, eta=0.0)
-        self.sampler = Sampler(self.process, sampler, ddim_steps, eta=0.0).to(self.device)
+        self.sampler = self.config.chain_sampler(self.process).to(self.device)
+
+    def set_sampling(self, temperature: float | None = None, mean_of: int | None = None) -> None:
+        super().set_sampling(temperature, mean_of)
+        self.sampler = self.config.chain_sampler(self.process).to(self.device)
 
     def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Denoising loss of the pretrained denoiser (Ho et al. 2020, eq. 14; Chi et al. 2023, eq. 5): a scalar.
@@ -255,18 +264,20 @@ class DiffusionPolicy(Policy):
         return self.denoiser.LEAST_ROWS
 
     def noise_shape(self, candidates: int = 1) -> tuple[int, ...]:
-        """(S + 1, Tp, Da), or (S + 1, N, Tp, Da) for N > 1"""
-        chunk = (self.config.horizon, self.action_dim)
-        return (len(self.sampler) + 1, *((candidates,) if candidates > 1 else ()), *chunk)
+        """(S + 1, Tp, Da), or (S + 1, N, Tp, Da) for N > 1 candidates or chunks to take the mean of"""
+        n, chunk = max(candidates, self.config.mean_of), (self.config.horizon, self.action_dim)
+        return (len(self.sampler) + 1, *((n,) if n > 1 else ()), *chunk)
 
     def predict(
         self, obs: Tensor, noise: Tensor | None, generator: torch.Generator | None = None, candidates: int = 1
     ) -> Tensor:
         if noise is None:
-            shape = (len(obs),) if candidates == 1 else (len(obs), candidates)
-            noise = self.draw_noise(*shape, generator=generator)
+            several = self.noise_shape(candidates)[1:-2]
+            noise = self.draw_noise(len(obs), *several, generator=generator)
         x, _ = self.sample(obs, noise)
-        return choose(x, self.values(obs, x).argmax(1)) if candidates > 1 else x
+        if candidates > 1:
+            return choose(x, self.values(obs, x).argmax(1))
+        return self.within_bounds(x).mean(1) if self.config.mean_of > 1 else x
 
     def description(self) -> dict[str, Any]:
         return {

@@ -1,6 +1,7 @@
 """The classical policy: a Gaussian over the action chunk, its mean by a multilayer perceptron.
 
-Its layers are those of Stable-Baselines3's actors, so that weights pass between the two. Evaluation executes the mean.
+Its layers are those of Stable-Baselines3's actors, so that weights pass between the two. It acts by its mean, unless it
+is given a temperature.
 
 Symbols: B batch, To observation steps, Ta executed (here: all predicted) action steps, Do and Da dimensions.
 """
@@ -14,7 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from burnish.config import key
+from burnish.config import WrongValue, key
 from burnish.networks.activation import ACTIVATIONS
 from burnish.policies.base import ChunkConfig, Policy
 
@@ -34,6 +35,13 @@ class GaussianPolicyConfig(ChunkConfig):
         "of its own, TD3 none",
     )
     action_normalization: Literal["min_max", "none"] = "min_max"
+    temperature: float = 0.0
+
+    def check(self) -> None:
+        if self.temperature and self.squash:
+            raise WrongValue(f"temperature={self.temperature}: expected 0, a policy with squash=true acts by its mean")
+        if self.mean_of > 1:
+            raise WrongValue(f"mean_of={self.mean_of}: expected 1, a Gaussian policy's mean is its temperature=0")
 
 
 class GaussianPolicy(Policy):
@@ -84,13 +92,20 @@ class GaussianPolicy(Policy):
         return residual.square().mean() + fit.mean()
 
     def noise_shape(self, candidates: int = 1) -> tuple[int, ...]:
-        """(0,): the mean needs none"""
-        return (0,)
+        """(Ta * Da,), or (0,) where it acts by its mean, which needs none"""
+        return (len(self.log_std) if self.config.temperature else 0,)
 
     def predict(
         self, obs: Tensor, noise: Tensor | None, generator: torch.Generator | None = None, candidates: int = 1
     ) -> Tensor:
-        return self.chunks(self.mean(obs))
+        mean, tau = self.mean(obs), self.config.temperature
+        if not tau:
+            return self.chunks(mean)
+        if noise is None:
+            noise = torch.randn(mean.shape, device=mean.device, generator=generator)
+        else:
+            noise = noise.T
+        return self.chunks(mean + tau * self.log_std.exp() * noise)
 
     def chunks(self, x: Tensor) -> Tensor:
         """Flat (B, Ta * Da) -> (B, Ta, Da)"""

@@ -40,6 +40,7 @@ class FinetuneState:
         noise_compared: whether the warning about too much exploration noise was considered.
         best, best_step: success rate and return of the best evaluation, and when it was.
         before: summary of the first evaluation, as summary.json has it.
+        episodes: successes of the first and the latest training episodes (`TrainingEpisodes`).
     """
 
     stage: dict[str, Any]
@@ -55,6 +56,7 @@ class FinetuneState:
     best: tuple[float, float]
     best_step: int
     before: dict[str, Any]
+    episodes: dict[str, Any] | None = None  # the first checkpoints do not have them
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from burnish.runs.origin import Origin
 EVALUATION = "evaluation.json"  # of the last checkpoint, one sample for each chunk
 BEFORE = "evaluation_before.json"  # of what a fine-tuning began from
 SELECTED = "evaluation_selected.json"  # of the last checkpoint, the best of several candidates by its critic
+AT_BEST_TEMPERATURE = "evaluation_best_temperature.json"  # of the last checkpoint, at the temperature that suits it
 OLD_VERSIONS = ("burnish", "torch")  # what evaluation.json told before it had `versions`
 
 
@@ -111,7 +112,10 @@ class About:
 
 @dataclass(frozen=True)
 class EvaluationFile:
-    """The content of a file; an entry per episode in `seeds`, `success`, `returns` and `lengths`."""
+    """The content of a file; an entry per episode in `seeds`, `success`, `returns` and `lengths`.
+
+    `temperature` and `mean_of` are how the policy sampled; None: older files do not tell.
+    """
 
     about: About
     confidence: float | None  # of the intervals in `summary`
@@ -120,6 +124,8 @@ class EvaluationFile:
     success: list[bool]
     returns: list[float]
     lengths: list[int]
+    temperature: float | None = None
+    mean_of: int | None = None
 
     @property
     def candidates(self) -> int:
@@ -135,6 +141,8 @@ class EvaluationFile:
         """Raises BurnishError where it cannot be written."""
         content = {
             **self.about.to_json(),
+            "temperature": self.temperature,
+            "mean_of": self.mean_of,
             "confidence": self.confidence,
             "summary": self.summary.to_json(),
             "seeds": self.seeds,
@@ -157,6 +165,8 @@ class EvaluationFile:
                 success=content["success"],
                 returns=content["return"],
                 lengths=content["length"],
+                temperature=content.get("temperature"),
+                mean_of=content.get("mean_of"),
             )
 
 

@@ -18,7 +18,7 @@ from burnish.errors import BurnishError
 from burnish.machine.disk import write_atomically
 from burnish.renamed import FORMAT, with_todays_keys
 from burnish.runs.checkpoint import Checkpoints, FinetuneState, PretrainState, TrainerFile
-from burnish.runs.evaluation_file import BEFORE, EVALUATION, SELECTED
+from burnish.runs.evaluation_file import AT_BEST_TEMPERATURE, BEFORE, EVALUATION, SELECTED
 from burnish.runs.json_file import write_json
 from burnish.runs.metrics import METRICS, read_metrics
 from burnish.runs.progress import Progress
@@ -35,6 +35,7 @@ _CONTENTS = (
     EVALUATION,
     BEFORE,
     SELECTED,
+    AT_BEST_TEMPERATURE,
     "wandb",
     "wandb_id",
     *_FOLDERS,
@@ -159,6 +160,10 @@ class Run:
         state = trainer.restore(kind, latest)
         self.truncate_metrics(trainer.n_metric_lines)
         return state
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl so far."""
+        return self._read_metrics()
 
     def progress(self, total: int, description: str, initial: int = 0) -> Progress:
         """A progress display for `with`: see `burnish.runs.progress.Progress`."""

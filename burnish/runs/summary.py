@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from burnish.errors import BurnishError
 from burnish.runs.evaluation_file import EvaluationSummary
 from burnish.runs.json_file import read_json, told_of
 
@@ -23,6 +24,26 @@ class Best(NamedTuple):
     mean_return: float
 
 
+class AtBestTemperature(NamedTuple):
+    """The last checkpoint at the temperature that was best in other episodes.
+
+    `tried`: temperature -> the task's measure in those; empty where the policy's own was taken.
+    """
+
+    temperature: float
+    evaluation: EvaluationSummary
+    tried: dict[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        tried = {f"{temperature:g}": value for temperature, value in self.tried.items()}
+        return {"temperature": self.temperature, "tried": tried, **self.evaluation.to_json()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> AtBestTemperature:
+        tried = {float(temperature): value for temperature, value in content["tried"].items()}
+        return cls(content["temperature"], EvaluationSummary.from_json(content), tried)
+
+
 @dataclass(frozen=True)
 class FinetuneSummary:
     """Of `burnish finetune` and `burnish scratch`.
@@ -33,6 +54,10 @@ class FinetuneSummary:
         after_selected: with the best of several candidates by the critic; None where the stage has none.
         n_parameters: of the policy, with its critic where it has one.
         training_minutes: acting and updating, without evaluations.
+        at_best_temperature: None in runs of older versions.
+        fell: what is to be said where the last evaluation was below the first by more than chance.
+        went_back_to: environment steps of the checkpoint that was taken for the last one instead.
+        imitation_converged: whether the policy that it began with had; None: not known.
     """
 
     policy: str
@@ -45,6 +70,10 @@ class FinetuneSummary:
     n_parameters: int | None
     peak_memory_mib: float | None
     training_minutes: float | None
+    at_best_temperature: AtBestTemperature | None = None
+    fell: str | None = None
+    went_back_to: int | None = None
+    imitation_converged: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         best = {"env_steps": self.best.env_steps, "success_rate": self.best.success_rate}
@@ -59,6 +88,10 @@ class FinetuneSummary:
             "n_parameters": self.n_parameters,
             "peak_memory_mib": self.peak_memory_mib,
             "time/training_minutes": self.training_minutes,
+            "after_best_temperature": self.at_best_temperature.to_json() if self.at_best_temperature else None,
+            "fell": self.fell,
+            "went_back_to": self.went_back_to,
+            "imitation_converged": self.imitation_converged,
         }
 
     @classmethod
@@ -67,6 +100,7 @@ class FinetuneSummary:
         content = read_json(run / SUMMARY)
         with told_of(run / SUMMARY):
             selected, best = content.get("after_selected"), content["best"]
+            at_best = content.get("after_best_temperature")
             return cls(
                 policy=content["policy"],
                 env_steps=content["env_steps"],
@@ -78,7 +112,24 @@ class FinetuneSummary:
                 n_parameters=content.get("n_parameters"),
                 peak_memory_mib=content.get("peak_memory_mib"),
                 training_minutes=content.get("time/training_minutes"),
+                at_best_temperature=AtBestTemperature.from_json(at_best) if at_best else None,
+                fell=content.get("fell"),
+                went_back_to=content.get("went_back_to"),
+                imitation_converged=content.get("imitation_converged"),
             )
+
+
+def converged(policy: str | None) -> bool | None:
+    """Whether the pretraining that made the policy in this folder had converged; None where it is not told."""
+    if policy is None:
+        return None
+    folder = Path(policy)
+    run = folder.resolve().parent.parent if folder.resolve().parent.name == "checkpoints" else folder
+    try:
+        improving = PretrainSummary.read(run).improving
+    except BurnishError:
+        return None
+    return None if improving is None else not improving
 
 
 @dataclass(frozen=True)
@@ -90,15 +141,24 @@ class PretrainSummary:
         steps: gradient steps.
         parameters: of the policy.
         evaluation: of the last checkpoint; its numbers stand beside the others.
+        improving: what still became better at the end, in words; empty where it had converged, None: not told.
+        temperatures: temperature -> the task's measure at it, in the episodes of the evaluation.
     """
 
     policy: str
     steps: int
     parameters: int
     evaluation: EvaluationSummary
+    improving: list[str] | None = None
+    temperatures: dict[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        about = {"policy": self.policy, "steps": self.steps, "parameters": self.parameters}
+        about: dict[str, Any] = {"policy": self.policy, "steps": self.steps, "parameters": self.parameters}
+        if self.improving is not None:
+            about["converged"] = not self.improving
+            about["improving"] = self.improving
+        if self.temperatures:
+            about["temperatures"] = {f"{temperature:g}": value for temperature, value in self.temperatures.items()}
         return about | self.evaluation.to_json()
 
     @classmethod
@@ -106,5 +166,12 @@ class PretrainSummary:
         """Of a run folder. Raises BurnishError, naming the file, where it is missing or damaged."""
         content = read_json(run / SUMMARY)
         with told_of(run / SUMMARY):
-            evaluation = EvaluationSummary.from_json(content)
-            return cls(content["policy"], content["steps"], content["parameters"], evaluation)
+            temperatures = content.get("temperatures")
+            return cls(
+                policy=content["policy"],
+                steps=content["steps"],
+                parameters=content["parameters"],
+                evaluation=EvaluationSummary.from_json(content),
+                improving=content.get("improving"),
+                temperatures=temperatures and {float(each): value for each, value in temperatures.items()},
+            )

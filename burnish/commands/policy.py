@@ -1,0 +1,41 @@
+"""`burnish policy set`: how a saved policy samples, changed in its policy.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from burnish.compose import parse_value, split
+from burnish.config import parse
+from burnish.errors import BurnishError
+from burnish.machine.disk import write_atomically
+from burnish.policies.folder import DESCRIPTION, policy_folder, read_description
+from burnish.policies.load import policy_class
+
+SETTABLE = ("temperature", "mean_of")
+"""What says how a policy samples and not what it has learned."""
+
+
+def set_policy(folder: str, overrides: Sequence[str]) -> str:
+    """Write `overrides` (key=value, of `SETTABLE`) into a policy's description -> what was changed, in words.
+
+    Raises BurnishError for another key or value, before anything is written.
+    """
+    found = policy_folder(folder)
+    description = read_description(found)
+    config_class = policy_class(description["kind"]).Config
+    before = parse(config_class, description["config"], where="config")
+    given: dict[str, Any] = {}
+    for override in overrides:
+        name, _ = split(override)
+        if name not in SETTABLE:
+            raise BurnishError(f"{override}: expected one of {', '.join(f'{each}=...' for each in SETTABLE)}")
+        given[name] = parse_value(override)
+    after = parse(config_class, {**dataclasses.asdict(before), **given})
+    description["config"] = dataclasses.asdict(after)
+    write_atomically(Path(found) / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    changed = [f"{name} from {getattr(before, name):g} to {getattr(after, name):g}" for name in given]
+    return f"{found}: {', '.join(changed)}"
