@@ -4,8 +4,9 @@ The critic is an ensemble of Q on (observation history, executed chunk), discoun
 
     y = sum_{i<h} gamma^i r_i + gamma^h (1 - terminated) max_{n<=N'} min_j Qbar_j(s', a'_n),    a'_n ~ pi_old(. | s')
 
-The draws a'_n serve the target and, on updates that train it, the actor: so the actor learns at next observations,
-unless `draw_at` has it draw anew at the batch's own.
+over a chunk, or `n_step` of them; min_j is over all members of the ensemble, or `target_critics` of them. The draws
+a'_n serve the target and, on updates that train it, the actor: so the actor learns at next observations, unless
+`draw_at` has it draw anew at the batch's own.
 
 Three denoisers: `actor` is trained; `averaged`, its Polyak average, is the policy's own `finetuned` one, which acts and
 is saved; `old` is the actor as it was at the last refresh, from which the draws come.
@@ -35,7 +36,14 @@ from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
 from burnish.finetune.losses.rsm import RSMConfig, Weighting, paper_temperature, resample, weighted_denoising_loss
 from burnish.finetune.stage import Setting, Stage, StageConfig
-from burnish.finetune.storage.replay import Replay, Transitions, demonstration_transitions, online_transitions
+from burnish.finetune.storage.monte_carlo import MonteCarlo
+from burnish.finetune.storage.replay import (
+    NSteps,
+    Replay,
+    Transitions,
+    demonstration_transitions,
+    online_transitions,
+)
 from burnish.networks import CriticConfig, Denoiser
 from burnish.networks.averages import polyak
 from burnish.networks.compiled.mlp import why_not
@@ -44,6 +52,8 @@ from burnish.policies.diffusion import DiffusionPolicy, choose
 from burnish.runs.state import generator_state, restore_generator
 
 MOST_GRADIENT_STEPS = 500  # in one `update`: a long warm-up can be watched, stopped and resumed
+LEAST_BETWEEN_WIDTHS = 250  # gradient steps, where the old policy is refreshed more often
+TAIL_DRAWS = 8  # chunks whose mean value stands for what comes after a time limit
 DIVERGED = {
     "critic": "lower stage.critic_lr or stage.reward_scale, or keep stage.critic.layer_norm=true",
     "actor": "lower stage.actor_lr",
@@ -60,22 +70,32 @@ class CriticStageConfig(StageConfig):
     sampler: Literal["inherit", "ddpm", "ddim"] = key(
         "ddim", "of draws and acting candidates: inherit (the policy's), ddpm or ddim; evaluation keeps the policy's"
     )
-    ddim_steps: int = key(
-        5, "with sampler=ddim; a few steps with eta=1 draw from less than the distribution's width", least=1
+    ddim_steps: int = key(5, "with sampler=ddim", least=1)
+    eta: float = key(1.0, "of DDIM", least=0, most=1)
+    draw_width: Literal["corrected", "narrow"] = key(
+        "corrected",
+        "a chain of few steps draws from less than the distribution's width (narrow), which sharpens the policy at "
+        "each refresh whatever the critic says; corrected adds the variance that is missing (arXiv 2201.06503)",
     )
-    eta: float = key(
-        1.0,
-        "of DDIM: 1 draws near the middle of the policy's distribution, 0 narrows it less; each refresh of the policy "
-        "that is drawn from narrows it again",
-        least=0,
-        most=1,
+    draw_temperature: float = key(
+        1.0, "factor on all noise of the draws; less than 1 sharpens the policy on purpose", least=0
     )
+    acting_temperature: float = key(1.0, "factor on all noise of the chunks that act", least=0)
     draw_precision: Literal["float32", "float16"] = key(
         "float32",
         "of the denoiser in draws and acting candidates (float16: a GPU, or a CPU with AVX-512 FP16); gradients and "
         "evaluations are in float32",
     )
-    target_candidates: int = key(2, "N', draws whose best is the critic's target", least=1)
+    target_candidates: int = key(
+        1, "N', draws whose best is the critic's target; of more than one the maximum overestimates", least=1
+    )
+    target_critics: int | None = key(
+        None,
+        "members of the ensemble whose least value is the target, drawn anew for each gradient step (REDQ, RLPD: 2 of "
+        "10; null: all)",
+        least=1,
+    )
+    n_step: int = key(1, "chunks of rewards in the target before it bootstraps", least=1)
     n_candidates: int = key(8, "chunks sampled for each that is executed", least=1)
     selection: Literal["argmax", "softmax"] = key("argmax", "how Q chooses among them")
     selection_temperature: float = key(1.0, "of the softmax, in units of Q", above=0)
@@ -115,6 +135,11 @@ class CriticStageConfig(StageConfig):
             raise BurnishError(
                 f"stage.demo_ratio={self.demo_ratio} of stage.batch_size={self.batch_size} is {self.n_demos}: expected "
                 "at least one demonstration and one online transition"
+            )
+        if self.target_critics is not None and self.target_critics > self.critic.n_critics:
+            raise BurnishError(
+                f"stage.target_critics={self.target_critics}: expected at most stage.critic.n_critics="
+                f"{self.critic.n_critics}"
             )
 
     @property
@@ -173,7 +198,12 @@ class Draws(NamedTuple):
 
     obs: Tensor  # (B, To * Do)
     x: Tensor  # (B, n, Tp, Da), noised and clipped
-    q: Tensor  # (B, n) of the target critic
+    q_each: Tensor  # (members, B, n) of the target critic
+
+    @property
+    def q(self) -> Tensor:
+        """The least of them (B, n)"""
+        return self.q_each.amin(0)
 
 
 class OffPolicyStage(Stage):
@@ -190,6 +220,8 @@ class OffPolicyStage(Stage):
         "critic_optimizer",
         "weighting",
         "replay",
+        "joining",
+        "monte_carlo",
     )
     COUNTERS = ("env_steps", "chunks_since_update", "gradient_steps", "owed")
 
@@ -203,13 +235,9 @@ class OffPolicyStage(Stage):
                 f"stage.ft_denoising_steps={K_ft}, but the policy was fine-tuned with "
                 f"{policy.ft_denoising_steps} before"
             )
-        self.sampler = policy.sampler
-        if config.sampler != "inherit":
-            try:
-                sampler = Sampler(policy.process, config.sampler, config.ddim_steps, config.eta)
-            except BurnishError as error:
-                raise BurnishError(f"stage.{error}") from error
-            self.sampler = sampler.to(policy.device)
+        self.sampler = self._make_sampler(config.draw_temperature)
+        self.acting_sampler = self._make_sampler(config.acting_temperature)
+        self.x0_errors = torch.zeros(policy.config.denoising_steps, device=policy.device)  # of `old`, (K,)
         self._check_precision()
         demonstrations = self._demonstrations(setting)
         with torch.random.fork_rng(devices=[]):
@@ -228,6 +256,8 @@ class OffPolicyStage(Stage):
         self.generator = torch.Generator(policy.device).manual_seed(setting.seed)
         obs_dim, chunk_dim = policy.config.n_obs_steps * policy.obs_dim, policy.config.horizon * policy.action_dim
         self.replay = Replay(config.buffer_size, obs_dim, chunk_dim, policy.device)
+        self.joining = NSteps(config.n_step, policy.device)
+        self.monte_carlo = MonteCarlo(setting.n_envs, policy.device, self._value_of_chunks, self._value_of_policy)
         self.demos: Replay | None = None
         if demonstrations is not None:
             self.demos = Replay(len(demonstrations.reward), obs_dim, chunk_dim, policy.device)
@@ -242,6 +272,17 @@ class OffPolicyStage(Stage):
         self.gradient_steps = 0
         self.owed = float(config.critic_warmup_updates)  # gradient steps that are due
         self.pending: tuple[Tensor, Tensor] | None = None  # observation and chunk that are being executed
+
+    def _make_sampler(self, temperature: float) -> Sampler:
+        policy, config = self.policy, self.config
+        own = policy.config
+        kind, steps, eta = config.sampler, config.ddim_steps, config.eta
+        if kind == "inherit":
+            kind, steps, eta = own.sampler, own.ddim_steps, own.eta
+        try:
+            return Sampler(policy.process, kind, steps, eta, temperature).to(policy.device)
+        except BurnishError as error:
+            raise BurnishError(f"stage.{error}") from error
 
     def _precision(self) -> torch.autocast:
         """While this is on, networks run in `draw_precision`; for draws alone."""
@@ -272,7 +313,7 @@ class OffPolicyStage(Stage):
             )
         demos = load(source)
         try:
-            return demonstration_transitions(self.policy, demos.episodes, self.config.gamma)
+            return demonstration_transitions(self.policy, demos.episodes, self.config.gamma, self.config.n_step)
         except BurnishError as error:
             raise BurnishError(f"{demos.source or source}: {error}") from error
 
@@ -291,7 +332,7 @@ class OffPolicyStage(Stage):
 
     def _select(self, obs: Tensor, n_candidates: int) -> Tensor:
         """The chunks to execute (E, Tp, Da), chosen by Q among `n_candidates` of the present policy."""
-        x = self._sample(obs, n_candidates, self.averaged)
+        x = self._sample(obs, n_candidates, self.averaged, self.acting_sampler)
         if n_candidates == 1:
             return x.squeeze(1)
         q = self.policy.values(obs, x)  # (E, N)
@@ -300,11 +341,33 @@ class OffPolicyStage(Stage):
         p = (q / self.config.selection_temperature).softmax(1)
         return choose(x, resample(p, 1, self.generator).squeeze(1))
 
-    def _sample(self, obs: Tensor, n: int, network: Denoiser) -> Tensor:
+    def _sample(self, obs: Tensor, n: int, network: Denoiser, sampler: Sampler) -> Tensor:
         """`n` chunks of `network`'s policy for each of `obs` (B, To * Do), normalised -> (B, n, Tp, Da)."""
-        noise = self.policy.draw_noise(len(obs), n, generator=self.generator, sampler=self.sampler)
+        noise = self.policy.draw_noise(len(obs), n, generator=self.generator, sampler=sampler)
         with self._precision():
-            return self.policy.sample(obs, noise, sampler=self.sampler, finetuned=network)[0]
+            return self.policy.sample(obs, noise, sampler=sampler, finetuned=network)[0]
+
+    @property
+    def needs_width(self) -> bool:
+        """Whether it must be known how much the old policy's denoiser leaves open."""
+        return self.config.draw_width == "corrected"
+
+    @torch.no_grad()
+    def _measure_width(self, obs: Tensor) -> None:
+        """What the old policy's denoiser leaves open, at `obs` (B, To * Do), and so the width of its draws.
+
+        Its chunks come from all of the process's steps, whose own narrowing is small.
+        """
+        whole = Sampler(self.policy.process).to(self.policy.device)
+        noise = self.policy.draw_noise(len(obs), generator=self.generator, sampler=whole)
+        x0 = self.policy.within_bounds(self.policy.sample(obs, noise, sampler=whole, finetuned=self.old)[0])
+        self.x0_errors = self.policy.x0_errors(self.old, obs, x0, self.generator)
+        self._set_width()
+
+    def _set_width(self) -> None:
+        if self.config.draw_width == "corrected":
+            for sampler in (self.sampler, self.acting_sampler):
+                sampler.widen(self.x0_errors)
 
     def noised(self, x: Tensor, std: float) -> Tensor:
         """`x` with noise on it, clipped to the range of actions: what is executed is what is learned from."""
@@ -319,8 +382,11 @@ class OffPolicyStage(Stage):
 
     def observe(self, step: ChunkStep) -> None:
         assert self.pending is not None
-        transitions = online_transitions(self.policy, *self.pending, step, self.config.gamma)
-        self.replay.add(transitions._replace(reward=transitions.reward * self.config.reward_scale))
+        new = online_transitions(self.policy, *self.pending, step, self.config.gamma)
+        new = new._replace(reward=new.reward * self.config.reward_scale)
+        ended = torch.as_tensor(step.terminated | step.truncated, device=self.policy.device)
+        self.replay.add(self.joining.add(new, ended))
+        self.monte_carlo.observe(new, ended)
         self.env_steps += int(step.steps.sum())
         self.chunks_since_update += 1
         if self.env_steps >= self.config.learning_starts:  # what came before is not made up for
@@ -343,16 +409,29 @@ class OffPolicyStage(Stage):
                 raise BurnishError(
                     f"the {name} diverged ({name}_loss={loss} after {self.gradient_steps} steps): {advice}"
                 )
+        metrics |= self.monte_carlo.report()
         return metrics | {"gradient_steps": self.gradient_steps, "replay_size": self.replay.size}
+
+    @torch.no_grad()
+    def _value_of_chunks(self, obs: Tensor, chunk: Tensor) -> Tensor:
+        """Least Q of the ensemble; `chunk` (B, Tp * Da) -> (B,)."""
+        return self.policy.values(obs, chunk.view(len(obs), 1, self.policy.config.horizon, -1))[:, 0]
+
+    @torch.no_grad()
+    def _value_of_policy(self, obs: Tensor) -> Tensor:
+        """Least Q of chunks of the acting policy, their mean -> (B,)."""
+        return self.policy.values(obs, self._sample(obs, TAIL_DRAWS, self.averaged, self.acting_sampler)).mean(1)
 
     def _gradient_step(self) -> dict[str, Tensor]:
         config = self.config
         past_warmup = self.gradient_steps >= config.critic_warmup_updates and not config.freeze_actor
         train_actor = past_warmup and self.gradient_steps % config.policy_delay == 0
         batch = self._batch()
+        if self.needs_width and self.gradient_steps % max(config.old_policy_every, LEAST_BETWEEN_WIDTHS) == 0:
+            self._measure_width(batch.next_obs)
         shared = train_actor and config.draw_at == "next"
         draws = self._draw(batch.next_obs, max(config.target_candidates, self.draws_for_actor if shared else 0))
-        metrics = self._update_critic(batch, draws.q[:, : config.target_candidates])
+        metrics = self._update_critic(batch, draws.q_each[:, :, : config.target_candidates])
         if train_actor and not shared:
             draws = self._draw(batch.obs, self.draws_for_actor)
         for _ in range(config.actor_steps if train_actor else 0):
@@ -364,8 +443,8 @@ class OffPolicyStage(Stage):
 
     @torch.no_grad()
     def _draw(self, obs: Tensor, n: int) -> Draws:
-        x = self.noised(self._sample(obs, n, self.old), self.noise_scale * self.config.draw_noise)
-        return Draws(obs, x, self.policy.values(obs, x, self.target_critic))
+        x = self.noised(self._sample(obs, n, self.old, self.sampler), self.noise_scale * self.config.draw_noise)
+        return Draws(obs, x, self.target_critic(obs, self.policy.executed(x).flatten(2)))
 
     def _update_actor(self, batch: Transitions, draws: Draws) -> dict[str, Tensor]:
         loss, metrics = self.actor_loss(batch, draws)
@@ -386,9 +465,12 @@ class OffPolicyStage(Stage):
         return Transitions(*(torch.cat(pair) for pair in zip(demos, online)))
 
     def _update_critic(self, batch: Transitions, q_next: Tensor) -> dict[str, Tensor]:
-        """`q_next` (B, N'), of the target critic."""
+        """`q_next` (members, B, N'), of the target critic."""
+        if self.config.target_critics is not None:
+            members = torch.randperm(len(q_next), device=q_next.device, generator=self.generator)
+            q_next = q_next[members[: self.config.target_critics]]
         # y = r + gamma^h (1 - terminated) max_n min_j Qbar_j(s', a'_n)
-        target = batch.reward + batch.discount * q_next.amax(1)
+        target = batch.reward + batch.discount * q_next.amin(0).amax(1)
         q = self.critic(batch.obs, self.executed(batch).flatten(2)).squeeze(2)  # (n, B)
         # L_Q = sum_j E (Q_j(s, a) - y)^2
         loss = F.mse_loss(q, target.expand_as(q)) * len(q)
@@ -431,18 +513,25 @@ class OffPolicyStage(Stage):
             group["lr"] = config.actor_lr + done * (config.actor_lr_final - config.actor_lr)
 
     def cut_episodes(self) -> None:
-        """Nothing to do: every stored chunk has its own end."""
+        if (waiting := self.joining.flush()) is not None:
+            self.replay.add(waiting)
+        self.monte_carlo.cut()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             **{name: getattr(self, name).state_dict() for name in self.STATEFUL},
             **{name: getattr(self, name) for name in self.COUNTERS},
             "generator": generator_state(self.generator),
+            "x0_errors": self.x0_errors,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self.STATEFUL:
-            getattr(self, name).load_state_dict(state[name])
+            if name in state:  # the first checkpoints have no n-step returns and no returns of running episodes
+                getattr(self, name).load_state_dict(state[name])
         for name in self.COUNTERS:
             setattr(self, name, state[name])
         restore_generator(self.generator, state["generator"])
+        if "x0_errors" in state:
+            self.x0_errors = state["x0_errors"].to(self.policy.device)
+            self._set_width()

@@ -115,7 +115,7 @@ def test_where_the_actor_draws_and_learns(pretrained_weights, name, draw_at, mon
     assert [count for _, count, _ in drawn] == ([n, N] if draw_at == "next" else [N, stage.draws_for_actor, N])
     for (batch, q), (obs, _, result) in zip(targets, (drawn[0], drawn[-1])):  # the target's draws, always there
         assert obs is batch.next_obs
-        assert torch.equal(q, result.q[:, :N])
+        assert torch.equal(q, result.q_each[:, :, :N])
     assert (draws is drawn[0][2]) == (draw_at == "next")
 
 
@@ -158,7 +158,7 @@ def test_critic_target_by_hand(pretrained_weights, monkeypatch):
     seen = []
     monkeypatch.setattr(stage, "_update_critic", lambda batch, q: seen.append((batch, q)) or {})
     draws = torch.linspace(-1.2, 0.6, 128 * 16 * TA * DA).view(128, 16, TA, DA)
-    monkeypatch.setattr(stage, "_sample", lambda obs, n, network: draws[: len(obs), :n])
+    monkeypatch.setattr(stage, "_sample", lambda obs, n, network, sampler: draws[: len(obs), :n])
     obs = np.random.default_rng(0).normal(size=(E, 1, 2)).astype(np.float32)
     stage.act(obs)
     stage.observe(chunk_step(obs, reward=5.0, terminated=np.arange(E) < 8, final_obs=obs + 1))
@@ -168,7 +168,7 @@ def test_critic_target_by_hand(pretrained_weights, monkeypatch):
     first = batch.next_obs[:, 0]
     # members: the sum of the executed, clipped chunk plus the observation, and one more: the least is the first
     sums = draws[:, :3].clamp(-1, 1).sum((2, 3)) + first[:, None]
-    torch.testing.assert_close(q, sums)
+    torch.testing.assert_close(q[0], sums)
     terminated = torch.isin(batch.obs[:, 0], torch.from_numpy(obs[:8, 0, 0]))
     torch.testing.assert_close(batch.discount, torch.where(terminated, 0.0, 0.81))
 
@@ -302,7 +302,7 @@ def test_candidates_are_chosen_by_q(pretrained_weights, monkeypatch, selection):
     stage = make_stage("dpmd", pretrained_weights, selection=selection, selection_temperature=0.2, n_candidates=4)
     policy = stage.policy
     candidates = 0.1 * torch.arange(4.0).view(1, 4, 1, 1).expand(400, 4, TA, DA)
-    monkeypatch.setattr(stage, "_sample", lambda obs, n, network: candidates[: len(obs), :n])
+    monkeypatch.setattr(stage, "_sample", lambda obs, n, network, sampler: candidates[: len(obs), :n])
     monkeypatch.setattr(policy, "values", lambda obs, x: 4 * x[..., 0, 0])
     stage.gradient_steps = 1
     chosen = stage.act(np.zeros((400, 1, 2), np.float32))[:, 0, 0]

@@ -83,7 +83,7 @@ def test_sdac_learns_exp_q(monkeypatch, noisy_from):
     policy = densities.make_policy()
     monkeypatch.setattr(policy, "values", values)
     rsm = RSMConfig(weights="fixed", temperature=TEMPERATURE)
-    stage = densities.make_stage("sdac", policy, rsm=rsm, noisy_from=noisy_from, draws=32)
+    stage = densities.make_stage("sdac", policy, rsm=rsm, prior="flat", noisy_from=noisy_from, draws=32)
     target = density(log_target)
     assert total_variation(sample(policy, stage.actor), target) > 0.3
     uniform = np.random.default_rng(0).uniform(-1, 1, 20_000)
@@ -92,7 +92,7 @@ def test_sdac_learns_exp_q(monkeypatch, noisy_from):
     def loss():
         chunk = (0.5 + 0.6 * torch.randn(256, 1)).clamp(-1, 1)
         batch = batch_of(256, chunk)
-        return stage.actor_loss(batch, Draws(batch.next_obs, torch.zeros(256, 1, 1, 1), torch.zeros(256, 1)))[0]
+        return stage.actor_loss(batch, Draws(batch.next_obs, torch.zeros(256, 1, 1, 1), torch.zeros(1, 256, 1)))[0]
 
     train(stage.actor.parameters(), 700, 3e-3, loss)
     actions = sample(policy, stage.actor)
@@ -115,9 +115,9 @@ def test_sdac_draws_nothing_it_does_not_use(pretrained_weights, noisy_from, comp
 
 
 @pytest.mark.parametrize("source", ["policy", "perturbed", "replay", "uniform"])
-@pytest.mark.parametrize("reverse", ["truncated", "clipped"])
-def test_every_kind_of_sdac_runs_and_stays_finite(pretrained_weights, source, reverse):
-    stage = make_stage("sdac", pretrained_weights, noisy_from=source, reverse=reverse, critic_warmup_updates=0, draws=8)
+@pytest.mark.parametrize("draws", [{"prior": "flat"}, {"prior": "flat", "reverse": "clipped"}, {"prior": "policy"}])
+def test_every_kind_of_sdac_runs_and_stays_finite(pretrained_weights, source, draws):
+    stage = make_stage("sdac", pretrained_weights, noisy_from=source, critic_warmup_updates=0, draws=8, **draws)
     play(stage, np.random.default_rng(0), 2, learn=False)
     for _ in range(4):
         metrics = stage._gradient_step()
@@ -132,7 +132,7 @@ def test_noisy_chunks_come_from_where_they_shall(pretrained_weights):
     chunks = {}
     for source in ("policy", "perturbed", "replay", "uniform"):
         stage = make_stage("sdac", pretrained_weights, noisy_from=source)
-        obs, chunks[source] = stage._clean_chunks(batch, Draws(batch.next_obs, draws, q))
+        obs, chunks[source] = stage._clean_chunks(batch, Draws(batch.next_obs, draws, q[None]))
         assert torch.equal(obs, batch.obs if source == "replay" else batch.next_obs)
         assert chunks[source].shape == (5, 1, TA, DA)
     assert torch.equal(chunks["policy"][:, 0], draws[:, 2])

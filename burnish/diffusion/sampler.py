@@ -103,6 +103,7 @@ class Sampler(nn.Module):
             # mean = sqrt(abar_j) x0 + sqrt(1 - abar_j - sigma^2) eps', eps' = (x - sqrt(abar_k) x0) / sqrt(1 - abar_k)
             coef_x = ((1 - abar_j - std**2).clamp(min=0) / (1 - abar_k)).sqrt()
             coef_x0 = abar_j.sqrt() - coef_x * abar_k.sqrt()
+        self._variance = std.flip(0) ** 2  # (S,) float64, at temperature 1
         for name, table in (("coef_x0", coef_x0), ("coef_x", coef_x), ("std", temperature * std)):
             self.register_buffer(name, table.flip(0).float(), persistent=False)
         self.register_buffer("timesteps", timesteps.flip(0), persistent=False)
@@ -131,6 +132,20 @@ class Sampler(nn.Module):
         else:
             k, (coef_x0, coef_x) = self._timesteps[i], self._coefs[i]
         return coef_x0 * self.process.predict_x0(output, x, k) + coef_x * x
+
+    def widen(self, x0_errors: Tensor) -> None:
+        """Give each transition the variance of its Gaussian that fits best (Bao et al. 2022, arXiv 2201.06503, eq. 6):
+
+            std_i^2 + coef_x0_i^2 E||x0hat - x0||^2 / d
+
+        so that a chain of few steps draws from the whole width of the distribution.
+
+        Args:
+            x0_errors: E||x0hat - x0||^2 / d of the network at each timestep k, (K,); see `DiffusionPolicy.x0_errors`.
+        """
+        errors = x0_errors.double().cpu()[self._timesteps]
+        variance = self._variance + self.coef_x0.double().cpu() ** 2 * errors
+        self.std.copy_(self.temperature * variance.sqrt())
 
     def bounded_std(self, bounds: StdBounds) -> Tensor:
         """Standard deviation of every transition within `bounds` -> (S,)."""

@@ -188,6 +188,24 @@ class DiffusionPolicy(Policy):
         output = network(self.process.add_noise(x0, eps, k), k, encode_for(network, obs, x0))
         return output, self.process.target(x0, eps, k)
 
+    @torch.no_grad()
+    def x0_errors(self, network: Denoiser, obs: Tensor, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """E||x0hat - x0||^2 / (Tp Da) at each timestep k -> (K,): what is left open about a chunk at that noise.
+
+        Args:
+            network: the fine-tuned denoiser; at the timesteps that it does not run at, the pretrained one is taken.
+            obs: normalised, flattened (B, To * Do)
+            x0: normalised chunks (B, Tp, Da), drawn from the policy whose errors are asked for.
+        """
+        errors = []
+        for k in range(self.config.denoising_steps):
+            eps = torch.randn(x0.shape, device=x0.device, generator=generator)
+            at = torch.full((len(x0),), k, device=x0.device)
+            x = self.process.add_noise(x0, eps, at)
+            runs = network if k < (self.finetuned_timesteps or self.config.denoising_steps) else self.denoiser
+            errors.append((self.process.predict_x0(runs(x, at, runs.encode(obs)), x, k) - x0).square().mean())
+        return torch.stack(errors)
+
     def draw_noise(
         self, *shape: int, generator: torch.Generator | None = None, sampler: Sampler | None = None
     ) -> Tensor:

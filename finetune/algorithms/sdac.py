@@ -1,8 +1,9 @@
 """SDAC: soft diffusion actor-critic (Ma et al. 2025, arXiv 2502.00361).
 
-The denoiser of pi proportional to exp(Q / lambda): a noisy chunk a_k comes from any density h_k; clean chunks are
-drawn from its posterior under a flat prior, a_0 = (a_k - sqrt(1 - abar_k) eps) / sqrt(abar_k), and weighed by
-exp(Q / lambda).
+The denoiser of pi proportional to prior x exp(Q / lambda): a noisy chunk a_k comes from any density h_k; clean chunks
+are drawn from its posterior and weighed by exp(Q / lambda). Under a flat prior (the paper's) the posterior is
+a_0 = (a_k - sqrt(1 - abar_k) eps) / sqrt(abar_k); with the old policy for a prior, which a fine-tuning is anchored to,
+its Gaussian N(x0hat, E||x0hat - x0||^2 / d).
 
 Symbols: B states, M draws for each, Tp, Da as in `burnish.policies.diffusion`.
 """
@@ -34,7 +35,18 @@ class SDACConfig(OffPolicyConfig):
     name: Literal["sdac"] = "sdac"
     rsm: RSMConfig = key(factory=lambda: RSMConfig(kl_target=2.0))
     draws: int = key(32, "clean chunks drawn for each noisy one (M), weighed against each other", least=1)
-    bc_coef: float = 10.0
+    draw_at: Literal["next", "current"] = "current"
+    prior: Literal["flat", "policy"] = key(
+        "policy",
+        "of clean chunks given a noisy one: flat (the paper; from scratch), or the old policy, which anchors to it: "
+        "the target is then pi_old exp(Q / lambda)",
+    )
+    lowest_level: float = key(
+        0.0,
+        "timesteps below this share of them are left out: under the policy's prior, weights say little there",
+        least=0,
+        below=1,
+    )
     noisy_from: Literal["policy", "replay", "uniform", "perturbed"] = key(
         "policy",
         "where noisy chunks a_k come from: noised ones of the policy (the best of its draws), perturbed ones of it "
@@ -43,8 +55,8 @@ class SDACConfig(OffPolicyConfig):
     perturbation: float = key(0.3, "standard deviation of that noise", least=0)
     reverse: Literal["truncated", "clipped"] = key(
         "truncated",
-        "clean chunks given a noisy one: from the posterior under a flat prior within the action bounds (truncated), "
-        "or without bounds, clipped for Q alone (the released code; leaves mass on the bounds)",
+        "draws under the flat prior: within the action bounds (truncated), or without bounds, clipped for Q alone (the "
+        "released code; leaves mass on the bounds)",
     )
 
 
@@ -71,21 +83,37 @@ class SDAC(OffPolicyStage):
     def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         obs, clean = self._clean_chunks(batch, draws)
         process, bound = self.policy.process, self.policy.config.clip_sample
-        k = torch.randint(
-            self.policy.finetuned_timesteps, (len(clean), 1), device=clean.device, generator=self.generator
-        )
+        high = self.policy.finetuned_timesteps
+        low = int(self.config.lowest_level * high)
+        k = torch.randint(low, high, (len(clean), 1), device=clean.device, generator=self.generator)
         # a_k ~ h_k
         noise = torch.randn(clean.shape, device=clean.device, generator=self.generator)
         x = process.add_noise(clean, noise, k)  # (B, 1, Tp, Da)
         signal, sigma = process.levels(k, x)
         with torch.no_grad():
-            eps = reverse_noise(x, signal, sigma, self.config.draws, bound, self.config.reverse, self.generator)
-            x0 = (x - sigma * eps) / signal  # (B, M, Tp, Da)
+            if self.config.prior == "policy":
+                x0 = self._posterior_draws(obs, x, k)
+                eps = (x - signal * x0) / sigma
+            else:
+                eps = reverse_noise(x, signal, sigma, self.config.draws, bound, self.config.reverse, self.generator)
+                x0 = (x - sigma * eps) / signal  # (B, M, Tp, Da)
             weighted = self.weighting(self.policy.values(obs, x0, self.target_critic), self.gradient_steps)
         # L = E_{s,k,a_k} sum_m w_m || f(a_k, k, s) - target_m ||^2
         output = self.actor(x, k, encode_for(self.actor, obs, x))
         target = process.target(x0, eps, k)
         return weighted_denoising_loss(output, target, weighted.weights), weighted.metrics()
+
+    def _posterior_draws(self, obs: Tensor, x: Tensor, k: Tensor) -> Tensor:
+        """Clean chunks of the old policy given noisy ones `x` (B, 1, Tp, Da) at `k` (B, 1) -> (B, M, Tp, Da)."""
+        x0 = self.policy.process.predict_x0(self.old(x, k, encode_for(self.old, obs, x)), x, k)
+        std = self.x0_errors[k].sqrt()[..., None, None]
+        shape = (len(x), self.config.draws, *x.shape[2:])
+        # a_0 ~ N(x0hat, E||x0hat - x0||^2 / d)
+        return self.policy.within_bounds(x0 + std * torch.randn(shape, device=x.device, generator=self.generator))
+
+    @property
+    def needs_width(self) -> bool:
+        return super().needs_width or self.config.prior == "policy"
 
     def _clean_chunks(self, batch: Transitions, draws: Draws) -> tuple[Tensor, Tensor]:
         """Observations (B, To * Do) and the clean chunks (B, 1, Tp, Da) whose noised versions are the a_k."""

@@ -1,7 +1,7 @@
 """What off-policy learning remembers: chunk transitions, online and from demonstrations.
 
 Symbols: M stored transitions, B batch, E environments, T steps of an episode, h <= Ta executed steps of a chunk,
-To, Tp, Ta, Do, Da as in `burnish.policies.diffusion`.
+To, Tp, Ta, Do, Da as in `burnish.policies.diffusion`; n chunks of an n-step return.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Transitions(NamedTuple):
 
     obs: Tensor  # (B, To * Do)
     chunk: Tensor  # (B, Tp * Da); of it the first Ta * Da numbers were executed
-    reward: Tensor  # (B,) sum_{i<h} gamma^i r_i
+    reward: Tensor  # (B,) sum_{i<h} gamma^i r_i, of the chunk or of n of them
     discount: Tensor  # (B,) gamma^h, or 0 where the environment terminated
-    next_obs: Tensor  # (B, To * Do) what the chunk truly led to
+    next_obs: Tensor  # (B, To * Do) what that truly led to
 
 
 def discounted(step_rewards: np.ndarray, steps: np.ndarray, terminated: np.ndarray, gamma: float) -> np.ndarray:
@@ -40,6 +40,59 @@ def discounted(step_rewards: np.ndarray, steps: np.ndarray, terminated: np.ndarr
     """
     powers = gamma ** np.arange(step_rewards.shape[1])
     return np.stack([step_rewards @ powers, gamma**steps * ~terminated]).astype(np.float32)
+
+
+class NSteps:
+    """Joins up to n successive chunks of an environment into one transition of n-step returns.
+
+        r_0 + g_0 r_1 + ... + g_0 ... g_{n-2} r_{n-1},   discounted by g_0 ... g_{n-1}
+
+    r and g are the chunks' rewards and discounts. The end of an episode cuts a transition short.
+
+    Args:
+        n: chunks; with 1 what comes in goes out.
+    """
+
+    def __init__(self, n: int, device: torch.device):
+        self.n, self.device = n, device
+        self.waiting: list[tuple[Transitions, Tensor]] = []  # oldest first; and which rows wait, (E,) bool
+
+    def add(self, new: Transitions, ended: Tensor) -> Transitions:
+        """Take a chunk of each environment -> what is complete, oldest first.
+
+        Args:
+            new: of E rows. ended: (E,) bool, where the episode did with this chunk.
+        """
+        joined = []
+        for old, waits in self.waiting:
+            reward = torch.where(waits, old.reward + old.discount * new.reward, old.reward)
+            discount = old.discount * new.discount
+            joined.append((old._replace(reward=reward, discount=discount, next_obs=new.next_obs), waits))
+        joined.append((new, torch.ones_like(ended)))
+        full = len(joined) == self.n
+        out = [(rows, waits & (ended | (full and i == 0))) for i, (rows, waits) in enumerate(joined)]
+        left = [(rows, waits & ~ended) for rows, waits in joined]
+        self.waiting = left[1:] if full else left
+        return _rows(out)
+
+    def flush(self) -> Transitions | None:
+        """What waits, as it is: shorter returns; None where nothing does. The next chunk begins anew."""
+        waiting, self.waiting = self.waiting, []
+        return _rows(waiting) if waiting else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"waiting": [([*rows], waits) for rows, waits in self.waiting]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        waiting = [([*rows, waits]) for rows, waits in state["waiting"]]
+        moved = [[field.to(self.device) for field in fields] for fields in waiting]
+        self.waiting = [(Transitions(*rows), waits) for *rows, waits in moved]
+
+
+def _rows(parts: list[tuple[Transitions, Tensor]]) -> Transitions:
+    """Those that are marked, one part after the other."""
+    chosen = [[field[where] for field in rows] for rows, where in parts]
+    return Transitions(*(torch.cat(field) for field in zip(*chosen)))
 
 
 class Replay:
@@ -87,8 +140,10 @@ def online_transitions(policy: Policy, obs: Tensor, chunk: Tensor, step: ChunkSt
     return Transitions(obs, chunk.flatten(1), numbers[0], numbers[1], next_obs)
 
 
-def demonstration_transitions(policy: Policy, episodes: Sequence[Episode], gamma: float) -> Transitions:
-    """The chunk from every step of the demonstrations, as if it had been executed.
+def demonstration_transitions(
+    policy: Policy, episodes: Sequence[Episode], gamma: float, n_step: int = 1
+) -> Transitions:
+    """The chunk from every step of the demonstrations, as if it and the `n_step` - 1 after it had been executed.
 
     A chunk is cut by the end of its episode; what follows the last step is the recorded final observation. Where an
     episode has none and did not terminate, the chunks that reach its end are left out.
@@ -102,13 +157,13 @@ def demonstration_transitions(policy: Policy, episodes: Sequence[Episode], gamma
             "the demonstrations have no reward anywhere: a critic would learn that they are worthless (without them: "
             "stage.demo_ratio=0; sac and td3: stage.demos=null)"
         )
-    parts = [part for episode in episodes if (part := _episode_transitions(policy, episode, gamma)) is not None]
+    parts = [part for episode in episodes if (part := _episode_transitions(policy, episode, gamma, n_step)) is not None]
     if not parts:
         raise BurnishError("no demonstration is long enough for one chunk with a known end")
     return Transitions(*(torch.cat(field).to(policy.device) for field in zip(*parts)))
 
 
-def _episode_transitions(policy: Policy, episode: Episode, gamma: float) -> Transitions | None:
+def _episode_transitions(policy: Policy, episode: Episode, gamma: float, n_step: int) -> Transitions | None:
     config, T = policy.config, len(episode)
     obs = episode.flat_obs(policy.obs_keys)  # (T, Do)
     for name, ours, theirs in (
@@ -122,17 +177,17 @@ def _episode_transitions(policy: Policy, episode: Episode, gamma: float) -> Tran
         if missing:
             raise BurnishError(f"episode {episode.name}: its final observation has no {missing[0]!r}")
         last = np.concatenate([episode.final_obs[key].reshape(-1) for key in policy.obs_keys])
-        known = T
+        known = end = T
     else:
         last = obs[-1]
-        known = T if episode.terminated[-1] else T - config.n_action_steps
+        known, end = (T, T) if episode.terminated[-1] else (T - config.n_action_steps, T - 1)
     if known < 1:
         return None
     obs = np.concatenate([obs, last[None].astype(np.float32)])  # (T + 1, Do)
     start = np.arange(known)
-    h = np.minimum(config.n_action_steps, T - start)
-    offsets = np.arange(config.n_action_steps)
-    inside = offsets < h[:, None]  # (known, Ta)
+    h = np.minimum(n_step * config.n_action_steps, end - start)
+    offsets = np.arange(n_step * config.n_action_steps)
+    inside = offsets < h[:, None]  # (known, n Ta)
     rewards = np.where(inside, episode.rewards[np.minimum(start[:, None] + offsets, T - 1)], 0)
     numbers = torch.from_numpy(discounted(rewards, h, episode.terminated[start + h - 1], gamma))
     chunk = episode.actions[np.minimum(start[:, None] + np.arange(config.horizon), T - 1)]  # (known, Tp, Da)
