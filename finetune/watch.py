@@ -64,7 +64,7 @@ class TrainingEpisodes:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return vars(self).copy()
+        return {**vars(self), "latest": list(self.latest)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

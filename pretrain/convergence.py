@@ -29,6 +29,8 @@ def _of_measure(lines: Sequence[dict[str, Any]], measure: MeasureName) -> str | 
     early = [summary for step, summary in evaluated if step <= LATE * lines[-1]["step"]]
     if not early:
         return f"{measure} was evaluated at the end alone, so nobody knows (train.eval_every=...)"
+    if measure == "success_rate" and not any(summary.success_rate for _, summary in evaluated):
+        return "it never succeeded"
     last, before = evaluated[-1][1], max(early, key=lambda summary: summary.value(measure))
     gain = last.value(measure) - before.value(measure)
     if gain <= math.hypot(_standard_error(last, measure), _standard_error(before, measure)):

@@ -206,3 +206,36 @@ def test_samples_are_as_narrow_as_the_closed_form_says(kind, steps, eta):
     x, _ = sampler.sample(denoise, noise)
     assert float(x.std()) == pytest.approx(narrowing.sampled_std(sampler, 0.3), rel=0.01)
     assert float(x.std()) < 0.26
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["ddpm", "ddim"])
+def test_temperature_is_a_factor_on_all_noise(kind, temperature):
+    """The chain at tau is that at 1 from tau times the noise, its start included."""
+    one, tempered = (Sampler(process(), kind, 5, 1.0, tau) for tau in (1.0, temperature))
+    noise = torch.randn(len(one) + 1, 4, 2, 3)
+    x, chain = tempered.sample(lambda x, i: 0.1 * x + 0.2, noise, keep=len(one))
+    scaled, _ = one.sample(lambda x, i: 0.1 * x + 0.2, temperature * noise, keep=len(one))
+    torch.testing.assert_close(x, scaled)
+    torch.testing.assert_close(chain.x[:, 0], temperature * noise[0])
+    torch.testing.assert_close(tempered.bounded_std(StdBounds()), temperature * one.bounded_std(StdBounds()))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize(("kind", "steps", "eta"), [("ddim", 5, 1.0), ("ddim", 10, 0.0), ("ddpm", 20, 1.0)])
+def test_widened_chains_are_as_wide_as_the_data(kind, steps, eta, temperature):
+    """Of data N(0, s^2) the best denoiser is x0hat = c x; with its errors a chain of few steps is exact."""
+    s, forward = 0.4, process(clip_sample=None)
+    abar = forward.alphas_cumprod
+    gain = abar.sqrt() * s**2 / (abar * s**2 + 1 - abar)
+    errors = s**2 * (1 - abar) / (abar * s**2 + 1 - abar)
+    sampler = Sampler(forward, kind, steps, eta, temperature)
+    sampler.widen(errors.float())
+
+    def denoise(x, i):
+        k = sampler.timestep(i)
+        return (x - abar[k].sqrt() * gain[k] * x) / (1 - abar[k]).sqrt()
+
+    noise = torch.randn(len(sampler) + 1, 60_000, 1, 1, generator=torch.Generator().manual_seed(0))
+    x, _ = sampler.sample(denoise, noise)
+    assert float(x.std()) == pytest.approx(temperature * s, rel=0.02)

@@ -1,6 +1,7 @@
 """The policy: normalizer, networks, chain over two denoisers, saving and loading."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from burnish.errors import BurnishError
 from burnish.networks import DenoiserConfig, build_denoiser
 from burnish.networks.compiled import mlp as compiled_mlp
 from burnish.policies.diffusion import PolicyConfig
+from burnish.policies.gaussian import GaussianPolicy, GaussianPolicyConfig
 from burnish.policies.normalizer import Normalizer
 
 SMALL = DenoiserConfig(hidden_dim=32, n_layers=2)
@@ -190,3 +192,46 @@ def test_loss_is_the_mean_squared_error_of_the_noise():
     x = abar.sqrt() * actions + (1 - abar).sqrt() * eps
     expected = (policy.denoiser(x, k, policy.denoiser.encode(obs.flatten(1))) - eps).square().mean()
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_a_policy_samples_as_it_was_told(tmp_path):
+    """At temperature 0 twice the same chunk, whatever the noise; of n chunks their mean; kept in its folder."""
+    policy, obs = make_policy(), np.random.default_rng(0).normal(size=(5, 1, 5)).astype(np.float32)
+
+    def act(seed, policy=policy):
+        return policy.act(obs, generator=torch.Generator().manual_seed(seed))
+
+    assert not np.array_equal(act(0), act(1))
+    at_one = act(0)
+    with policy.sampling(temperature=0.0):
+        still = act(0)
+        assert np.array_equal(still, act(1))
+    assert np.array_equal(at_one, act(0))
+    with policy.sampling(mean_of=16):
+        assert policy.noise_shape() == (len(policy.sampler) + 1, 16, policy.config.horizon, policy.action_dim)
+        means = act(0)
+        noise = policy.draw_noise(5, 16, generator=torch.Generator().manual_seed(0))
+    each = [policy.act(obs, noise=noise[:, :, n]) for n in range(16)]
+    np.testing.assert_allclose(means, np.mean(each, 0), atol=1e-5)
+    policy.set_sampling(temperature=0.5)
+    policy.save(tmp_path / "policy")
+    loaded = DiffusionPolicy.load(tmp_path / "policy")
+    assert loaded.config.temperature == 0.5 and np.array_equal(act(3), act(3, loaded))
+    with pytest.raises(BurnishError, match=r"temperature=-1\.0: expected at least 0"):
+        policy.set_sampling(temperature=-1.0)
+
+
+def test_a_gaussian_policy_samples_at_its_temperature():
+    torch.manual_seed(0)
+    policy = GaussianPolicy(GaussianPolicyConfig(log_std_init=-1.0), 3, 2, ["flat"]).eval()
+    obs = np.zeros((4000, 1, 3), np.float32)
+    mean = policy.act(obs)
+    assert np.array_equal(mean, policy.act(obs))
+    with policy.sampling(temperature=0.5):
+        deviations = policy.act(obs, generator=torch.Generator().manual_seed(0)) - mean
+        noise = torch.ones(8, 1)
+        np.testing.assert_allclose(policy.act(obs[:1], noise=noise) - mean[:1], 0.5 * math.exp(-1), rtol=1e-4)
+    assert deviations.std() == pytest.approx(0.5 * math.exp(-1), rel=0.03)
+    squashed = GaussianPolicy(GaussianPolicyConfig(squash=True), 3, 2, ["flat"])
+    with pytest.raises(BurnishError, match=r"temperature=1\.0: expected 0"):
+        squashed.set_sampling(temperature=1.0)

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from burnish.datasets.episodes import Episode
 from burnish.envs.base import ChunkStep
 from burnish.envs.vector.sync import SyncVectorEnv
 from burnish.errors import BurnishError
+from burnish.finetune.storage.monte_carlo import MonteCarlo
 from burnish.finetune.storage.replay import (
+    NSteps,
     Replay,
     Transitions,
     demonstration_transitions,
@@ -185,3 +188,92 @@ def test_online_transitions_of_a_counter():
     assert [float(t.discount) for t in stored] == [1 / 4, 1 / 2] * 2
     rows = [(t.next_obs * 2 + 1).view(2, 3)[:, :2].tolist() for t in stored]  # (episode, t) of both steps
     assert rows == [[[e, t - 1], [e, t]] for e in (1, 2) for t in (2, 3)]
+
+
+def chunks_of(rng, E, n):
+    """n chunks of E environments that follow each other."""
+    obs = rng.normal(size=(n + 1, E, 2)).astype(np.float32)
+    fields = rng.normal(size=(n, E)).astype(np.float32)
+    return [
+        Transitions(*map(torch.from_numpy, (obs[t], obs[t, :, :1], fields[t], np.full(E, 0.9, np.float32), obs[t + 1])))
+        for t in range(n)
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_n_step_returns_by_hand(n):
+    """Of 2 environments, 6 chunks; the second one's episode ends with its third, by termination, and with its last."""
+    steps, joining = chunks_of(np.random.default_rng(0), 2, 6), NSteps(n, torch.device("cpu"))
+    ended = torch.zeros(6, 2, dtype=torch.bool)
+    ended[2, 1] = ended[5, 0] = ended[5, 1] = True
+    steps[2].discount[1] = 0
+    found = [joining.add(step, end) for step, end in zip(steps, ended)]
+    found = Transitions(*(torch.cat(field) for field in zip(*found)))
+    assert joining.flush() is None or not len(joining.waiting)
+    assert len(found.reward) == 12  # each chunk begins one
+    for t in range(6):
+        for e in range(2):
+            end = 3 if e == 1 and t < 3 else 6
+            part = steps[t : min(t + n, end)]
+            reward = sum(float(step.reward[e]) * 0.9**i for i, step in enumerate(part))
+            discount = float(torch.stack([step.discount[e] for step in part]).prod())
+            (row,) = (found.obs == steps[t].obs[e]).all(1).nonzero()[:, 0].tolist()
+            assert float(found.reward[row]) == pytest.approx(reward, abs=1e-6)
+            assert float(found.discount[row]) == pytest.approx(discount, abs=1e-6)
+            assert torch.equal(found.next_obs[row], part[-1].next_obs[e])
+            assert torch.equal(found.chunk[row], steps[t].chunk[e])
+
+
+def test_n_step_returns_go_on_and_are_flushed():
+    steps, running = chunks_of(np.random.default_rng(1), 3, 5), torch.zeros(3, dtype=torch.bool)
+    one, other = (NSteps(3, torch.device("cpu")) for _ in range(2))
+    for step in steps[:4]:
+        one.add(step, running)
+    other.load_state_dict(one.state_dict())
+    for ours, theirs in zip(one.add(steps[4], running), other.add(steps[4], running)):
+        assert len(ours) == 3 and torch.equal(ours, theirs)
+    waiting = one.flush()
+    assert len(waiting.reward) == 6 and not one.waiting
+    torch.testing.assert_close(waiting.reward[:3], steps[3].reward + 0.9 * steps[4].reward)
+    assert torch.equal(waiting.reward[3:], steps[4].reward) and torch.equal(waiting.next_obs[:3], steps[4].next_obs)
+
+
+def test_demonstrations_of_two_chunks_by_hand():
+    """Ta = 2, gamma 1/2, reward 2^t: each full step adds 1 times the first's."""
+    policy = make_policy()
+    ours = demonstration_transitions(policy, [episode(5)], GAMMA, n_step=2)
+    assert ours.reward.tolist() == [4, 8, 12, 16, 16]
+    assert ours.discount.tolist() == [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
+    assert raw(policy, ours.next_obs) == [[3, 4], [4, 100], [4, 100], [4, 100], [4, 100]]
+    ours = demonstration_transitions(policy, [episode(5, final=False)], GAMMA, n_step=2)
+    assert ours.reward.tolist() == [4, 6, 8]  # up to the last observation, 4
+    assert ours.discount.tolist() == [1 / 16, 1 / 8, 1 / 4]
+    assert raw(policy, ours.next_obs) == [[3, 4], [3, 4], [3, 4]]
+
+
+def test_the_critic_is_compared_with_the_returns_that_came():
+    """The first of two environments terminates with its second chunk, the other is cut by a time limit."""
+    steps = chunks_of(np.random.default_rng(2), 2, 3)
+    steps[1].discount[0] = 0
+    q = {tuple(obs.tolist()): float(i) for i, obs in enumerate(torch.cat([step.obs for step in steps]))}
+
+    def value(obs, chunk):
+        return torch.tensor([q[tuple(each.tolist())] for each in obs])
+
+    monte_carlo = MonteCarlo(2, torch.device("cpu"), value, tail=lambda obs: 10 + 0 * obs[:, 0])
+    ends = torch.tensor([[False, False], [True, False], [False, True]])
+    assert monte_carlo.report() == {}
+    monte_carlo.observe(steps[0], ends[0])
+    again = MonteCarlo(2, torch.device("cpu"), value, tail=lambda obs: 10 + 0 * obs[:, 0])
+    again.load_state_dict(monte_carlo.state_dict())
+    for step, ended in zip(steps[1:], ends[1:]):
+        again.observe(step, ended)
+    assert len(again.steps) == 1 and again.begun == [0, 1]  # of the first environment's next episode
+    r = torch.stack([step.reward for step in steps])
+    first = [r[0, 0] + 0.9 * r[1, 0], r[1, 0]]
+    second = [r[0, 1] + 0.9 * r[1, 1] + 0.81 * r[2, 1] + 0.729 * 10, r[1, 1] + 0.9 * r[2, 1] + 8.1, r[2, 1] + 9]
+    returns, valued = np.array([*first, *second], float), np.array([0, 2, 1, 3, 5])
+    report = again.report()
+    assert report["critic_bias"] == pytest.approx(float((valued - returns).mean()), rel=1e-5)
+    assert report["critic_rank_correlation"] == pytest.approx(spearmanr(valued, returns).statistic)
+    assert again.report() == {}

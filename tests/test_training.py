@@ -19,7 +19,8 @@ from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.formats import d4rl
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
-from burnish.evaluation.evaluate import EvaluationConfig, evaluate
+from burnish.evaluation.evaluate import evaluate
+from burnish.evaluation.temperatures import TrainingEvaluationConfig
 from burnish.finetune import loop, off_policy
 from burnish.finetune.algorithms.dpmd import DPMDConfig
 from burnish.finetune.algorithms.dppo import DPPOConfig
@@ -38,7 +39,7 @@ from burnish.runs.metrics import read_metrics
 
 HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=60)
 POLICY = PolicyConfig(denoiser=DenoiserConfig(hidden_dim=32), denoising_steps=5, n_obs_steps=2)
-EVALUATION = EvaluationConfig(episodes=3, n_envs=3, backend="sync")
+EVALUATION = TrainingEvaluationConfig(episodes=3, n_envs=3, backend="sync", temperatures=[1.0, 0.0])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def pretrain_config(folder: Path, dataset: Path, **kwargs) -> PretrainConfig:
-    train = TrainConfig(epochs=6, batch_size=32, eval_every=2, checkpoint_every=2, validation_fraction=0.2)
+    train = TrainConfig(epochs=6, batch_size=32, eval_every=10, checkpoint_every=10, validation_fraction=0.2)
     return PretrainConfig(
         task=HOPPER,
         policy=POLICY,
