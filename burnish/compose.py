@@ -22,11 +22,12 @@ CONFIGS = {
     "finetune": "burnish.finetune.config:FinetuneConfig",
     "scratch": "burnish.finetune.config:FinetuneConfig",
     "evaluate": "burnish.commands.evaluate:EvaluateConfig",
+    "headroom": "burnish.commands.headroom:HeadroomConfig",
     "collect": "burnish.datasets.collecting.config:CollectConfig",
     "behaviour": "burnish.datasets.collecting.sac_actor:BehaviourConfig",
 }
 """A command's YAML file -> the dataclass of its configuration."""
-PATH_KEYS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour", "stage.demos")
+PATH_KEYS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour", "stage.demos", "demos")
 FREE_DICT = "task.env_kwargs."
 
 

@@ -1,4 +1,4 @@
-"""Keys that had another name in a run's config.yaml once, so that older runs stay valid."""
+"""Keys that a run's config.yaml once had under another name, or not at all, so that older runs stay valid."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from burnish.errors import BurnishError
 
-FORMAT = 2
+FORMAT = 3
 """Of config.yaml; one that does not tell is of format 1."""
 
 
@@ -24,8 +24,28 @@ ACTOR_KEYS = (
     *("lr_decay_start", "lr_decay_updates", "policy_delay", "actor_steps", "old_policy_every", "bc_coef"),
     *("resample", "train_on"),
 )
-RENAMED = tuple(Renamed(2, "best_of_n", f"stage.{key}", None) for key in ACTOR_KEYS)
+RENAMED = (
+    *(Renamed(2, "best_of_n", f"stage.{key}", None) for key in ACTOR_KEYS),
+    *(Renamed(3, None, f"train.{key}", None) for key in ("eval_every", "checkpoint_every")),  # counted epochs
+)
 """All of them, in the order in which they changed. To rename a key: a line here, and FORMAT one more."""
+
+
+class Added(NamedTuple):
+    """A key that came with `format`, and whose value in older runs, which did so, is not today's default."""
+
+    format: int
+    stage: str | None  # that has it; None: every run
+    key: str  # dotted
+    value: Any
+
+
+ADDED = (
+    *(Added(3, stage, "stage.draw_width", "narrow") for stage in ("dpmd", "sdac", "best_of_n")),
+    Added(3, "sdac", "stage.prior", "flat"),
+    Added(3, None, "evaluation.temperatures", []),
+)
+"""All of them. To change what runs do by a new key's default: a line here, and FORMAT one more."""
 
 
 def with_todays_keys(config: dict[str, Any]) -> dict[str, Any]:
@@ -35,10 +55,13 @@ def with_todays_keys(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(found, int) or found > FORMAT:
         raise BurnishError(f"format={found}: this version of Burnish reads formats up to {FORMAT}")
     for format, stage, old, new in RENAMED:
-        if found < format and stage in (None, _stage(config)):
+        if found < format and stage in (None, _stage(config)) and old.split(".")[0] in config:
             value = _section(config, old).pop(_leaf(old), _section)
             if value is not _section and new is not None:
                 _section(config, new)[_leaf(new)] = value
+    for format, stage, name, value in ADDED:
+        if found < format and stage in (None, _stage(config)) and name.split(".")[0] in config:
+            _section(config, name).setdefault(_leaf(name), value)
     return config
 
 

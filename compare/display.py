@@ -27,7 +27,7 @@ STYLES = {
 class Reached(NamedTuple):
     """How far a run is, by its last line of metrics."""
 
-    share: float  # of its steps or epochs
+    share: float  # of its environment steps, or of its updates or epochs
     evaluation: str
 
 
@@ -40,7 +40,7 @@ class Display:
         self._shown_at = -REFRESH_SECONDS
         self._told_at = time.monotonic()
         self._states: dict[PlannedRun, State] = {}
-        self._lengths: dict[PlannedRun, float] = {}
+        self._lengths: dict[PlannedRun, tuple[str, float]] = {}
 
     def __enter__(self) -> Display:
         if sys.stderr.isatty():
@@ -99,12 +99,19 @@ class Display:
         """How far a run is; nothing where it has not begun."""
         line = last_metrics(cell.folder / METRICS)
         if cell not in self._lengths:
-            config = resolve(cell)
-            self._lengths[cell] = config.total_env_steps if cell.is_compared else config.train.epochs
-        at = line.get("step" if cell.is_compared else "epoch", 0)
+            self._lengths[cell] = _length(cell)
+        unit, length = self._lengths[cell]
         shown = [
             f"{name} {line[key]:.3g}"
             for name, key in (("success", "train/success_rate"), ("return", "train/return"))
             if line.get(key) is not None
         ]
-        return Reached(min(at / self._lengths[cell], 1.0), "  ".join(shown))
+        return Reached(min(line.get(unit, 0) / length, 1.0), "  ".join(shown))
+
+
+def _length(cell: PlannedRun) -> tuple[str, float]:
+    """The key of metrics.jsonl that counts, and up to where."""
+    config = resolve(cell)
+    if cell.is_compared:
+        return "step", config.total_env_steps
+    return ("step", config.train.updates) if config.train.epochs is None else ("epoch", config.train.epochs)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from burnish.config import Checked, key
+from burnish.config import Checked, WrongValue, key
 from burnish.datasets.episodes import Episode
 from burnish.datasets.load import load
 from burnish.datasets.sources import demonstrations_of
@@ -56,7 +56,7 @@ LEAST_REPORTED = 100  # gradient steps that a line of metrics.jsonl is the mean 
 class TrainConfig(Checked):
     """Optimisation, by AdamW."""
 
-    updates: int = key(20_000, "gradient steps; small data need as many as large ones", least=1)
+    updates: int | None = key(20_000, "gradient steps; small data need as many as large ones", least=1)
     epochs: int | None = key(None, "passes over the training windows, in place of updates (null: updates)", least=1)
     batch_size: int = key(256, "windows per update", least=1)
     learning_rate: float = key(1e-3, "of AdamW", above=0)
@@ -75,6 +75,17 @@ class TrainConfig(Checked):
     eval_every: int = key(5000, "updates between evaluations in the simulator (0: only at the end)", least=0)
     checkpoint_every: int = key(5000, "updates between checkpoints (0: only at the end)", least=0)
     max_demos: int | None = key(None, "use only the first so many episodes (null: all)", least=1)
+
+    def check(self) -> None:
+        if self.updates is None and self.epochs is None:
+            raise WrongValue("updates=null: expected a number, or epochs=...")
+
+    def steps(self, per_epoch: int) -> int:
+        """Gradient steps in all, of `per_epoch` a pass."""
+        if self.epochs is not None:
+            return self.epochs * per_epoch
+        assert self.updates is not None
+        return self.updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +111,7 @@ class BehaviourCloning:
         self.seed = config.seed
         self.device = policy.device
         self.steps_per_epoch = math.ceil(len(windows) / self.config.batch_size)
-        epochs = self.config.epochs
-        self.total_steps = self.config.updates if epochs is None else epochs * self.steps_per_epoch
+        self.total_steps = self.config.steps(self.steps_per_epoch)
         self.report_every = math.ceil(LEAST_REPORTED / self.steps_per_epoch) * self.steps_per_epoch
         self.ema = EMA(policy, self.config.ema_decay)
         self.optimizer = torch.optim.AdamW(

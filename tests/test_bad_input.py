@@ -207,7 +207,7 @@ def no_work(*arguments, **settings):
     ("target", "words"),
     [
         ("burnish.commands.evaluate.evaluate", ("evaluate", "task=hopper", "out={}/results", "device=cpu")),
-        ("burnish.datasets.collecting.collect._record_all", ("data", "collect", "task=lift", "out={}/demos.hdf5")),
+        ("burnish.datasets.collecting.collect.record_all", ("data", "collect", "task=lift", "out={}/demos.hdf5")),
         (
             "burnish.datasets.collecting.sac_actor._new_sac",
             ("data", "train-behaviour", "task=hopper", "out={}/a.safetensors", "target_return=1"),

@@ -291,7 +291,7 @@ def test_resume_takes_the_old_configuration(
     assert run(capsys, "pretrain", f"resume={moved}", "train.epochs=9")[0] == 0
     assert configure(fake_pretrain, [f"resume={moved}"])["train"]["epochs"] == 9  # not forgotten
     assert yaml.safe_load((moved / "config.yaml").read_text())["run_dir"] == str(moved)
-    with pytest.raises(BurnishError, match=r"seed=6: .*only wandb, device, torch_threads, train.epochs"):
+    with pytest.raises(BurnishError, match=r"seed=6: .*only wandb, device, torch_threads, train.updates, train.epochs"):
         configure(fake_pretrain, [f"resume={moved}", "seed=6"])
     with pytest.raises(BurnishError, match="not a run of burnish finetune"):
         configure(command("finetune"), [f"resume={moved}"])

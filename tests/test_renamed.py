@@ -23,10 +23,13 @@ from burnish.compose import compose, config_class
 from burnish.config import parse, to_dict
 from burnish.errors import BurnishError
 from burnish.finetune.stage import STAGES
-from burnish.renamed import FORMAT, RENAMED, Renamed, with_todays_keys
+from burnish.renamed import ADDED, FORMAT, RENAMED, Added, Renamed, with_todays_keys
 from burnish.runs.folder import Run, load_config
 
 FORMAT_1 = Path(__file__).parent / "data" / "format1" / "configs"
+TARGET = ["stage.target_candidates=2"]
+CHANGED = {"dpmd": TARGET, "best_of_n": TARGET, "sdac": [*TARGET, "stage.bc_coef=10.0", "stage.draw_at=next"]}
+"""Words for defaults that were others."""
 OLD_RUNS = sorted(path.name for path in FORMAT_1.iterdir())
 
 
@@ -40,16 +43,20 @@ def flat(tree: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
 
 def test_there_is_one_of_every_stage() -> None:
     found = {load_config(FORMAT_1 / name).get("stage", {}).get("name") for name in OLD_RUNS}
-    assert found == {*STAGES, None}
+    assert found == {*STAGES, None} - {"frozen"}  # there was none
 
 
 @pytest.mark.parametrize("name", OLD_RUNS)
 def test_an_old_run_is_parsed_and_nothing_that_had_an_effect_is_lost(name: str) -> None:
     old = yaml.safe_load((FORMAT_1 / name / "config.yaml").read_text())
     config = parse(config_class(RUNS[name][0]), load_config(FORMAT_1 / name))
-    dropped = tuple(key for _, stage, key, _ in RENAMED if stage == old.get("stage", {}).get("name"))
+    stages = (None, old.get("stage", {}).get("name"))
+    dropped = tuple(key for _, stage, key, _ in RENAMED if stage in stages)
     kept = {key: value for key, value in flat(old) if not f"{key}.".startswith(tuple(f"{key}." for key in dropped))}
-    assert dict(flat(to_dict(config))) == kept
+    found = dict(flat(to_dict(config)))
+    assert found.items() >= kept.items()
+    assert all(found[key] == value for _, stage, key, value in ADDED if stage in stages)
+    assert "train.eval_every" not in found or found["train.eval_every"] == 5000  # counted epochs
 
 
 @pytest.mark.parametrize("name", OLD_RUNS)
@@ -57,6 +64,8 @@ def test_the_cell_of_an_old_run_is_current(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(FORMAT_1 / name, folder)
     command, *words = RUNS[name]
+    stage = load_config(folder).get("stage", {}).get("name")
+    words += [f"{key}={value}" for _, of, key, value in ADDED if of in (None, stage)] + CHANGED.get(stage, [])
 
     def cell(*more: str) -> PlannedRun:
         return PlannedRun("hopper", "method", 3, command, folder, (*words, "seed=3", f"run_dir={folder}", *more))
@@ -88,6 +97,15 @@ def test_a_key_is_renamed_in_runs_before_its_format(monkeypatch: pytest.MonkeyPa
         "batch": 8,
         "stage": {"name": "sac", "lr": 0.1},
     }
+
+
+def test_a_key_that_came_later_has_what_older_runs_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renamed, "ADDED", (Added(3, "dppo", "stage.form", "old"),))
+    assert with_todays_keys({"stage": {"name": "dppo"}}) == {"stage": {"name": "dppo", "form": "old"}}
+    assert with_todays_keys({"format": 3, "stage": {"name": "dppo"}}) == {"stage": {"name": "dppo"}}
+    assert with_todays_keys({"stage": {"name": "sac"}}) == {"stage": {"name": "sac"}}
+    assert with_todays_keys({"format": 2, "stage": {"name": "dppo", "form": "x"}})["stage"]["form"] == "x"
+    assert with_todays_keys({"train": {}}) == {"train": {}}
 
 
 def test_a_later_format_is_refused(tmp_path: Path) -> None:

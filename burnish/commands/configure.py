@@ -23,20 +23,22 @@ def configure(command: Command, overrides: list[str]) -> dict[str, Any]:
 def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any]:
     from burnish.runs.folder import load_config
 
-    if command.length is None:
+    if not command.lengths:
         raise BurnishError(f"burnish {command.name} takes no resume=...: only pretrain, finetune and scratch have runs")
     config = load_config(run)
     if command.section not in config:
         raise BurnishError(
             f"resume={run} is not a run of burnish {command.name}: its config.yaml has no {command.section}"
         )
-    allowed = ("wandb", "device", "torch_threads", command.length)
+    allowed = ("wandb", "device", "torch_threads", *command.lengths)
     for key, override in given.items():
         if key not in allowed:
             raise BurnishError(f"{override}: a resumed run keeps its settings; only {', '.join(allowed)} may differ")
-        *parents, name = key.split(".")
-        section = config
-        for parent in parents:
-            section = section[parent]
-        section[name] = parse_value(override)
+        others = [other for other in command.lengths if key in command.lengths and other != key]
+        for each, value in {**dict.fromkeys(others), key: parse_value(override)}.items():
+            *parents, name = each.split(".")
+            section = config
+            for parent in parents:
+                section = section[parent]
+            section[name] = value
     return {**config, "resume": run, "run_dir": run, "overwrite": False}

@@ -32,7 +32,7 @@ def plan(command: Command, overrides: list[str]) -> list[Job]:
     for index, values in enumerate(expand_sweep(command.config, overrides)):
         swept = [value for value in values if value not in overrides]
         config = compose(command.config, values)
-        if command.length is not None:
+        if command.lengths:
             given = any(split(override)[0] == "run_dir" for override in overrides)
             root = config["run_dir"] if given else f"runs/{command.name}-sweep"
             config["run_dir"] = f"{root}/{'_'.join([str(index), *map(_folder_name, swept)])}"

@@ -23,7 +23,8 @@ class Command:
         config: the YAML file's name.
         function: "module:name" of what takes the configuration, see `burnish.compose.CONFIGS`.
         examples: command lines.
-        length: the key of the total length, which may be raised on resume; None where there is no resume.
+        lengths: keys of the total length, which may be raised on resume, each in place of the others; none where there
+            is no resume.
         section: a key only such runs' config.yaml has, to tell whose run folder it is.
     """
 
@@ -33,7 +34,7 @@ class Command:
     config: str
     function: str
     examples: tuple[str, ...]
-    length: str | None = None
+    lengths: tuple[str, ...] = ()
     section: str | None = None
 
     def parse(self, config: dict[str, Any]) -> Any:
@@ -77,12 +78,12 @@ COMMANDS = (
         function="burnish.pretrain.behaviour_cloning:pretrain",
         examples=(
             "burnish pretrain task=lift",
-            "burnish pretrain task=hopper dataset=data/hopper.hdf5 train.epochs=50 run_dir=runs/hopper",
+            "burnish pretrain task=hopper dataset=data/hopper.hdf5 train.updates=10000 run_dir=runs/hopper",
             "burnish pretrain task=can policy=unet --multirun seed=0,1,2 run_dir=runs/can-seeds",
             "burnish pretrain task=lift policy=gaussian run_dir=runs/gaussian-lift",
-            "burnish pretrain resume=runs/hopper train.epochs=100",
+            "burnish pretrain resume=runs/hopper train.updates=40000",
         ),
-        length="train.epochs",
+        lengths=("train.updates", "train.epochs"),
         section="train",
     ),
     Command(
@@ -98,7 +99,7 @@ COMMANDS = (
             "burnish finetune task=lift stage=dpmd policy=runs/a total_env_steps=25600",
             "burnish finetune resume=runs/b",
         ),
-        length="total_env_steps",
+        lengths=("total_env_steps",),
         section="stage",
     ),
     Command(
@@ -115,7 +116,7 @@ COMMANDS = (
             "burnish scratch task=hopper stage=sac network=gaussian n_envs=1 total_env_steps=100000",
             "burnish finetune resume=runs/scratch-dpmd-halfcheetah-seed0",
         ),
-        length="total_env_steps",
+        lengths=("total_env_steps",),
         section="stage",
     ),
     Command(
@@ -127,7 +128,21 @@ COMMANDS = (
         function="burnish.commands.evaluate:evaluate_policy",
         examples=(
             "burnish evaluate task=lift policy=runs/dppo-lift-seed0/checkpoints/best",
+            "burnish evaluate task=lift policy=runs/pretrain-lift-seed0 temperature=[1,0.5,0]",
             "burnish evaluate task=lift policy=runs/a/checkpoints/best episodes=20 video=3 out=results/lift",
+        ),
+    ),
+    Command(
+        name="headroom",
+        summary="what a frozen policy leaves for learning",
+        description="Measures a pretrained policy without training it: at several temperatures, by means of several\n"
+        "chunks, and the best of several by a critic that is learned for it; and an expert. Says whether a\n"
+        "fine-tuning could be told apart from noise removal there. Writes headroom.json.",
+        config="headroom",
+        function="burnish.commands.headroom:headroom",
+        examples=(
+            "burnish headroom task=stack policy=runs/pretrain-stack-seed0 demos=data/stack.hdf5",
+            "burnish headroom task=hopper policy=runs/pretrain-hopper-seed0 expert=3500 demos=data/hopper.hdf5",
         ),
     ),
     Command(

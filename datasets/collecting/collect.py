@@ -36,7 +36,7 @@ def collect(config: CollectConfig) -> Demonstrations:
     if out.exists() and not config.overwrite:
         raise BurnishError(f"{out} exists already: choose another name or set overwrite=true")
     require_writable(out.parent)
-    recordings = _record_all(config)
+    recordings = record_all(config)
     kept = [recording.episode for recording in recordings if recording.success or not config.successes_only]
     if not kept:
         raise BurnishError(
@@ -53,7 +53,7 @@ def collect(config: CollectConfig) -> Demonstrations:
     return demos
 
 
-def _record_all(config: CollectConfig) -> list[Recording]:
+def record_all(config: CollectConfig) -> list[Recording]:
     """All episodes, in the order of their seeds."""
     recordings: dict[int, Recording] = {}
     n_workers = min(config.n_workers, config.episodes)
