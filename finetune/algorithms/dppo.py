@@ -25,6 +25,7 @@ from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
 from burnish.finetune.losses.gae import RewardScaler, gae
 from burnish.finetune.losses.ppo import (
+    chain_kl,
     chunk_log_prob,
     clip_range,
     clipped_surrogate,
@@ -38,6 +39,7 @@ from burnish.policies.diffusion import DiffusionPolicy
 from burnish.runs.state import generator_state, restore_generator
 
 RATIO_TOLERANCE = 1e-5  # of |ratio - 1| before any update, for an averaged log-probability
+LR_FACTOR, LR_RANGE = 1.5, (1e-6, 1e-2)  # by which the learning rate is adapted, and within which
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,24 @@ class DPPOConfig(StageConfig):
         "inherit", "inherit (the policy's), ddpm, or ddim (trained with eta 1, evaluated with eta 0)"
     )
     ddim_steps: int = key(5, "with sampler=ddim", least=1)
-    n_steps: int = key(40, "T, chunks in each environment between two updates", least=1)
+    n_steps: int | None = key(
+        None, "T, chunks in each environment between two updates (null: what rollout_episodes take)", least=1
+    )
+    rollout_episodes: int = key(
+        32,
+        "whole episodes between two updates, of all environments together: the advantages of a sparse reward need them",
+        least=1,
+    )
     gamma: float = key(0.95, "discount per chunk", least=0, most=1)
     gae_lambda: float = key(0.95, "per chunk", least=0, most=1)
     gamma_denoising: float = key(0.99, "discount per denoising step", least=0, most=1)
     actor_lr: float = key(3e-4, "of Adam", above=0)
+    desired_kl: float | None = key(
+        None,
+        "nats a chunk by which an update shall move the policy: the learning rate is raised or lowered after each "
+        "(null: it stays)",
+        above=0,
+    )
     critic_lr: float = key(1e-3, "of Adam", above=0)
     max_grad_norm: float = key(1.0, "longer gradients are shortened to it", above=0, most=math.inf)
     update_epochs: int = key(10, "passes over the rollout; fewer where target_kl is exceeded", least=1)
@@ -140,7 +155,8 @@ class DPPO(Stage):
         assert policy.finetuned is not None
         self.actor: Denoiser = policy.finetuned
         # DDIM: eta = 1 to train, so that every transition has noise; the policy's own sampler evaluates
-        self.sampler = Sampler(policy.process, policy.config.sampler, policy.config.ddim_steps, eta=1.0)
+        own = policy.config
+        self.sampler = Sampler(policy.process, own.sampler, own.ddim_steps, eta=1.0, temperature=own.temperature)
         self.sampler.to(policy.device)
         self.logprob_std = self.sampler.bounded_std(config.logprob_bounds())  # (S,)
         K_ft = config.ft_denoising_steps
@@ -156,14 +172,19 @@ class DPPO(Stage):
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, fused=True)
         self.reward_scaler = RewardScaler(setting.n_envs, config.gamma, device)
         self.generator = torch.Generator(device).manual_seed(setting.seed)
-        self.chunks_per_update = config.n_steps
+        self.chunks_per_update = self.n_steps = config.n_steps or self._enough_steps(setting)
         self.iteration = 0
         self.t = 0  # chunks in the rollout
         self.rollout = self._empty_rollout(setting.n_envs, obs_dim)
 
+    def _enough_steps(self, setting: Setting) -> int:
+        """Chunks in each environment that hold `rollout_episodes` of the longest episodes."""
+        chunks = math.ceil(setting.task.max_episode_steps / self.policy.config.n_action_steps)
+        return math.ceil(self.config.rollout_episodes * chunks / setting.n_envs)
+
     def _empty_rollout(self, n_envs: int, obs_dim: int) -> Rollout:
         T, K_ft, config, device = (
-            self.config.n_steps,
+            self.n_steps,
             self.config.ft_denoising_steps,
             self.policy.config,
             self.policy.device,
@@ -215,7 +236,7 @@ class DPPO(Stage):
         self.t += 1
 
     def ready(self) -> bool:
-        return self.t == self.config.n_steps
+        return self.t == self.n_steps
 
     def update(self) -> dict[str, float]:
         rollout = self.rollout
@@ -241,8 +262,10 @@ class DPPO(Stage):
         if self.iteration >= self.config.critic_warmup_iterations:
             quantiles = (self.config.adv_quantile_low, self.config.adv_quantile_high)
             metrics |= self._update_actor(normalize_advantages(advantages.flatten(), quantiles))
+            self._adapt_learning_rate(float(metrics["kl"]))
         self.iteration += 1
         self.t = 0
+        metrics["actor_lr"] = torch.tensor(self.actor_optimizer.param_groups[0]["lr"])
         return {key: float(value) for key, value in metrics.items()}
 
     def _update_critic(self, returns: Tensor) -> Tensor:
@@ -277,13 +300,29 @@ class DPPO(Stage):
                     # eq. 2 of arXiv 2403.03949: the likelihood of the pretrained policy's chains
                     loss = loss - self.config.bc_coef * self._new_log_prob(teacher, n, i).mean()
                 clipped_step(self.actor_optimizer, loss, self.config.max_grad_norm)
-                results.append(torch.stack([result.loss.detach(), result.approx_kl, result.clip_fraction]))
-            policy_loss, approx_kl, clip_fraction = torch.stack(results).mean(0)
-            metrics |= {"policy_loss": policy_loss, "approx_kl": approx_kl, "clip_fraction": clip_fraction}
+                kl = chain_kl(result.ratio.log(), K_ft, self.elements, self.config.log_prob)
+                results.append(torch.stack([result.loss.detach(), result.approx_kl, result.clip_fraction, kl]))
+            policy_loss, approx_kl, clip_fraction, kl = torch.stack(results).mean(0)
+            metrics |= {"policy_loss": policy_loss, "approx_kl": approx_kl, "clip_fraction": clip_fraction, "kl": kl}
             metrics["epochs"] = torch.tensor(epoch + 1)
             if approx_kl > self.config.target_kl:  # the one wait for the device in an epoch
                 break
         return metrics
+
+    def _adapt_learning_rate(self, kl: float) -> None:
+        """Towards a movement of `desired_kl` an update; half and twice of it will do (Schulman et al. 2017, sec. 4)."""
+        if self.config.desired_kl is None:
+            return
+        factor = (
+            LR_FACTOR if kl < self.config.desired_kl / 2 else 1 / LR_FACTOR if kl > 2 * self.config.desired_kl else 1
+        )
+        for group in self.actor_optimizer.param_groups:
+            group["lr"] = min(max(group["lr"] * factor, LR_RANGE[0]), LR_RANGE[1])
+
+    @property
+    def elements(self) -> int:
+        """Executed numbers of a chunk."""
+        return self.policy.config.n_action_steps * self.policy.action_dim
 
     def _new_log_prob(self, chain: Tensor, n: Tensor, i: Tensor) -> Tensor:
         """Log-probability under the present actor of step `i` (M,) of samples `n` (M,) of `chain` -> (M,)."""
@@ -301,8 +340,7 @@ class DPPO(Stage):
     def _check_first_ratio(self, ratio: Tensor) -> Tensor:
         """Before any update the likelihood ratio is 1, or something is broken and no result can be trusted."""
         error = (ratio - 1).abs().max()
-        elements = self.policy.config.n_action_steps * self.policy.action_dim
-        tolerance = RATIO_TOLERANCE * (elements if self.config.log_prob == "joint" else 1)
+        tolerance = RATIO_TOLERANCE * (self.elements if self.config.log_prob == "joint" else 1)
         if not error <= tolerance:
             raise RuntimeError(
                 f"DPPO: before the update the likelihood ratio differs from 1 by {float(error):.2e} "

@@ -52,6 +52,16 @@ def clip_range(
     return clip_coef_base + (clip_coef - clip_coef_base) * growth
 
 
+def chain_kl(log_ratio: Tensor, K_ft: int, n_elements: int, reduction: Reduction = "mean") -> Tensor:
+    """KL divergence of the old policy from the new one over a chunk's K' steps, in nats -> a scalar.
+
+    Estimated by 1/2 E (log ratio)^2 of the joint likelihoods, whatever the reduction of `log_ratio` (M,): the mean over
+    `n_elements` executed numbers is that many times too small.
+    """
+    joint = log_ratio * n_elements if reduction == "mean" else log_ratio
+    return K_ft * 0.5 * joint.square().mean()
+
+
 class PolicyLoss(NamedTuple):
     loss: Tensor  # scalar
     approx_kl: Tensor  # scalar, mean of (ratio - 1) - log ratio
