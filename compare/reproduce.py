@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from burnish.compare.config import CompareConfig
 from burnish.compare.grid import is_finished
-from burnish.compare.plan import CompareConfig, PlannedRun, plan
+from burnish.compare.plan import PlannedRun, plan
 from burnish.envs.task import recorded_measure
 from burnish.errors import BurnishError
 from burnish.runs.folder import load_config

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from burnish.compare.config import CompareConfig
 from burnish.compare.display import Display
 from burnish.compare.grid import Grid, Runner, is_finished
 from burnish.compare.local_runner import LocalRunner
-from burnish.compare.plan import CompareConfig, check_needs, plan
+from burnish.compare.plan import check_needs, plan
 from burnish.errors import BurnishError, Stopped
 
 LOCK = ".lock"

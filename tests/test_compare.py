@@ -19,10 +19,11 @@ from rich.console import Console
 from burnish.commands.cli import main
 from burnish.compare import reproduce
 from burnish.compare import start as compare_start
+from burnish.compare.config import read_config
 from burnish.compare.display import Display
 from burnish.compare.grid import Grid, Standing, State, is_finished, last_line
 from burnish.compare.local_runner import LocalRunner
-from burnish.compare.plan import PlannedRun, plan, read_config, resolve
+from burnish.compare.plan import PlannedRun, plan, resolve
 from burnish.config import to_dict
 from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import about

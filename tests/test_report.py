@@ -54,7 +54,7 @@ def evaluation(successes: int, first: int = 0, seed: int = 100_000) -> Evaluatio
     success = np.zeros(N_EPISODES, bool)
     success[first : first + successes] = True
     seeds = [seed + i for i in range(N_EPISODES)]
-    return Evaluation(seeds, success, 10.0 * success, np.full(N_EPISODES, 5), 1.5, 0)
+    return Evaluation(seeds, success, 10.0 * success, np.full(N_EPISODES, 5), 1.5, 0, 1.0, 1)
 
 
 def made_by(candidates: int = 1, **versions: str) -> About:

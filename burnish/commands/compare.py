@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from burnish.commands.explain import explain
+from burnish.compare.config import CompareConfig, TaskGrid, read_config
 from burnish.compare.grid import Grid, State, in_words, is_finished
-from burnish.compare.plan import CompareConfig, TaskGrid, check_needs, plan, read_config
+from burnish.compare.plan import check_needs, plan
 from burnish.compare.start import compare
 from burnish.config import completed
 
