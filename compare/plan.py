@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from burnish.compare.config import PRETRAIN, CompareConfig, TaskGrid
+from burnish.compare.config import PRETRAIN, CompareConfig, TaskGrid, read_tuned
 from burnish.compose import compose, config_class, split
 from burnish.config import parse
 from burnish.datasets.sources import demonstrations_of
@@ -52,13 +52,21 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
 
     Raises BurnishError for the first one whose words do not make a valid configuration.
     """
-    cells = [cell for task, grid in config.tasks.items() for cell in _pretraining(config, task, grid)]
-    for seed in config.seeds:
-        for task, grid in config.tasks.items():
-            cells += [_cell(config, task, grid, method, seed) for method in config.methods]
+    tuned = read_tuned(config)
+    cells = [
+        compared_cell(config, task, method, seed, tuned.get(task, {}).get(method, []))
+        for seed in config.seeds
+        for task in config.tasks
+        for method in config.methods
+    ]
+    return checked([*pretraining_cells(config), *cells])
+
+
+def checked(cells: list[PlannedRun]) -> list[PlannedRun]:
+    """The same. Raises BurnishError unless each makes a valid configuration, and all of a task are evaluated alike."""
     for cell in cells:
         resolve(cell)
-    for task in config.tasks:
+    for task in dict.fromkeys(cell.task for cell in cells):
         _check_evaluation(task, [resolve(cell) for cell in cells if cell.is_compared and cell.task == task])
     return cells
 
@@ -131,23 +139,31 @@ def parsed(cell: PlannedRun, config: Mapping[str, Any]) -> Any:
     return parse(config_class(cell.command), config)
 
 
-def _pretraining(config: CompareConfig, task: str, grid: TaskGrid) -> list[PlannedRun]:
-    first = [f"task={task}", *_on_cores(config.cell_cores, "evaluation.")]
+def pretraining_cells(config: CompareConfig) -> list[PlannedRun]:
+    """Those that make the policies to start from."""
+    cores = _on_cores(config.cell_cores, "evaluation.")
     return [
-        _made(config, task, name, seed, PRETRAIN, [*first, *words])
+        _made(config, task, name, seed, PRETRAIN, [f"task={task}", *cores, *words])
+        for task, grid in config.tasks.items()
         for name, words in grid.pretrainings.items()
         for seed in config.seeds
     ]
 
 
-def _cell(config: CompareConfig, task: str, grid: TaskGrid, method: str, seed: int) -> PlannedRun:
+def compared_cell(
+    config: CompareConfig, task: str, method: str, seed: int, last: Sequence[str] = (), setting: str | None = None
+) -> PlannedRun:
+    """A method's cell; the words in `last` win over all others. With a `setting` it has a folder, and a name, in the
+    method's."""
+    grid = config.tasks[task]
     words = [f"task={task}", *_on_cores(config.cell_cores, "", "evaluation.")]
     words += [f"{key}={value}" for key in ("total_env_steps", "max_minutes") if (value := getattr(config, key))]
     if not grid.from_scratch:
         words.append(f"policy={grid.policy or next(iter(grid.pretrainings))}")
-    words += [*config.settings, *grid.settings, *config.methods[method], *grid.methods.get(method, [])]
+    words += [*config.settings, *grid.settings, *config.methods[method], *grid.methods.get(method, []), *last]
     words = [_with_policy(config, task, grid, seed, word) for word in words]
-    return _made(config, task, method, seed, "scratch" if grid.from_scratch else "finetune", words)
+    name = f"{method}/{setting}" if setting else method
+    return _made(config, task, name, seed, "scratch" if grid.from_scratch else "finetune", words)
 
 
 def _with_policy(config: CompareConfig, task: str, grid: TaskGrid, seed: int, word: str) -> str:

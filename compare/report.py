@@ -98,12 +98,19 @@ COST = (
 )
 
 
-def write_report(title: str, cells: Sequence[PlannedRun], failures: Mapping[PlannedRun, str], folder: Path) -> Path:
+def write_report(
+    title: str,
+    cells: Sequence[PlannedRun],
+    failures: Mapping[PlannedRun, str],
+    folder: Path,
+    more: Sequence[Block] = (),
+) -> Path:
     """Write the report of `cells` into `folder`, from nothing but their run folders -> path of report.html.
 
     Args:
         cells: in the report's order; the first method is the one that others are compared with.
         failures: cell -> one-line message. Cells without a finished run folder are listed as well.
+        more: what the report shall say besides, before the configurations.
 
     Raises:
         BurnishError: the folder cannot be written.
@@ -123,7 +130,7 @@ def write_report(title: str, cells: Sequence[PlannedRun], failures: Mapping[Plan
             blocks += [Heading("Cost"), Paragraph(COST), cost_table(with_runs)]
             for table in (runs_table(with_runs), curves_table(with_runs)):
                 write_csv(table, folder / f"{table.name}.csv")
-        blocks += _configuration_blocks(cells, found)
+        blocks += [*more, *_configuration_blocks(cells, found)]
         blocks += _origin_blocks(found)
         return write_document(title, blocks, folder, "report")
     except OSError as error:

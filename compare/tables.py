@@ -220,8 +220,9 @@ def runs_table(tasks: Sequence[TaskRuns]) -> Table:
                 values: list[Value] = [one.value if one else None for one in evaluated]
                 amounts: list[Value] = [run.env_steps, run.minutes]
                 found: list[Value] = [task.name, method.name, run.seed, run.measure.key]
-                at_best: list[Value] = [run.temperature, run.best_temperature, run.at_best and run.at_best.value]
-                rows.append([*found, *amounts, *values, run.best.env_steps, run.candidates, *at_best])
+                at_best = run.at_best.value if run.at_best else None
+                sampled: list[Value] = [run.temperature, run.best_temperature, at_best]
+                rows.append([*found, *amounts, *values, run.best.env_steps, run.candidates, *sampled])
     return Table("runs", columns, rows)
 
 
