@@ -25,8 +25,8 @@ from burnish.runs.origin import without_names
 FOLDER, TRIALS, TUNED = "tuning", "tuning.json", "tuned.yaml"
 FIRST_EPISODE = 400_000  # of the tuning: the comparison reports others
 TUNING = (
-    "Each setting was trained with the tuning's seeds alone, from policies pretrained with them, and evaluated in "
-    "episodes that no result has. Score: of the last checkpoint at its best temperature, of best of N by its critic, "
+    "Each setting was trained with the tuning's seeds alone, from policies of these seeds, and evaluated in episodes "
+    "that no result has. Score: of the last checkpoint at its best temperature, of best of N by its critic, "
     "mean over the seeds. The best one was chosen, of equals the first."
 )
 

@@ -713,7 +713,8 @@ def test_reproduce_says_what_agrees(tmp_path, capsys):
     assert main(["reproduce", str(recipe), "--commit"]) == 0
     assert main(["reproduce", str(recipe), "--commit", "seeds=[7]"]) == 2
     figures = json.loads((recipe / "figures.json").read_text())
-    assert [figure["evaluation"] for figure in figures] == ["before", "after", "after_selected"]
+    evaluations = ["before", "after", "after_selected", "after_best_temperature"]
+    assert [figure["evaluation"] for figure in figures] == evaluations
     summaries = [json.loads((cell.folder / "summary.json").read_text()) for cell in cells_of(recipe / "compare.yaml")]
     assert figures[1]["mean"] == np.mean([summary["after"]["return"] for summary in summaries])
     capsys.readouterr()
