@@ -122,7 +122,7 @@ class Grid:
     def _forget_what_started_from(self, cell: PlannedRun) -> None:
         """The policy of `cell` will be another one: make the results of the earlier one stale, on disk and also those
         of methods that are left out this time. Where the weights they started from are known, these decide."""
-        for path in self.folder.glob(f"{cell.task}/*/seed*/config.yaml"):
+        for path in self.folder.glob(f"{cell.task}/**/seed*/config.yaml"):
             policy = load_config(path.parent).get("policy")
             ours = isinstance(policy, str) and Path(policy).resolve() == cell.folder.resolve()
             if ours and weights_at_start(path.parent) is None:
@@ -149,7 +149,7 @@ RESUMED_BY = {"scratch": "finetune"}
 
 def log_path(folder: Path, cell: PlannedRun) -> Path:
     """Where what a cell prints is kept."""
-    return folder / "logs" / f"{cell.task}-{cell.method}-seed{cell.seed}.log"
+    return folder / "logs" / f"{cell.task}-{cell.method}-seed{cell.seed}.log".replace("/", "-")
 
 
 def last_line(log: Path) -> str:

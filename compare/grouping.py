@@ -29,6 +29,11 @@ class Method(NamedTuple):
         return column(self.evaluated(checkpoint, selected))
 
     @property
+    def learns(self) -> bool:
+        """False of pretrained policies that are evaluated as they are."""
+        return not self.runs or self.runs[0].learns
+
+    @property
     def pretrained(self) -> bool:
         """Whether its runs started from a pretrained policy rather than from nothing."""
         return bool(self.runs) and self.runs[0].policy is not None
@@ -42,7 +47,7 @@ class Pretrained(NamedTuple):
 
 
 class TaskRuns(NamedTuple):
-    """Everything of one task; `measure` is None where nothing has finished."""
+    """Everything of one task, methods without learning first; `measure` is None where nothing has finished."""
 
     name: str
     measure: Measure | None
@@ -52,6 +57,11 @@ class TaskRuns(NamedTuple):
     @property
     def runs(self) -> Iterator[RunResult]:
         return (run for method in self.methods for run in method.runs)
+
+    @property
+    def learned(self) -> tuple[Method, ...]:
+        """The methods that have a budget."""
+        return tuple(method for method in self.methods if method.learns)
 
     @property
     def few(self) -> int:

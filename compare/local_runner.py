@@ -14,8 +14,9 @@ from pathlib import Path
 
 import psutil
 
+from burnish.compare.config import CompareConfig
 from burnish.compare.grid import STOPPED_STATUS
-from burnish.compare.plan import CompareConfig, PlannedRun
+from burnish.compare.plan import PlannedRun
 from burnish.errors import BurnishError
 
 PR_SET_PDEATHSIG = 1  # Linux: a signal to the child when its parent ends

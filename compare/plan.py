@@ -1,4 +1,4 @@
-"""What is compared: a YAML file -> the cells of its grid, all of them checked before the first one starts.
+"""The cells of a comparison's grid, all of them checked before the first one starts.
 
 A cell is a plain `burnish pretrain`, `burnish finetune` or `burnish scratch`: its folder is the run folder that anyone
 would have made by typing its words.
@@ -6,23 +6,19 @@ would have made by typing its words.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import yaml
-
+from burnish.compare.config import PRETRAIN, CompareConfig, TaskGrid, read_tuned
 from burnish.compose import compose, config_class, split
-from burnish.config import Checked, key, parse
+from burnish.config import parse
 from burnish.datasets.sources import demonstrations_of
 from burnish.datasets.sources import resolve as demonstrations_path
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 
-PRETRAIN = "pretrain"  # the command of the cells that others start from, and what their methods' names begin with
 EVALUATED_ALIKE = (
     ("evaluation", "seed"),
     ("evaluation", "episodes"),
@@ -30,89 +26,6 @@ EVALUATED_ALIKE = (
     ("task", "env_kwargs"),
     ("task", "max_episode_steps"),
 )
-FOLDER_CHARACTERS = set(string.ascii_letters + string.digits + "-_.")
-
-
-@dataclass(frozen=True)
-class TaskGrid(Checked):
-    """What is particular to one task."""
-
-    policy: str | None = key(
-        None, "folder of the pretrained policy to start from; {seed} in it is replaced (null: see pretrain)"
-    )
-    pretrain: list[str] | dict[str, list[str]] | None = key(
-        None,
-        "words of the burnish pretrain that makes it, for each seed; or several of them by name, the first for all "
-        "methods that do not say policy=NAME. Neither (null): training from scratch",
-    )
-    settings: list[str] = key([], "words for each cell of this task, after the comparison's")
-    methods: dict[str, list[str]] = key(
-        factory=dict, doc="method -> words for its cells of this task, after the method's"
-    )
-
-    def check(self) -> None:
-        if self.policy is not None and self.pretrain is not None:
-            raise BurnishError(f"policy={self.policy} and pretrain=[...] of one task: expected one of them, or none")
-
-    @property
-    def pretrainings(self) -> dict[str, list[str]]:
-        """Name (a folder's) -> words."""
-        if isinstance(self.pretrain, dict):
-            return {f"{PRETRAIN}-{name}": words for name, words in self.pretrain.items()}
-        return {} if self.pretrain is None else {PRETRAIN: self.pretrain}
-
-    @property
-    def from_scratch(self) -> bool:
-        return self.policy is None and self.pretrain is None
-
-
-@dataclass(frozen=True)
-class CompareConfig(Checked):
-    """A comparison: tasks x methods x seeds."""
-
-    name: str = key(doc="its title (default: the file's name)")
-    run_dir: str = key(doc="folder of all runs and of the report (default: runs/compare-NAME)")
-    tasks: dict[str, TaskGrid] = key(doc="task -> its keys, see below")
-    methods: dict[str, list[str]] = key(
-        doc="name -> words, such as [stage=dpmd, stage.rsm.weights=constant]; in the report's order"
-    )
-    seeds: list[int] = key([0, 1, 2], "of all trainings; seed s starts from the policy pretrained with seed s")
-    settings: list[str] = key([], "words for every cell but the pretraining")
-    total_env_steps: int | None = key(
-        None, "the budget of each cell that names none of its own (null: its command's)", above=0
-    )
-    max_minutes: float | None = key(None, "of training, likewise (null: no limit)", above=0)
-    runner: Literal["local", "ray"] = key(
-        "local", "processes of this machine, or a Ray cluster with a file system in common"
-    )
-    cores: int | None = key(None, "what the local runner may use in all (null: what the machine has)", above=0)
-    memory_gb: float | None = key(None, "likewise (null: what is free)", above=0)
-    cell_cores: int = key(1, "what one cell takes: torch threads or simulator workers", above=0)
-    cell_memory_gb: float = key(3.0, "and memory", above=0)
-
-    def check(self) -> None:
-        for name in ("tasks", "methods", "seeds"):
-            if not getattr(self, name):
-                raise BurnishError(f"{name} is empty: expected at least one")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise BurnishError(f"seeds={self.seeds}: expected different ones")
-        self._check_names()
-
-    def _check_names(self) -> None:
-        for section in ("tasks", "methods"):
-            for name in getattr(self, section):
-                if not name.strip(".") or set(name) - FOLDER_CHARACTERS:
-                    raise BurnishError(
-                        f"{section}.{name}: it names a folder, expected letters, digits, '-', '_' and '.'"
-                    )
-        for task, grid in self.tasks.items():
-            for name in grid.pretrainings.keys() & self.methods.keys():
-                raise BurnishError(f"methods.{name}: taken by the policies that the others start from")
-            if grid.pretrain == {}:
-                raise BurnishError(f"tasks.{task}.pretrain is empty: expected words (pretrain: [] for none), or names")
-            for method in grid.methods:
-                if method not in self.methods:
-                    raise BurnishError(f"tasks.{task}.methods.{method}: expected one of {', '.join(self.methods)}")
 
 
 class PlannedRun(NamedTuple):
@@ -134,53 +47,26 @@ class PlannedRun(NamedTuple):
         return f"{self.task} {self.method} seed {self.seed}"
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> CompareConfig:
-    """The comparison of a YAML file; `overrides` are key=value, such as seeds=[0,1] or tasks.lift.policy=runs/x.
-
-    Raises BurnishError where the file cannot be read, or a key or value is wrong.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise BurnishError(f"{path} cannot be read: {reason}") from error
-    if not isinstance(content, dict):
-        raise BurnishError(f"{path}: expected keys and values, such as name, tasks and methods")
-    for override in overrides:
-        _override(content, override)
-    content.setdefault("name", path.stem)
-    content.setdefault("run_dir", f"runs/compare-{content['name']}")
-    try:
-        return parse(CompareConfig, content)
-    except BurnishError as error:
-        raise BurnishError(f"{path}: {error}") from error
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    keys, value = split(override)
-    *parents, name = keys.split(".")
-    section = content
-    for parent in parents:
-        found = section.get(parent)
-        section[parent] = section = dict(found) if isinstance(found, dict) else {}
-    try:
-        section[name] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise BurnishError(f"{override}: the value is no YAML") from error
-
-
 def plan(config: CompareConfig) -> list[PlannedRun]:
     """All cells: those that pretrain first, then seed by seed, so that an unfinished grid compares all methods.
 
     Raises BurnishError for the first one whose words do not make a valid configuration.
     """
-    cells = [cell for task, grid in config.tasks.items() for cell in _pretraining(config, task, grid)]
-    for seed in config.seeds:
-        for task, grid in config.tasks.items():
-            cells += [_cell(config, task, grid, method, seed) for method in config.methods]
+    tuned = read_tuned(config)
+    cells = [
+        compared_cell(config, task, method, seed, tuned.get(task, {}).get(method, []))
+        for seed in config.seeds
+        for task in config.tasks
+        for method in config.methods
+    ]
+    return checked([*pretraining_cells(config), *cells])
+
+
+def checked(cells: list[PlannedRun]) -> list[PlannedRun]:
+    """The same. Raises BurnishError unless each makes a valid configuration, and all of a task are evaluated alike."""
     for cell in cells:
         resolve(cell)
-    for task in config.tasks:
+    for task in dict.fromkeys(cell.task for cell in cells):
         _check_evaluation(task, [resolve(cell) for cell in cells if cell.is_compared and cell.task == task])
     return cells
 
@@ -253,23 +139,31 @@ def parsed(cell: PlannedRun, config: Mapping[str, Any]) -> Any:
     return parse(config_class(cell.command), config)
 
 
-def _pretraining(config: CompareConfig, task: str, grid: TaskGrid) -> list[PlannedRun]:
-    first = [f"task={task}", *_on_cores(config.cell_cores, "evaluation.")]
+def pretraining_cells(config: CompareConfig) -> list[PlannedRun]:
+    """Those that make the policies to start from."""
+    cores = _on_cores(config.cell_cores, "evaluation.")
     return [
-        _made(config, task, name, seed, PRETRAIN, [*first, *words])
+        _made(config, task, name, seed, PRETRAIN, [f"task={task}", *cores, *words])
+        for task, grid in config.tasks.items()
         for name, words in grid.pretrainings.items()
         for seed in config.seeds
     ]
 
 
-def _cell(config: CompareConfig, task: str, grid: TaskGrid, method: str, seed: int) -> PlannedRun:
+def compared_cell(
+    config: CompareConfig, task: str, method: str, seed: int, last: Sequence[str] = (), setting: str | None = None
+) -> PlannedRun:
+    """A method's cell; the words in `last` win over all others. With a `setting` it has a folder, and a name, in the
+    method's."""
+    grid = config.tasks[task]
     words = [f"task={task}", *_on_cores(config.cell_cores, "", "evaluation.")]
     words += [f"{key}={value}" for key in ("total_env_steps", "max_minutes") if (value := getattr(config, key))]
     if not grid.from_scratch:
         words.append(f"policy={grid.policy or next(iter(grid.pretrainings))}")
-    words += [*config.settings, *grid.settings, *config.methods[method], *grid.methods.get(method, [])]
+    words += [*config.settings, *grid.settings, *config.methods[method], *grid.methods.get(method, []), *last]
     words = [_with_policy(config, task, grid, seed, word) for word in words]
-    return _made(config, task, method, seed, "scratch" if grid.from_scratch else "finetune", words)
+    name = f"{method}/{setting}" if setting else method
+    return _made(config, task, name, seed, "scratch" if grid.from_scratch else "finetune", words)
 
 
 def _with_policy(config: CompareConfig, task: str, grid: TaskGrid, seed: int, word: str) -> str:

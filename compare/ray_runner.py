@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from burnish.compare.config import CompareConfig
 from burnish.compare.grid import POLL_SECONDS, STOPPED_STATUS
 from burnish.compare.local_runner import GIGABYTE, burnish_program, cell_environment, dying_with_parent
-from burnish.compare.plan import CompareConfig, PlannedRun
+from burnish.compare.plan import PlannedRun
 from burnish.errors import BurnishError
 
 

@@ -48,7 +48,9 @@ from burnish.compare.tables import (
     pairs_table,
     results_table,
     runs_table,
+    temperature_table,
 )
+from burnish.compare.verdicts import imitation, remarks, verdict_blocks
 from burnish.errors import BurnishError
 from burnish.runs.origin import commit, machine, versions, without_names
 
@@ -64,6 +66,10 @@ RESULTS = (
     "here, so their number is optimistic. Wilson's interval pools all episodes of all runs as if they were "
     "independent, and says nothing about another seed. Methods may have had different budgets (the column env steps): "
     "the tables at equal ones are below."
+)
+TEMPERATURES = (
+    "Last checkpoints. The best temperature of each run was chosen in other episodes than those reported. A row with "
+    "tau is a policy without any learning, at that temperature: what fine-tuning must be above."
 )
 NORMALISED = (
     "Across tasks scores are normalised, here alone: a success rate stays as it is; a return is 0 at the mean of the "
@@ -92,12 +98,19 @@ COST = (
 )
 
 
-def write_report(title: str, cells: Sequence[PlannedRun], failures: Mapping[PlannedRun, str], folder: Path) -> Path:
+def write_report(
+    title: str,
+    cells: Sequence[PlannedRun],
+    failures: Mapping[PlannedRun, str],
+    folder: Path,
+    more: Sequence[Block] = (),
+) -> Path:
     """Write the report of `cells` into `folder`, from nothing but their run folders -> path of report.html.
 
     Args:
         cells: in the report's order; the first method is the one that others are compared with.
         failures: cell -> one-line message. Cells without a finished run folder are listed as well.
+        more: what the report shall say besides, before the configurations.
 
     Raises:
         BurnishError: the folder cannot be written.
@@ -117,7 +130,7 @@ def write_report(title: str, cells: Sequence[PlannedRun], failures: Mapping[Plan
             blocks += [Heading("Cost"), Paragraph(COST), cost_table(with_runs)]
             for table in (runs_table(with_runs), curves_table(with_runs)):
                 write_csv(table, folder / f"{table.name}.csv")
-        blocks += _configuration_blocks(cells, found)
+        blocks += [*more, *_configuration_blocks(cells, found)]
         blocks += _origin_blocks(found)
         return write_document(title, blocks, folder, "report")
     except OSError as error:
@@ -150,6 +163,7 @@ def _group(cells: Sequence[PlannedRun], found: dict[int, RunResult]) -> list[Tas
             runs = tuple(found[i] for i in mine if i in found)
             if mine:
                 methods.append(Method(name, look(number), runs, len(mine)))
+        methods.sort(key=lambda method: method.learns)
         measure = next((run.measure for method in methods for run in method.runs), None)
         tasks.append(TaskRuns(task, measure, tuple(methods), group_pretrained(methods)))
     return tasks
@@ -159,9 +173,21 @@ def _task_blocks(task: TaskRuns, folder: Path) -> list[Block]:
     blocks: list[Block] = [Heading(task.name)]
     if task.measure is None:
         return [*blocks, Paragraph("No run of this task has finished.")]
-    blocks += [Paragraph(RESULTS), *_warning(task), results_table(task), _curves(task, folder)]
-    steps, minutes = least(task.methods, "env_steps"), least(task.methods, "minutes")
-    blocks += [
+    if any(run.at_best for run in task.runs):
+        blocks += [Paragraph(TEMPERATURES), temperature_table(task)]
+    if notes := (*imitation(task), *remarks(task)):
+        blocks.append(Bullets(notes))
+    blocks += verdict_blocks(task)
+    blocks += [Heading(f"{task.name}: last and best checkpoints", 3), Paragraph(RESULTS), *_warning(task)]
+    blocks.append(results_table(task))
+    return [*blocks, *_learning_blocks(task, folder)] if any(method.runs for method in task.learned) else blocks
+
+
+def _learning_blocks(task: TaskRuns, folder: Path) -> list[Block]:
+    """Of the methods that learn: what they had reached when, and what each gained."""
+    steps, minutes = least(task.learned, "env_steps"), least(task.learned, "minutes")
+    blocks: list[Block] = [
+        _curves(task, folder),
         Heading(f"{task.name}: at equal environment steps ({steps:,.0f})", 3),
         Paragraph(STEPS),
         budget_table(task, "env_steps"),
@@ -181,7 +207,7 @@ def _task_blocks(task: TaskRuns, folder: Path) -> list[Block]:
 
 def _pairs(task: TaskRuns) -> list[Block]:
     table = pairs_table(task)
-    first = next(method.name for method in task.methods if method.runs)
+    first = next(method.name for method in task.learned if method.runs)
     return [Heading(f"{task.name}: beside {first} at equal budgets", 3), Paragraph(PAIRS), table] if table.rows else []
 
 
@@ -196,7 +222,7 @@ def _warning(task: TaskRuns) -> list[Block]:
 
 
 def _curves(task: TaskRuns, folder: Path) -> Pictures:
-    series = [Series(method.name, method.look, method.runs) for method in task.methods if method.runs]
+    series = [Series(method.name, method.look, method.runs) for method in task.learned if method.runs]
     started = [one.value for group in task.pretrained[:1] for one in group.evaluations.values()]
     pictures = []
     for over, label in LABELS.items():

@@ -14,17 +14,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from burnish.compare.config import CompareConfig
 from burnish.compare.grid import is_finished
-from burnish.compare.plan import CompareConfig, PlannedRun, plan
+from burnish.compare.plan import PlannedRun, plan
+from burnish.compare.results import at_temperatures
 from burnish.envs.task import recorded_measure
 from burnish.errors import BurnishError
+from burnish.runs.evaluation_file import EvaluationSummary
 from burnish.runs.folder import load_config
 from burnish.runs.summary import FinetuneSummary
 
 COMPARISON, FIGURES = "compare.yaml", "figures.json"
 TOLERANCE = {"success_rate": 0.1, "return": 0.15}
 """By how much a mean over seeds may differ: success absolutely, returns as a share of the largest of their task."""
-EVALUATIONS = ("before", "after", "after_selected")  # of a `FinetuneSummary`
 
 
 class Figure(NamedTuple):
@@ -32,7 +34,7 @@ class Figure(NamedTuple):
 
     task: str
     method: str
-    evaluation: str  # before, after (one sample, last checkpoint) or after_selected (best of N by Q)
+    evaluation: str  # see `evaluations`
     measure: str  # success_rate or return
     mean: float  # over seeds
     seeds: list[int]
@@ -86,13 +88,27 @@ def measured(cells: Iterable[PlannedRun]) -> Iterator[Figure]:
             groups.setdefault((cell.task, cell.method), []).append(cell)
     for (task, method), finished in groups.items():
         measure = recorded_measure(load_config(finished[0].folder)["task"])
-        summaries = [FinetuneSummary.read(cell.folder) for cell in finished]
-        for evaluation in EVALUATIONS:
-            found = [getattr(summary, evaluation) for summary in summaries]
-            if all(found):
-                mean = float(np.mean([one.value(measure) for one in found]))
+        found = [evaluations(cell.folder) for cell in finished]
+        for name in found[0]:
+            if all(name in each for each in found):
+                mean = float(np.mean([each[name].value(measure) for each in found]))
                 seeds = [cell.seed for cell in finished]
-                yield Figure(task, method, evaluation, measure, mean, seeds, TOLERANCE[measure])
+                yield Figure(task, method, name, measure, mean, seeds, TOLERANCE[measure])
+
+
+def evaluations(run: Path) -> dict[str, EvaluationSummary]:
+    """Of a run by name: before; of the last checkpoint after (one sample), after_selected (best of N by Q),
+    after_best_temperature; and where nothing is learned temperature0 and the others that were tried."""
+    summary = FinetuneSummary.read(run)
+    at_best = summary.at_best_temperature
+    found = {
+        "before": summary.before,
+        "after": summary.after,
+        "after_selected": summary.after_selected,
+        "after_best_temperature": at_best.evaluation if at_best else None,
+        **{f"temperature{one:g}": file.summary for one, file in at_temperatures(run, summary).items()},
+    }
+    return {name: evaluation for name, evaluation in found.items() if evaluation}
 
 
 def judge(committed: Iterable[Figure], found: Iterable[Figure]) -> int:

@@ -18,12 +18,21 @@ from burnish.errors import BurnishError
 from burnish.evaluation.intervals import Difference
 from burnish.policies.folder import DESCRIPTION
 from burnish.runs.checkpoint import Checkpoints
-from burnish.runs.evaluation_file import BEFORE, EVALUATION, SELECTED, EvaluationFile, EvaluationSummary
+from burnish.runs.evaluation_file import (
+    AT_BEST_TEMPERATURE,
+    AT_TEMPERATURE,
+    BEFORE,
+    EVALUATION,
+    SELECTED,
+    EvaluationFile,
+    EvaluationSummary,
+)
 from burnish.runs.folder import CONFIG, load_config
 from burnish.runs.json_file import read_json
 from burnish.runs.metrics import METRICS, read_metrics
 from burnish.runs.summary import FinetuneSummary
 
+FROZEN, BEST_OF_N = "frozen", "best_of_n"  # stages whose policy stays as it was
 Axis = Literal["env_steps", "minutes"]
 SAME_STEP = 0.02  # evaluations of two seeds are of the same time where their steps differ by less of the whole run
 
@@ -71,12 +80,12 @@ class Cost:
     """What a run took; None where the run is older than the number.
 
     Attributes:
-        env_steps_per_second: over all of the training.
+        env_steps_per_second: over all of the training; None where there was none.
         update_seconds, gradient_step_seconds: mean per `update` of the stage, and per gradient step in it.
         denoising_steps, transitions: K, and how many of them the sampler runs at an evaluation (no diffusion: None).
     """
 
-    env_steps_per_second: float
+    env_steps_per_second: float | None
     update_seconds: float | None
     gradient_step_seconds: float | None
     peak_memory_mib: float | None
@@ -87,9 +96,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One finished run. `selected`: with the best of `candidates` by Q instead of a single sample."""
+    """One finished run. `selected`: with the best of `candidates` by Q instead of a single sample.
+
+    Attributes:
+        temperature: the policy's own; None: an older run does not tell.
+        at_best: the last checkpoint at `best_temperature`, which was chosen in other episodes; None in older runs.
+        by_temperature: of a run without learning, the evaluation at each temperature that was tried.
+        fell, went_back_to, imitation_converged: see `FinetuneSummary`.
+    """
 
     task: str
+    stage: str
     measure: Measure
     seed: int
     env_steps: int
@@ -101,6 +118,13 @@ class RunResult:
     last_selected: Evaluated | None
     best: Evaluated
     best_selected: Evaluated | None
+    temperature: float | None
+    best_temperature: float | None
+    at_best: Evaluated | None
+    by_temperature: dict[float, Evaluated]
+    fell: str | None
+    went_back_to: int | None
+    imitation_converged: bool | None
     curve: tuple[Point, ...]
     curve_selected: tuple[Point, ...]
     curve_training: tuple[Point, ...]
@@ -109,6 +133,17 @@ class RunResult:
     commit: str
     versions: dict[str, str]
     machine: str
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is more than the policy it began with, evaluated."""
+        return self.stage != FROZEN
+
+    @property
+    def headline(self) -> Evaluated | None:
+        """What a verdict is made of: the last checkpoint at its best temperature; of best of N, which leaves the
+        policy as it was, by Q."""
+        return self.last_selected if self.stage == BEST_OF_N else self.at_best
 
     def evaluated(self, checkpoint: str, selected: bool) -> Evaluated | None:
         """Of `checkpoint` "last" or "best"."""
@@ -134,11 +169,13 @@ def _result(folder: Path, config: dict[str, Any], summary: FinetuneSummary, line
     if set(before.seeds) != set(last.seeds):
         raise BurnishError(f"{folder}: before and after were evaluated on other episodes, and cannot be compared")
     selected = EvaluationFile.read(folder / SELECTED) if summary.after_selected else None
+    at_best = EvaluationFile.read(folder / AT_BEST_TEMPERATURE) if summary.at_best_temperature else None
     best = _logged(lines, "eval", measure, summary.best.env_steps)
     if best is None:
         raise BurnishError(f"{folder / METRICS} has no evaluation after {summary.best.env_steps} steps, the best's")
     return RunResult(
         task=config["task"]["name"],
+        stage=config.get("stage", {}).get("name", ""),
         measure=measure,
         seed=config["seed"],
         env_steps=summary.env_steps,
@@ -150,6 +187,13 @@ def _result(folder: Path, config: dict[str, Any], summary: FinetuneSummary, line
         last_selected=_evaluated(selected, measure, summary.env_steps) if selected else None,
         best=best,
         best_selected=_logged(lines, "eval_selected", measure, summary.best.env_steps),
+        temperature=last.temperature,
+        best_temperature=at_best.temperature if at_best else None,
+        at_best=_evaluated(at_best, measure, summary.env_steps) if at_best else None,
+        by_temperature={one: _evaluated(file, measure, 0) for one, file in at_temperatures(folder, summary).items()},
+        fell=summary.fell,
+        went_back_to=summary.went_back_to,
+        imitation_converged=summary.imitation_converged,
         curve=curve(lines, f"eval/{measure.key}"),
         curve_selected=curve(lines, f"eval_selected/{measure.key}"),
         curve_training=curve(lines, f"train/{measure.key}"),
@@ -161,9 +205,18 @@ def _result(folder: Path, config: dict[str, Any], summary: FinetuneSummary, line
     )
 
 
+def at_temperatures(folder: Path, summary: FinetuneSummary) -> dict[float, EvaluationFile]:
+    """What a run without learning keeps: the evaluation at each temperature that it tried."""
+    tried = summary.at_best_temperature.tried if summary.at_best_temperature else {}
+    files = {temperature: folder / AT_TEMPERATURE.format(f"{temperature:g}") for temperature in tried}
+    return {temperature: EvaluationFile.read(file) for temperature, file in files.items() if file.is_file()}
+
+
 def with_minutes(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, each with the `minutes` of training up to it."""
+    """The lines of metrics.jsonl, each with the `minutes` of training up to it; without learning they are 0."""
     lines = read_metrics(folder / METRICS)
+    if not any(key in line for line in lines for key in ("time/training", "time/env_steps_per_second")):
+        raise BurnishError(f"{folder} is no finished run: its metrics.jsonl tells no time of training")
     steps, seconds = 0, 0.0
     for line in lines:
         if "time/training" in line:
@@ -172,8 +225,6 @@ def with_minutes(folder: Path) -> list[dict[str, Any]]:
             seconds += (line["step"] - steps) / line["time/env_steps_per_second"]
             steps = line["step"]
         line["minutes"] = seconds / 60
-    if not seconds:
-        raise BurnishError(f"{folder} is no finished run: its metrics.jsonl has no update")
     return lines
 
 
@@ -259,9 +310,9 @@ def _cost(folder: Path, summary: FinetuneSummary, lines: list[dict[str, Any]]) -
     updates = [line["time/update"] for line in lines if "time/update" in line]
     gradient_steps = max((line.get("gradient_steps") or 0 for line in lines), default=0)
     policy = _policy_config(folder)
-    K = policy.get("denoising_steps")
+    K, minutes = policy.get("denoising_steps"), lines[-1]["minutes"]
     return Cost(
-        env_steps_per_second=summary.env_steps / (60 * lines[-1]["minutes"]),
+        env_steps_per_second=summary.env_steps / (60 * minutes) if minutes else None,
         update_seconds=float(np.mean(updates)) if updates else None,
         gradient_step_seconds=sum(updates) / gradient_steps if gradient_steps else None,
         peak_memory_mib=summary.peak_memory_mib,

@@ -1,4 +1,4 @@
-"""A comparison from its start to its report."""
+"""A comparison, and the tuning before it, from its start to its report."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from burnish.compare.config import CompareConfig
 from burnish.compare.display import Display
 from burnish.compare.grid import Grid, Runner, is_finished
 from burnish.compare.local_runner import LocalRunner
-from burnish.compare.plan import CompareConfig, check_needs, plan
+from burnish.compare.plan import PlannedRun, check_needs, plan
+from burnish.compare.tune import plan_tuning, tuning_blocks, tuning_comparison, write_choice
 from burnish.errors import BurnishError, Stopped
 
 LOCK = ".lock"
@@ -28,7 +30,35 @@ def compare(config: CompareConfig, only_report: bool = False) -> int:
         Stopped: asked to stop; started again, the comparison goes on.
     """
     cells = plan(config)
-    if not only_report:
+    more = tuning_blocks(config)
+    unfinished = _run(config, cells, only_report)
+    from burnish.compare.report import write_report  # draws: not needed before
+
+    compared = [cell for cell in cells if cell.is_compared]
+    report = write_report(config.name, compared, unfinished, Path(config.run_dir), more)
+    print(f"{len(cells) - len(unfinished)} of {len(cells)} cells finished; report: {report}")
+    return 1 if unfinished else 0
+
+
+def tune(config: CompareConfig, only_report: bool = False) -> int:
+    """Run the settings that are not finished, write their table and the chosen words -> 0, or 1 if one has no result.
+
+    Raises like `compare`.
+    """
+    cells = plan_tuning(config)
+    trial = tuning_comparison(config)
+    unfinished = _run(trial, cells, only_report)
+    print(f"{len(cells) - len(unfinished)} of {len(cells)} cells finished")
+    if unfinished:
+        print("compare: no setting is chosen before all have a result", file=sys.stderr)
+        return 1
+    print(f"chosen: {write_choice(config, cells, Path(trial.run_dir))}; the comparison takes it with the key tuned")
+    return 0
+
+
+def _run(config: CompareConfig, cells: list[PlannedRun], only_look: bool) -> dict[PlannedRun, str]:
+    """Run what is not finished, unless `only_look` -> the cells without a result, and why."""
+    if not only_look:
         check_needs(cells, [cell for cell in cells if not is_finished(cell)])
     folder = Path(config.run_dir)
     try:
@@ -36,7 +66,7 @@ def compare(config: CompareConfig, only_report: bool = False) -> int:
         (folder / LOCK).touch()
     except OSError as error:
         raise BurnishError(f"run_dir={folder} cannot be written: {error.strerror or error}") from error
-    if only_report:
+    if only_look:
         grid = Grid(folder, cells)
     else:
         with locked(folder) as lock, ExitStack() as stack:
@@ -45,14 +75,9 @@ def compare(config: CompareConfig, only_report: bool = False) -> int:
             display = stack.enter_context(Display(folder))
             if not grid.run(runner, display.show):
                 raise Stopped("all cells are saved; the same command goes on")
-    from burnish.compare.report import write_report  # draws: not needed before
-
-    compared = [cell for cell in cells if cell.is_compared]
-    report = write_report(config.name, compared, grid.unfinished, folder)
     for cell, message in grid.unfinished.items():
         print(f"compare: no result of {cell}: {message}", file=sys.stderr)
-    print(f"{len(cells) - len(grid.unfinished)} of {len(cells)} cells finished; report: {report}")
-    return 1 if grid.unfinished else 0
+    return grid.unfinished
 
 
 def make_runner(config: CompareConfig, lock: int, stack: ExitStack) -> Runner:

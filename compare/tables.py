@@ -45,7 +45,7 @@ def results_table(task: TaskRuns) -> Table:
     for method in task.methods:
         if not method.runs:
             rows.append([method.name, "–", "–", finished(method), None, None, None, None])
-        for checkpoint, said in CHECKPOINTS.items():
+        for checkpoint, said in CHECKPOINTS.items() if method.learns else [("last", "the pretrained one")]:
             for selected in (False, True):
                 if evaluated := method.evaluated(checkpoint, selected):
                     how = actions(selected, method.runs[0].candidates)
@@ -66,13 +66,38 @@ def results_table(task: TaskRuns) -> Table:
     return Table(f"{task.name}-results", tuple(columns[:width]), [row[:width] for row in rows])
 
 
+def temperature_table(task: TaskRuns) -> Table:
+    """The last checkpoint at its own temperature, at the best one and by its critic."""
+    measure = measure_of(task)
+    rows: list[list[Value]] = []
+    for method in task.methods:
+        runs = method.runs
+        steps = float(np.mean([run.env_steps for run in runs])) if runs else None
+        means = [_mean_of_all(found) for found in _last_ones(runs)]
+        chosen = "; ".join(f"{run.seed}: {_temperatures(run)}" for run in runs)
+        rows.append([method.name, finished(method), steps, *means[:2], chosen or "–", means[2]])
+        for temperature in sorted({each for run in runs for each in run.by_temperature if each != run.temperature}):
+            mean = _mean_of_all([run.by_temperature.get(temperature) for run in runs])
+            rows.append([f"{method.name}, tau = {temperature:g}", finished(method), steps, mean, None, "–", None])
+    columns = (
+        Column("method"),
+        Column("seeds"),
+        Column("env steps", "{:,.0f}"),
+        Column(f"{measure.label} at its own temperature: mean [95 %]", measure.form),
+        Column("at its best temperature [95 %]", measure.form),
+        Column("seed: own temperature, best one"),
+        Column("best of N by Q [95 %]", measure.form),
+    )
+    return Table(f"{task.name}-temperatures", columns, rows)
+
+
 def budget_table(task: TaskRuns, budget: Axis) -> Table:
     """Each run at the least budget that any run of the task used."""
     measure = measure_of(task)
-    limit = least(task.methods, budget)
+    limit = least(task.learned, budget)
     rows = [
         _budget_row(method, selected, budget, limit)
-        for method in task.methods
+        for method in task.learned
         if method.runs
         for selected in (False, True)
         if not selected or any(run.curve_selected for run in method.runs)
@@ -97,7 +122,7 @@ def least(methods: Iterable[Method], budget: Axis) -> float:
 def pairs_table(task: TaskRuns) -> Table:
     """Each method beside the first one, acting alike where that can, at the lesser of the two's budgets."""
     measure = measure_of(task)
-    first, *others = (method for method in task.methods if method.runs)
+    first, *others = (method for method in task.learned if method.runs)
     rows: list[list[Value]] = []
     for method in others:
         for selected in (False, True):
@@ -126,8 +151,8 @@ def pairs_table(task: TaskRuns) -> Table:
 def improvement_table(task: TaskRuns) -> Table:
     """P(a run of the method is better than one of the first method, or of the pretrained policies)."""
     rows: list[list[Value]] = []
-    first = next((method for method in task.methods if method.runs), None)
-    for method in task.methods:
+    first = next((method for method in task.learned if method.runs), None)
+    for method in task.learned:
         for selected in (False, True):
             ours = method.scores("last", selected)
             if ours is None:
@@ -142,7 +167,7 @@ def improvement_table(task: TaskRuns) -> Table:
 def difference_table(task: TaskRuns) -> Table:
     """Last checkpoint - the policy that the run started from, episode by episode."""
     rows: list[list[Value]] = []
-    for method in task.methods:
+    for method in task.learned:
         for selected in (False, True):
             pairs = [(run.before, after) for run in method.runs if (after := run.evaluated("last", selected))]
             if found := paired_difference(pairs):
@@ -186,6 +211,7 @@ def runs_table(tasks: Sequence[TaskRuns]) -> Table:
     """Every finished run with its numbers."""
     titles = ("task", "method", "seed", "measure", "env steps", "minutes", "before", "last", "last best of N", "best")
     columns = tuple(Column(title) for title in (*titles, "best best of N", "best after env steps", "N"))
+    columns += tuple(Column(title) for title in ("own temperature", "best temperature", "last at best temperature"))
     rows: list[list[Value]] = []
     for task in tasks:
         for method in task.methods:
@@ -194,7 +220,9 @@ def runs_table(tasks: Sequence[TaskRuns]) -> Table:
                 values: list[Value] = [one.value if one else None for one in evaluated]
                 amounts: list[Value] = [run.env_steps, run.minutes]
                 found: list[Value] = [task.name, method.name, run.seed, run.measure.key]
-                rows.append([*found, *amounts, *values, run.best.env_steps, run.candidates])
+                at_best = run.at_best.value if run.at_best else None
+                sampled: list[Value] = [run.temperature, run.best_temperature, at_best]
+                rows.append([*found, *amounts, *values, run.best.env_steps, run.candidates, *sampled])
     return Table("runs", columns, rows)
 
 
@@ -220,6 +248,21 @@ def measure_of(task: TaskRuns) -> Measure:
 def _pretrained_row(group: Pretrained, measure: Measure) -> list[Value]:
     evaluated = list(group.evaluations.values())
     return [group.name, "pretrained", "one sample", str(len(evaluated)), None, *_aggregates(evaluated)]
+
+
+def _last_ones(runs: Sequence[RunResult]) -> tuple[list[Evaluated | None], ...]:
+    """Of each run the last checkpoint at its own temperature, at its best one, by Q."""
+    return [run.last for run in runs], [run.at_best for run in runs], [run.last_selected for run in runs]
+
+
+def _mean_of_all(evaluated: Sequence[Evaluated | None]) -> Estimate | None:
+    """None unless every run has one."""
+    found = [one for one in evaluated if one is not None]
+    return summarise(np.array([[one.value] for one in found])).mean if found and len(found) == len(evaluated) else None
+
+
+def _temperatures(run: RunResult) -> str:
+    return ", ".join("?" if each is None else f"{each:g}" for each in (run.temperature, run.best_temperature))
 
 
 def _aggregates(evaluated: Sequence[Evaluated]) -> list[Value]:

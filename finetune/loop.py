@@ -23,6 +23,7 @@ from burnish.policies.folder import WEIGHTS
 from burnish.runs.checkpoint import FinetuneState
 from burnish.runs.evaluation_file import (
     AT_BEST_TEMPERATURE,
+    AT_TEMPERATURE,
     BEFORE,
     EVALUATION,
     SELECTED,
@@ -268,8 +269,7 @@ class Loop:
         evaluation.save(self.run.folder / EVALUATION, about(latest, self.config.task, self.config.evaluation))
         if selected and selecting:
             selected.save(self.run.folder / SELECTED, about(latest, self.config.task, selecting))
-        how = replace(self.config.evaluation, temperature=at_best.temperature, mean_of=at_best.mean_of)
-        at_best.save(self.run.folder / AT_BEST_TEMPERATURE, about(latest, self.config.task, how))
+        self._save_sampled(at_best, AT_BEST_TEMPERATURE)
         seeds = evaluation.seeds[: self.config.evaluation.video]
         record(self.stage.policy, self.config.task, seeds, self.run.folder / "videos")
         self.run.plot_curve(
@@ -318,8 +318,15 @@ class Loop:
         elsewhere = replace(config, seed=config.selection_seed)
         found = compare_samplings(policy, task, elsewhere, each, envs=self.eval_envs, shown="choosing among ")
         tried = {sampling.temperature: one.summary().value(task.measure) for sampling, one in found.items()}
-        chosen = best(found)
-        if chosen == Sampling(own.temperature, own.mean_of):
-            return own, tried
-        measured = compare_samplings(policy, task, config, [chosen], envs=self.eval_envs, shown="evaluation at ")
+        chosen, measured = best(found), {Sampling(own.temperature, own.mean_of): own}
+        kept = [] if self.stage.learns else each  # a policy that stays as it is shows what each of them gives
+        missing = [one for one in dict.fromkeys([chosen, *kept]) if one not in measured]
+        measured |= compare_samplings(policy, task, config, missing, envs=self.eval_envs, shown="evaluation at ")
+        for one in kept:
+            self._save_sampled(measured[one], AT_TEMPERATURE.format(f"{one.temperature:g}"))
         return measured[chosen], tried
+
+    def _save_sampled(self, evaluation: Evaluation, name: str) -> None:
+        """Of the last checkpoint, with how it sampled."""
+        how = replace(self.config.evaluation, temperature=evaluation.temperature, mean_of=evaluation.mean_of)
+        evaluation.save(self.run.folder / name, about(str(self.run.checkpoints.latest()), self.config.task, how))

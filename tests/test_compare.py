@@ -19,10 +19,12 @@ from rich.console import Console
 from burnish.commands.cli import main
 from burnish.compare import reproduce
 from burnish.compare import start as compare_start
+from burnish.compare.config import read_config
 from burnish.compare.display import Display
 from burnish.compare.grid import Grid, Standing, State, is_finished, last_line
 from burnish.compare.local_runner import LocalRunner
-from burnish.compare.plan import PlannedRun, plan, read_config, resolve
+from burnish.compare.plan import PlannedRun, plan, resolve
+from burnish.compare.tune import Trial, chosen_among, plan_tuning
 from burnish.config import to_dict
 from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import about
@@ -514,6 +516,189 @@ def test_ray_makes_the_same_folders(tmp_path, undisturbed):
     assert list(results(cells_of(ray)).values()) == undisturbed(120)  # as TINY has it
 
 
+TUNING = {
+    "seeds": [100],
+    "settings": ["total_env_steps=60"],
+    "methods": {
+        "dpmd": {"low": ["stage.actor_lr=1e-5"], "high": ["stage.actor_lr=1e-3"]},
+        "best_of_n": {"low": ["stage.critic_lr=1e-5"], "high": ["stage.critic_lr=1e-3"]},
+    },
+}
+CLONED = {
+    "frozen": ["stage=frozen"],
+    "dpmd": ["stage=dpmd", "stage.demo_ratio=0", *OFF_POLICY],
+    "best_of_n": ["stage=best_of_n", "stage.demo_ratio=0", *OFF_POLICY],
+}
+
+
+def write_tuned(path: Path, **content) -> Path:
+    """A comparison with a tuning, from policies of one kind for each seed."""
+    settings = [word for word in TINY if not word.startswith("network.")]
+    tasks = {"inverted_pendulum": {"policy": str(path.parent / "p{seed}")}}
+    return write(path, **{"tasks": tasks, "methods": CLONED, "settings": settings, "tuning": TUNING, **content})
+
+
+def test_a_tuning_is_a_comparison_on_other_seeds_and_episodes(tmp_path):
+    path = write_tuned(tmp_path / "a.yaml", tasks={"lift": {"pretrain": ["train.epochs=3"]}}, run_dir="runs/a")
+    cells = plan_tuning(read_config(path))
+    assert [str(cell.folder) for cell in cells] == [
+        "runs/a/tuning/lift/pretrain/seed100",
+        "runs/a/tuning/lift/dpmd/low/seed100",
+        "runs/a/tuning/lift/dpmd/high/seed100",
+        "runs/a/tuning/lift/best_of_n/low/seed100",
+        "runs/a/tuning/lift/best_of_n/high/seed100",
+    ]
+    assert {"train.epochs=3", "seed=100"} < set(cells[0].words)
+    assert {
+        *CLONED["dpmd"], "stage.actor_lr=1e-3", "total_env_steps=60", "seed=100", "evaluation.seed=400000",
+        "policy=runs/a/tuning/lift/pretrain/seed100", "run_dir=runs/a/tuning/lift/dpmd/high/seed100",
+    } < set(cells[2].words)  # fmt: skip
+    assert "total_env_steps=120" not in cells[2].words
+    grid = Grid(Path("runs/a/tuning"), cells)
+    assert [grid.source(cell) and grid.source(cell).cell for cell in cells] == [None, *[cells[0]] * 4]
+
+
+def test_a_task_can_have_other_settings(tmp_path):
+    there = {"inverted_pendulum": {"dpmd": {"a": ["stage.tau=0.1"], "b": ["stage.tau=0.2"]}}}
+    path = write_tuned(tmp_path / "a.yaml", tuning={**TUNING, "tasks": there})
+    names = [cell.method for cell in plan_tuning(read_config(path))]
+    assert names == ["dpmd/a", "dpmd/b", "best_of_n/low", "best_of_n/high"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [1]}, "tuning.seeds=[1]: expected one or more, all different and none of seeds=[0, 1]"),
+        ({"seeds": []}, "tuning.seeds=[]: expected one or more"),
+        (
+            {"methods": {"dpmd": {"a": [], "b": []}, "best_of_n": {"a": []}}},
+            "inverted_pendulum are dpmd 2, best_of_n 1",
+        ),
+        ({"methods": {}}, "the settings of the methods in inverted_pendulum are none"),
+        ({"methods": {"dpdm": {"a": []}}}, "tuning.methods.dpdm: expected one of frozen, dpmd, best_of_n"),
+        ({"methods": {"dpmd": {"a/b": []}}}, "tuning.methods.dpmd.a/b: it names a folder"),
+        ({"tasks": {"lift": {}}}, "tuning.tasks.lift: expected one of inverted_pendulum"),
+        (
+            {"methods": {"dpmd": {"a": ["stage.actor_rl=1"]}}},
+            "inverted_pendulum dpmd/a seed 100: unknown key stage.act",
+        ),
+    ],
+)
+def test_a_mistake_in_a_tuning_is_told_before_anything_runs(tmp_path, capsys, change, message):
+    path = write_tuned(tmp_path / "a.yaml", tuning={**TUNING, **change})
+    assert main(["compare", "--tune", str(path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_frozen_methods_and_those_without_settings_need_not_be_tuned_alike(tmp_path):
+    methods = {"dpmd": {"a": [], "b": []}, "frozen": {"a": []}}
+    assert read_config(write_tuned(tmp_path / "a.yaml", tuning={**TUNING, "methods": methods})).tuning is not None
+
+
+def test_without_settings_there_is_nothing_to_tune(tmp_path, capsys):
+    assert main(["compare", "--tune", str(write_tuned(tmp_path / "a.yaml", tuning=None))]) == 2
+    assert "the comparison has no key tuning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (None, "tuned.yaml cannot be read: No such file"),
+        ({"lift": {}}, "tasks.lift: expected one of inverted_pendulum"),
+        ({"inverted_pendulum": {"dpdm": []}}, "tasks.inverted_pendulum.dpdm: expected one of"),
+        ({"inverted_pendulum": {"dpmd": ["stage.actor_lr=7"]}}, "expected the words of one of its settings"),
+        ({"inverted_pendulum": {}}, "tasks.inverted_pendulum.dpmd=None: expected the words of one of its settings"),
+    ],
+)
+def test_a_choice_that_is_not_there_or_of_another_tuning(tmp_path, capsys, tasks, message):
+    path = write_tuned(tmp_path / "a.yaml", tuned="tuned.yaml")
+    if tasks is not None:
+        (tmp_path / "tuned.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
+    assert main(["compare", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert message in told and "run burnish compare FILE --tune" in told
+
+
+def test_the_best_setting_of_each_method_and_task_is_chosen():
+    """By the mean over the seeds; of equals the first."""
+    scores = {
+        ("lift", "a", "x"): (0.5, 0.1), ("lift", "a", "y"): (0.4, 0.4), ("lift", "b", "x"): (0.2, 0.2),
+        ("lift", "b", "y"): (0.2, 0.2), ("can", "a", "x"): (0.3, 0.3), ("can", "a", "y"): (0.1, 0.1),
+    }  # fmt: skip
+    trials = [
+        Trial(*key, words=[], measure="success_rate", scores={"100": one, "101": other})
+        for key, (one, other) in scores.items()
+    ]
+    chosen = [trial[:3] for trial in chosen_among(trials) if trial.chosen]
+    assert chosen == [("lift", "a", "y"), ("lift", "b", "x"), ("can", "a", "x")]
+
+
+def test_the_help_tells_about_tuning(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    told = capsys.readouterr().out
+    assert "--tune" in told and "tuning.seeds=[100]" in told and "tuned=null" in told
+
+
+class HereRunner(InstantRunner):
+    """Runs a cell at once, in this process."""
+
+    def start(self, cell, words, log):
+        self.started.append((str(cell), words))
+        self.done.append((cell, main(words)))
+
+
+@pytest.mark.slow
+def test_a_tuning_its_choice_and_the_comparison_that_uses_it(tmp_path, monkeypatch, capsys):
+    for seed in (0, 100):
+        torch.manual_seed(seed)
+        config = PolicyConfig(denoiser=DenoiserConfig(hidden_dim=8), denoising_steps=5)
+        DiffusionPolicy(config, 4, 1, ["flat"]).save(tmp_path / f"p{seed}")
+    runner = HereRunner()
+    monkeypatch.setattr(compare_start, "make_runner", lambda *_: runner)
+    path = write_tuned(tmp_path / "a.yaml", seeds=[0])
+    assert main(["compare", "--tune", str(path)]) == 0
+    assert [name for name, _ in runner.started] == [
+        f"inverted_pendulum {method}/{setting} seed 100"
+        for method in ("dpmd", "best_of_n")
+        for setting in ("low", "high")
+    ]
+    assert main(["compare", "--tune", str(path)]) == 0
+    assert len(runner.started) == 4  # finished ones stay
+    tuning = tmp_path / "runs" / "tuning"
+    trials = json.loads((tuning / "tuning.json").read_text())["trials"]
+    for trial in trials:
+        summary = json.loads(
+            (tuning / "inverted_pendulum" / trial["method"] / trial["setting"] / "seed100" / "summary.json").read_text()
+        )
+        kind = "after_selected" if trial["method"] == "best_of_n" else "after_best_temperature"
+        assert trial["scores"] == {"100": summary[kind]["return"]}
+    chosen = {trial["method"]: trial["words"] for trial in trials if trial["chosen"]}
+    assert yaml.safe_load((tuning / "tuned.yaml").read_text()) == {"tasks": {"inverted_pendulum": chosen}}
+    assert "| dpmd | low | stage.actor_lr=1e-5 |" in (tuning / "tuning.md").read_text()
+
+    capsys.readouterr()
+    assert main(["compare", "--plan", str(path)]) == 0
+    assert "# 4 cells more with --tune, 4 finished; its choice is not used" in capsys.readouterr().out
+    write_tuned(path, seeds=[0], tuned="runs/tuning/tuned.yaml")
+    assert set(chosen["dpmd"]) < set(cells_of(path)[1].words) and "total_env_steps=120" in cells_of(path)[1].words
+    assert main(["compare", "--plan", "--tune", str(path)]) == 0
+    assert capsys.readouterr().out.count("# finished") == 4  # the choice changes no cell of the tuning
+    assert main(["compare", str(path)]) == 0
+    report = (tmp_path / "runs" / "report.md").read_text()
+    assert "## Tuning" in report and "| best_of_n | high | stage.critic_lr=1e-3 |" in report
+    assert "inverted_pendulum: verdict" in report and "| frozen, tau = 0 |" in report
+    figures = {figure.evaluation: figure for figure in reproduce.measured(cells_of(path)) if figure.method == "frozen"}
+    assert list(figures) == [
+        "before",
+        "after",
+        "after_best_temperature",
+        *(f"temperature{t}" for t in ("1", "0.5", "0")),
+    ]
+    assert figures["temperature1"].mean == figures["after"].mean
+
+
 def test_the_last_line_of_a_log(tmp_path):
     assert last_line(tmp_path / "none.log") == "it printed nothing"
     (tmp_path / "a.log").write_text("one\nburnish: error: two\n\n")
@@ -528,7 +713,8 @@ def test_reproduce_says_what_agrees(tmp_path, capsys):
     assert main(["reproduce", str(recipe), "--commit"]) == 0
     assert main(["reproduce", str(recipe), "--commit", "seeds=[7]"]) == 2
     figures = json.loads((recipe / "figures.json").read_text())
-    assert [figure["evaluation"] for figure in figures] == ["before", "after", "after_selected"]
+    evaluations = ["before", "after", "after_selected", "after_best_temperature"]
+    assert [figure["evaluation"] for figure in figures] == evaluations
     summaries = [json.loads((cell.folder / "summary.json").read_text()) for cell in cells_of(recipe / "compare.yaml")]
     assert figures[1]["mean"] == np.mean([summary["after"]["return"] for summary in summaries])
     capsys.readouterr()

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from burnish.commands.cli import main
+from burnish.compare.config import read_config
 from burnish.compare.grid import is_finished
-from burnish.compare.plan import plan, read_config
+from burnish.compare.plan import plan
 from burnish.policies.load import load_policy
 from burnish.runs.checkpoint import TRAINER, TrainerFile
 from burnish.runs.evaluation_file import EVALUATION, EvaluationFile

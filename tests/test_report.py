@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from burnish.compare.figures import look
 from burnish.compare.grouping import Method, TaskRuns, across_tasks, group_pretrained
 from burnish.compare.plan import PlannedRun
 from burnish.compare.report import write_report
+from burnish.compare.reproduce import evaluations
 from burnish.compare.results import (
     RETURN,
     Evaluated,
@@ -43,18 +45,18 @@ from burnish.evaluation.intervals import Interval
 from burnish.runs.evaluation_file import About
 from burnish.runs.metrics import read_metrics
 from burnish.runs.origin import Origin, commit, without_names
-from burnish.runs.summary import Best, FinetuneSummary
+from burnish.runs.summary import AtBestTemperature, Best, FinetuneSummary
 
 EVERY, UPDATES = 100, 10  # environment steps an update, updates
 N_EPISODES = 20
 
 
-def evaluation(successes: int, first: int = 0, seed: int = 100_000) -> Evaluation:
+def evaluation(successes: int, first: int = 0, seed: int = 100_000, temperature: float = 1.0) -> Evaluation:
     """The episodes from number `first` on succeed; the return is 10 for a success, else 0."""
     success = np.zeros(N_EPISODES, bool)
     success[first : first + successes] = True
     seeds = [seed + i for i in range(N_EPISODES)]
-    return Evaluation(seeds, success, 10.0 * success, np.full(N_EPISODES, 5), 1.5, 0)
+    return Evaluation(seeds, success, 10.0 * success, np.full(N_EPISODES, 5), 1.5, 0, temperature, 1)
 
 
 def made_by(candidates: int = 1, **versions: str) -> About:
@@ -76,16 +78,24 @@ def make_run(
     seconds: float = 20.0,
     policy: str | None = "runs/pretrain-seed{}",
     old: bool = False,
+    stage: str = "dpmd",
+    at_best: Evaluation | None = None,
+    by_temperature: dict[float, int] | None = None,
+    **told: Any,
 ) -> Path:
-    """A finished run: an update takes `seconds`, an evaluation 1000 seconds more.
+    """A finished run: an update takes `seconds`, an evaluation 1000 seconds more; stage="frozen" has no update.
 
     `between`: successes of the evaluation after so many environment steps. `old`: without the newer keys.
+    `at_best`: at the best temperature. `by_temperature`: successes at each that was tried, of what is frozen.
+    `told`: what else summary.json tells.
     """
+    updates = 0 if stage == "frozen" else UPDATES
     folder.mkdir(parents=True)
     config = {
         "seed": seed,
         "task": {"name": task, "suite": suite},
         "policy": policy and policy.format(seed),
+        "stage": {"name": stage},
         "demos": "/home/somebody/data/demos.hdf5",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -93,7 +103,7 @@ def make_run(
     start.save(folder / "evaluation_before.json", made_by())
     end.save(folder / "evaluation.json", made_by(burnish="0.1", torch="2.0"))
     lines: list[dict[str, Any]] = [{"step": 0, **start.metrics()}]
-    for step in range(EVERY, EVERY * UPDATES + 1, EVERY):
+    for step in range(EVERY, EVERY * updates + 1, EVERY):
         line: dict[str, Any] = {"step": step, "time/update": seconds / 2, "train/success_rate": 0.5}
         line |= {"time/env_steps_per_second": EVERY / seconds} if old else {"time/training": seconds}
         line |= {} if old else {"gradient_steps": step // 10}
@@ -101,34 +111,44 @@ def make_run(
             line |= evaluation(successes).metrics()
         lines.append(line)
     last = end.metrics() | (evaluation(selected).metrics("eval_selected") if selected else {})
-    lines.append({"step": EVERY * UPDATES, **last})
+    lines.append({"step": EVERY * updates, **({} if old else {"time/training": 0.0}), **last})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    scores = {EVERY * UPDATES: end.score, **{s: evaluation(n).score for s, n in (between or {}).items()}}
+    scores = {EVERY * updates: end.score, **{s: evaluation(n).score for s, n in (between or {}).items()}}
     best_step = max(scores, key=lambda step: scores[step])
     summary = FinetuneSummary(
         policy=str(folder / "checkpoints" / "step_00001000"),
-        env_steps=EVERY * UPDATES,
-        updates=UPDATES,
+        env_steps=EVERY * updates,
+        updates=updates,
         before=start.summary(),
         after=end.summary(),
         after_selected=evaluation(selected).summary() if selected else None,
         best=Best(best_step, *scores[best_step]),
         n_parameters=1234,
         peak_memory_mib=567.0,
-        training_minutes=UPDATES * seconds / 60,
+        training_minutes=updates * seconds / 60,
+        at_best_temperature=at_best and AtBestTemperature(at_best.temperature, at_best.summary(), {1.0: 0.5, 0.0: 0.6}),
+        **told,
     ).to_json()
     if old:
-        for key in ("n_parameters", "peak_memory_mib", "time/training_minutes"):
+        for key in ("n_parameters", "peak_memory_mib", "time/training_minutes", "after_best_temperature", "fell"):
             del summary[key]
-        told = json.loads((folder / "evaluation.json").read_text())
-        del told["compiled_networks"], told["commit"], told["machine"]
-        (folder / "evaluation.json").write_text(json.dumps(told | told.pop("versions")))
+        for key in ("went_back_to", "imitation_converged"):
+            del summary[key]
+        about = json.loads((folder / "evaluation.json").read_text())
+        for key in ("compiled_networks", "commit", "machine", "temperature", "mean_of"):
+            del about[key]
+        (folder / "evaluation.json").write_text(json.dumps(about | about.pop("versions")))
     else:
         checkpoint = folder / "checkpoints" / "step_00001000"
         checkpoint.mkdir(parents=True)
         sampler = {"denoising_steps": 20, "sampler": "ddim", "ddim_steps": 5}
         (checkpoint / "policy.json").write_text(json.dumps({"config": sampler}))
         (folder / "checkpoints" / "latest").symlink_to(checkpoint.name)
+    if at_best:
+        at_best.save(folder / "evaluation_best_temperature.json", made_by())
+    for temperature, successes in (by_temperature or {}).items():
+        one = evaluation(successes, temperature=temperature)
+        one.save(folder / f"evaluation_temperature{temperature:g}.json", made_by())
     if selected:
         evaluation(selected).save(folder / "evaluation_selected.json", made_by(candidates=8))
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -256,6 +276,34 @@ def test_an_old_run_lacks_numbers_but_is_read(tmp_path):
     assert run.minutes == pytest.approx(10 * 20 / 60)
     assert (run.cost.n_parameters, run.cost.peak_memory_mib, run.cost.gradient_step_seconds) == (None, None, None)
     assert (run.cost.denoising_steps, run.cost.transitions) == (None, None)
+
+
+def test_a_run_at_its_best_temperature(tmp_path):
+    at_best = evaluation(17, temperature=0.0)
+    run = read_run(make_run(tmp_path / "a", 0, 14, at_best=at_best, fell="lower", went_back_to=500))
+    assert run.headline is run.at_best is not None and run.at_best.value == 0.85
+    assert (run.temperature, run.best_temperature, run.fell, run.went_back_to) == (1.0, 0.0, "lower", 500)
+    assert run.by_temperature == {} and run.learns
+    of_n = read_run(make_run(tmp_path / "b", 0, 14, at_best=at_best, selected=18, stage="best_of_n"))
+    assert of_n.headline is of_n.last_selected is not None
+    old = read_run(make_run(tmp_path / "c", 0, 14, old=True))
+    assert (old.temperature, old.at_best, old.headline, old.imitation_converged) == (None, None, None, None)
+
+
+def test_a_frozen_policy_is_a_run_without_training(tmp_path):
+    path = make_run(
+        tmp_path / "a",
+        0,
+        10,
+        stage="frozen",
+        at_best=evaluation(12, temperature=0.0),
+        by_temperature={0.0: 12, 1.0: 10},
+    )
+    run = read_run(path)
+    assert (run.learns, run.env_steps, run.minutes, run.cost.env_steps_per_second) == (False, 0, 0.0, None)
+    assert {tau: one.value for tau, one in run.by_temperature.items()} == {0.0: 0.6, 1.0: 0.5}
+    assert list(evaluations(path)) == ["before", "after", "after_best_temperature", "temperature1", "temperature0"]
+    assert evaluations(path)["temperature0"].success_rate == 0.6
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl", "summary.json", "evaluation.json"])
@@ -500,6 +548,118 @@ def test_a_report_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BurnishError, match="cannot be written"):
         write_report("Lift", [], {}, tmp_path / "file")
+
+
+# -- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def backwards(of: Evaluation) -> Evaluation:
+    """The same episodes in another order."""
+    arrays = {name: getattr(of, name)[::-1].copy() for name in ("success", "returns", "lengths")}
+    return replace(of, seeds=of.seeds[::-1], **arrays)
+
+
+@pytest.fixture
+def with_baselines(tmp_path, quick) -> list[PlannedRun]:
+    """dpmd, after it constant weights, best of N and frozen; of frozen seed 0 is missing, and seed 3 is one more."""
+    cells = []
+    for seed, n in enumerate((13, 14, 15)):
+        at_best = backwards(evaluation(n, temperature=0.5))
+        path = make_run(tmp_path / f"dpmd{seed}", seed, 11, at_best=at_best, fell="it fell" if seed == 1 else None)
+        cells.append(cell("dpmd", seed, path))
+    for seed in range(3):
+        path = make_run(tmp_path / f"constant{seed}", seed, 18, at_best=evaluation(18), went_back_to=500)
+        cells.append(cell("constant", seed, path))
+    for seed in range(3):
+        settings = {"selected": 12 + seed, "stage": "best_of_n", "at_best": evaluation(1), "policy": "another{}"}
+        cells.append(cell("best_of_n", seed, make_run(tmp_path / f"best{seed}", seed, 10, **settings)))
+    for seed, n in ((1, 10), (2, 11), (3, 0)):
+        by = {1.0: 10, 0.0: n}
+        path = make_run(
+            tmp_path / f"frozen{seed}",
+            seed,
+            10,
+            stage="frozen",
+            at_best=evaluation(n, temperature=0.0),
+            by_temperature=by,
+            imitation_converged=seed != 2,
+        )
+        cells.append(cell("frozen", seed, path))
+    return cells
+
+
+def test_verdicts_are_paired_by_seed_and_by_initial_state(with_baselines, tmp_path):
+    """dpmd - frozen over the seeds 1 and 2: 14 - 10 and 15 - 11 of the same 20 states."""
+    write_report("Lift", with_baselines, {}, tmp_path / "report")
+    rows = {(row["method"], row["minus"]): row for row in table(tmp_path / "report", "lift-verdicts")}
+    at_best = ", best temperature"
+    assert list(rows) == [
+        (f"dpmd{at_best}", f"frozen{at_best}"),
+        (f"dpmd{at_best}", f"constant{at_best}"),
+        (f"dpmd{at_best}", "best_of_n, best of 8 by Q (of another policy)"),
+        (f"constant{at_best}", f"frozen{at_best}"),
+        (f"constant{at_best}", "best_of_n, best of 8 by Q (of another policy)"),
+        ("best_of_n, best of 8 by Q", f"frozen{at_best} (of another policy)"),
+        ("best_of_n, best of 8 by Q", f"constant{at_best} (of another policy)"),
+    ]
+    over_frozen, over_constant, over_best_of_n = list(rows.values())[:3]
+    key = "difference [95 %]"
+    gains = np.zeros(20)
+    gains[10], gains[11:14], gains[14] = 0.5, 1.0, 0.5  # seed 1: states 10 to 13, seed 2: 11 to 14
+    expected = stats.bootstrap((gains,), np.mean, method="percentile", n_resamples=10_000, rng=0)
+    assert float(over_frozen[key]) == pytest.approx(0.2)
+    ends = [float(over_frozen[f"{key} {end}"]) for end in ("low", "high")]
+    assert ends == pytest.approx(tuple(expected.confidence_interval), abs=0.02)
+    assert (over_frozen["it is"], over_frozen["seeds"], over_frozen["initial states"]) == ("above", "2", "20")
+    assert float(over_constant[key]) == pytest.approx((13 + 14 + 15 - 3 * 18) / 60)
+    assert (over_constant["it is"], over_constant["seeds"]) == ("below", "3")
+    assert float(over_best_of_n[key]) == pytest.approx(0.05)  # one state in each seed: 12, 13, 14
+    assert over_best_of_n["it is"] == "not to be told apart from"
+
+
+def test_verdicts_and_remarks_in_words(with_baselines, tmp_path):
+    path = write_report("Lift", with_baselines, {}, tmp_path / "report")
+    text = path.with_suffix(".md").read_text()
+    assert "- dpmd, best temperature: above frozen, best temperature (+20.0% [" in text
+    assert "; below constant, best temperature (-20.0% [" in text and "). No gain that counts." in text
+    assert re.search(r"- constant, best temperature: above frozen.*; above best_of_n.*\. A gain that counts\.", text)
+    assert "- dpmd, seed 1 fell below its start: it fell" in text
+    assert "- constant, seed 0 went back to its checkpoint after 500 environment steps" in text
+    told = "Whether the imitation had converged, pretrained: had converged (seeds 1, 3), had not converged (seed 2)"
+    assert f"{told}, is not told (seed 0)" in text
+
+
+def test_frozen_policies_come_first_and_have_no_budget(with_baselines, tmp_path):
+    write_report("Lift", with_baselines, {}, tmp_path / "report")
+    rows = table(tmp_path / "report", "lift-temperatures")
+    assert [row["method"] for row in rows] == ["frozen", "frozen, tau = 0", "dpmd", "constant", "best_of_n"]
+    own, best = "success rate at its own temperature: mean [95 %]", "at its best temperature [95 %]"
+    assert [float(row[own]) for row in rows] == pytest.approx([0.5, 0.35, 0.55, 0.9, 0.5])
+    assert rows[1][best] == ""
+    assert [float(row[best] or 0) for row in rows] == pytest.approx([0.35, 0, 0.7, 0.9, 0.05])
+    assert rows[0]["seed: own temperature, best one"] == "1: 1, 0; 2: 1, 0; 3: 1, 0"
+    assert rows[2]["seed: own temperature, best one"] == "0: 1, 0.5; 1: 1, 0.5; 2: 1, 0.5"
+    assert float(rows[4]["best of N by Q [95 %]"]) == pytest.approx(0.65)
+    results = [row["method"] for row in table(tmp_path / "report", "lift-results")]
+    assert results.index("frozen") < results.index("dpmd") and results.count("frozen") == 1
+    for name in ("lift-equal-env-steps", "lift-equal-minutes", "lift-pairs", "lift-improvement", "lift-differences"):
+        assert all("frozen" not in "".join(row.values()) for row in table(tmp_path / "report", name))
+    assert table(tmp_path / "report", "lift-equal-env-steps")[0]["seed: value (after env steps, minutes)"] == (
+        "0: 55.0% (1,000, 3.3); 1: 55.0% (1,000, 3.3); 2: 55.0% (1,000, 3.3)"
+    )
+    assert {row["method"]: row["minutes"] for row in table(tmp_path / "report", "cost")}["frozen"] == "0.0"
+
+
+def test_only_a_frozen_policy(with_baselines, tmp_path):
+    path = write_report("Lift", with_baselines[-3:], {}, tmp_path / "report")
+    assert "No verdict: it takes a method with stage=frozen" in path.with_suffix(".md").read_text()
+    assert not (tmp_path / "report" / "lift-equal-env-steps.csv").exists()
+
+
+def test_older_runs_have_no_verdict(grid, tmp_path):
+    path = write_report("Lift", grid, {}, tmp_path / "report")
+    assert "No verdict: it takes a method with stage=frozen" in path.with_suffix(".md").read_text()
+    assert not (tmp_path / "report" / "lift-temperatures.csv").exists()
 
 
 # -- words ------------------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def test_a_used_folder_is_refused_then_overwritten_then_resumed(tmp_path: Path) 
 def test_overwriting_leaves_no_results_of_the_old_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     Run.create(folder, Config("a")).close()
-    for name in ("evaluation.json", "evaluation_before.json", "summary.json"):
+    for name in ("evaluation.json", "evaluation_before.json", "evaluation_temperature0.5.json", "summary.json"):
         (folder / name).write_text("{}")
     Run.create(folder, Config("a"), overwrite=True).close()
     left = {path.name for path in folder.iterdir()}

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from burnish.compare.plan import plan, read_config
+from burnish.compare.config import read_config
+from burnish.compare.plan import plan
 from burnish.compare.reproduce import COMPARISON, FIGURES, commit, find, judge, measured, read_figures
 from burnish.compare.start import compare
 

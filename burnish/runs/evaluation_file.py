@@ -19,6 +19,7 @@ EVALUATION = "evaluation.json"  # of the last checkpoint, one sample for each ch
 BEFORE = "evaluation_before.json"  # of what a fine-tuning began from
 SELECTED = "evaluation_selected.json"  # of the last checkpoint, the best of several candidates by its critic
 AT_BEST_TEMPERATURE = "evaluation_best_temperature.json"  # of the last checkpoint, at the temperature that suits it
+AT_TEMPERATURE = "evaluation_temperature{}.json"  # of a policy that stays as it is, at each one tried
 OLD_VERSIONS = ("burnish", "torch")  # what evaluation.json told before it had `versions`
 
 

@@ -18,7 +18,7 @@ from burnish.errors import BurnishError
 from burnish.machine.disk import write_atomically
 from burnish.renamed import FORMAT, with_todays_keys
 from burnish.runs.checkpoint import Checkpoints, FinetuneState, PretrainState, TrainerFile
-from burnish.runs.evaluation_file import AT_BEST_TEMPERATURE, BEFORE, EVALUATION, SELECTED
+from burnish.runs.evaluation_file import AT_BEST_TEMPERATURE, AT_TEMPERATURE, BEFORE, EVALUATION, SELECTED
 from burnish.runs.json_file import write_json
 from burnish.runs.metrics import METRICS, read_metrics
 from burnish.runs.progress import Progress
@@ -82,8 +82,8 @@ class Run:
                 )
             if found:
                 _keep_source(folder, getattr(config, "policy", None))
-            for name in _CONTENTS:
-                _delete(folder / name)
+            for path in [*(folder / name for name in _CONTENTS), *folder.glob(AT_TEMPERATURE.format("*"))]:
+                _delete(path)
             folder.mkdir(parents=True, exist_ok=True)
             _write_config(folder, to_dict(config))
         except OSError as error:
