@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from burnish.errors import BurnishError
 from burnish.runs.evaluation_file import About, EvaluationFile, EvaluationSummary, weights_at_start
 from burnish.runs.metrics import last_metrics, read_metrics
 from burnish.runs.origin import Origin
-from burnish.runs.summary import Best, FinetuneSummary, PretrainSummary
+from burnish.runs.summary import AtBestTemperature, Best, FinetuneSummary, PretrainSummary, converged
 
 ORIGIN = Origin(commit="abc", versions={"burnish": "0.1"}, machine="a computer", compiled_networks=False)
 EVALUATED = EvaluationSummary(4, 0.25, 0.05, 0.7, 2.5, 1.0, 4.0, 30.0, 0, 1.5)
@@ -37,6 +38,7 @@ SUMMARY = FinetuneSummary(
     peak_memory_mib=20.0,
     training_minutes=0.5,
 )
+AT_BEST = AtBestTemperature(0.5, EVALUATED, {1.0: 0.25, 0.5: 0.75})
 
 
 def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -60,16 +62,33 @@ def test_the_keys_of_the_files_stay() -> None:
     assert list(SUMMARY.to_json()) == [
         *("policy", "env_steps", "updates", "before", "after", "after_selected", "best"),
         *("n_parameters", "peak_memory_mib", "time/training_minutes"),
+        *("after_best_temperature", "fell", "went_back_to", "imitation_converged"),
     ]
+    assert list(AT_BEST.to_json()) == ["temperature", "tried", *evaluated]
     assert SUMMARY.to_json()["best"] == {"env_steps": 60, "success_rate": 0.75, "return": 3.0}
     assert list(PretrainSummary("a", 3, 4, EVALUATED).to_json()) == ["policy", "steps", "parameters", *evaluated]
+    told = PretrainSummary("a", 3, 4, EVALUATED, ["it rose"], {1.0: 0.5, 0.5: 0.75}).to_json()
+    assert list(told) == ["policy", "steps", "parameters", "converged", "improving", "temperatures", *evaluated]
+    assert (told["converged"], told["temperatures"]) == (False, {"1": 0.5, "0.5": 0.75})
 
 
 def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
-    for summary in (SUMMARY, PretrainSummary("runs/a", 3, 4, EVALUATED)):
+    told = replace(SUMMARY, at_best_temperature=AT_BEST, fell="it did", went_back_to=60, imitation_converged=False)
+    improving = PretrainSummary("runs/a", 3, 4, EVALUATED, ["it rose"], {1.0: 0.5, 0.5: 0.75})
+    for summary in (SUMMARY, told, PretrainSummary("runs/a", 3, 4, EVALUATED), improving):
         (tmp_path / "summary.json").write_text(json.dumps(summary.to_json()))
         assert type(summary).read(tmp_path) == summary
     assert SUMMARY.after.value("success_rate") == 0.5 and SUMMARY.after.value("return") == 2.5
+
+
+def test_whether_an_imitation_had_converged_is_read_beside_the_policy(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    checkpoint = run / "checkpoints" / "step_00000003"
+    checkpoint.mkdir(parents=True)
+    assert converged(None) is None and converged(str(run)) is None
+    for improving, expected in ((None, None), ([], True), (["it rose"], False)):
+        (run / "summary.json").write_text(json.dumps(PretrainSummary("a", 3, 4, EVALUATED, improving).to_json()))
+        assert converged(str(run)) is expected and converged(str(checkpoint)) is expected
 
 
 def test_an_evaluation_in_a_line_of_metrics() -> None:
