@@ -1,8 +1,9 @@
-"""Scripted experts for robosuite's Lift, PickPlaceCan, Stack and NutAssemblySquare with one Panda."""
+"""Scripted experts for robosuite's Lift, PickPlaceCan, Stack, NutAssemblySquare and Door with one Panda."""
 
 from __future__ import annotations
 
 from burnish.datasets.experts.can import CanExpert
+from burnish.datasets.experts.door import DoorExpert
 from burnish.datasets.experts.expert import Expert
 from burnish.datasets.experts.faults import Faults
 from burnish.datasets.experts.lift import LiftExpert
@@ -20,6 +21,7 @@ def make_expert(env_id: str, grasp_bias: float = 0.0, speed: float = 1.0, faults
         "PickPlaceCan": CanExpert,
         "Stack": StackExpert,
         "NutAssemblySquare": SquareExpert,
+        "Door": DoorExpert,
     }
     if env_id not in experts:
         raise BurnishError(f"no scripted expert for {env_id}; there are experts for: {', '.join(experts)}")
