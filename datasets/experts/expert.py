@@ -134,7 +134,7 @@ class Expert(ABC):
         """The action (7,) in [-1, 1]: displacement, rotation vector, gripper. Experts look at the simulator's
         state, not at `obs`."""
         if self._waypoint.holds and _norm(self.grasp_point() - self.hand_position()) > LOST:
-            self._waypoints = self._attempts(failed=True)
+            self._waypoints = self._attempts(lost=True)
             self._advance()
         waypoint = self._waypoint
         shift = self.workspace.keep(waypoint.position()) - self.hand_position()  # (3,) metres
@@ -234,13 +234,15 @@ class Expert(ABC):
         """The direction of a body's y axis, an angle in the horizontal plane."""
         return _y_axis_yaw(self.env.sim.data.body_xmat[body].reshape(3, 3))
 
-    def _attempts(self, failed: bool = False) -> Iterator[Waypoint]:
-        """Attempt after attempt; `failed`: one was just given up."""
+    def _attempts(self, lost: bool = False) -> Iterator[Waypoint]:
+        """Attempt after attempt; `lost`: one was just given up, without the object in the hand."""
+        failed = lost
         while True:
             if failed:
                 still = self.stay(self._waypoint.yaw, self._waypoint.gripper, steps=10)
                 while self.faults.no_recovery or not self._in_reach():
                     yield still
+            if lost:
                 missing = max(self.workspace.clear - self.hand_position()[2], 0.0)
                 yield self._rise(self._waypoint.yaw, missing)
             for waypoint in self.plan():
@@ -248,7 +250,7 @@ class Expert(ABC):
                     now = self._waypoint
                     yield self.stay(now.yaw, now.gripper, self.settings.pause, now.holds)
                 yield waypoint
-            failed = True
+            failed, lost = True, False
 
     def _rise(self, yaw: float, height: float) -> Waypoint:
         cleared = self.hand_position() + up(height)
