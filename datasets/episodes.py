@@ -25,6 +25,7 @@ class Episode:
         final_obs: key -> (d,), the observation after the last action, where the source has it.
         states: (T, S) simulator states before each action, or None.
         model_file: the simulator's XML, or None.
+        faults: what a scripted expert did wrong on purpose in it -> how much.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Episode:
     final_obs: dict[str, NDArray[np.float32]] | None = None
     states: NDArray[np.float64] | None = None
     model_file: str | None = None
+    faults: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.actions)

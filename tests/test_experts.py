@@ -17,6 +17,7 @@ from burnish.datasets.collecting.config import CollectConfig
 from burnish.datasets.collecting.recorder import STEPS_AFTER_SUCCESS, Recorder
 from burnish.datasets.experts import make_expert
 from burnish.datasets.experts.expert import hand_rotation, nearest_yaw
+from burnish.datasets.experts.faults import Faults
 from burnish.datasets.load import load
 from burnish.datasets.sources import resolve
 from burnish.envs import make_simulator
@@ -57,7 +58,9 @@ def test_lift_expert_succeeds(clean_lift):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "seeds", "at_least"), [("stack", 4, 3), ("can", 3, 3), ("square", 4, 3)])
+@pytest.mark.parametrize(
+    ("task", "seeds", "at_least"), [("stack", 4, 3), ("can", 3, 3), ("square", 4, 3), ("door", 4, 4)]
+)
 def test_expert_succeeds(task, seeds, at_least):
     recorder = Recorder(CollectConfig(load_task(task), "unused.hdf5", states=False))
     assert sum(successes(recorder, range(seeds))) >= at_least
@@ -149,6 +152,7 @@ def test_the_model_file_names_no_folder_of_this_machine(clean_lift):
         ({"speed": 0.0}, "speed=0.0: expected more than 0"),
         ({"behaviour": "sac"}, "behaviour=sac is for gymnasium tasks, lift is of robosuite"),
         ({"behaviour": "runs/a/policy", "speed": 2.0}, "are for behaviour=expert"),
+        ({"behaviour": "runs/a/policy", "faults": Faults(detour=0.1)}, "faults are for behaviour=expert"),
         ({"task": HOPPER}, "behaviour=expert is for robosuite tasks, hopper is of gymnasium"),
         ({"out": "lift.npz"}, "expected a file name ending in .hdf5"),
     ],
@@ -159,8 +163,8 @@ def test_settings_are_checked(changes, message):
 
 
 def test_tasks_without_expert_are_refused():
-    with pytest.raises(BurnishError, match=r"no scripted expert for Door.*Lift, PickPlaceCan"):
-        make_expert("Door")
+    with pytest.raises(BurnishError, match=r"no scripted expert for Wipe.*Lift, PickPlaceCan"):
+        make_expert("Wipe")
 
 
 class CountingPolicy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ class Summary:
         actions: range of every action dimension, one Signal each.
         n_successes: episodes with a reward of 1 or more; None where that says nothing (not robosuite).
         masks: filter key -> number of its episodes.
+        faults: what scripted experts did wrong on purpose -> number of episodes with it.
     """
 
     source: str
@@ -59,6 +61,7 @@ class Summary:
     masks: dict[str, int]
     env_args: dict[str, Any] | None
     has_states: bool
+    faults: dict[str, int]
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -85,7 +88,8 @@ class Summary:
             "successful": f"{self.n_successes} of {self.n_episodes}" if known else "not told by the data",
             "terminated": f"{self.n_terminated} of {self.n_episodes}",
             "simulator states": "yes" if self.has_states else "no",
-            "filter keys": ", ".join(f"{key} ({count})" for key, count in self.masks.items()) or "none",
+            "filter keys": _counts(self.masks),
+            "faults on purpose": _counts(self.faults),
             "environment": f"{env.get('env_name', 'not named')} {env.get('env_version', '') or ''}".strip(),
         }
 
@@ -115,7 +119,12 @@ def inspect(demos: Demonstrations) -> Summary:
         masks={key: len(names) for key, names in demos.masks.items()},
         env_args=demos.env_args,
         has_states=all(episode.states is not None for episode in episodes),
+        faults=dict(Counter(name for episode in episodes for name in episode.faults)),
     )
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
 
 
 def _spread(values: Sequence[float]) -> Spread:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from burnish.datasets.experts.faults import EpisodeFaults
 from burnish.envs.base import Floats, Simulator
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 
 
 class Actor(Protocol):
-    """A behaviour, one action at a time."""
+    """A behaviour, one action at a time.
+
+    Attributes:
+        faults: what it does wrong on purpose in the present episode.
+    """
+
+    faults: EpisodeFaults
 
     def reset(self, simulator: Simulator, rng: np.random.Generator) -> None:
         """Begin an episode in `simulator`, just reset; `rng` is for all that is random in this episode."""
@@ -29,6 +36,8 @@ class Actor(Protocol):
 
 class SampledActor:
     """A SAC actor that samples its actions."""
+
+    faults = EpisodeFaults()
 
     def __init__(self, actor: SACActor) -> None:
         self._actor = actor
@@ -42,6 +51,8 @@ class SampledActor:
 
 class PolicyActor:
     """A saved policy: keeps the last To observations and works through each chunk before the next."""
+
+    faults = EpisodeFaults()
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy

@@ -37,15 +37,17 @@ def collect(config: CollectConfig) -> Demonstrations:
         raise BurnishError(f"{out} exists already: choose another name or set overwrite=true")
     require_writable(out.parent)
     recordings = record_all(config)
-    kept = [recording.episode for recording in recordings if recording.success or not config.successes_only]
+    kept = [recording for recording in recordings if recording.success or not config.successes_only]
     if not kept:
         raise BurnishError(
             f"{out}: none of the {config.episodes} episodes succeeded: nothing to write with successes_only"
         )
     names = [f"demo_{i}" for i in range(len(kept))]
-    episodes = [replace(episode, name=name) for episode, name in zip(kept, names)]
+    episodes = [replace(recording.episode, name=name) for recording, name in zip(kept, names)]
     if config.task.suite == "robosuite":
-        demos = Demonstrations(episodes, env_args_of(config.task), source=str(out))
+        levels = {recording.level for recording in kept} - {""}
+        masks = {level: [name for name, one in zip(names, kept) if one.level == level] for level in sorted(levels)}
+        demos = Demonstrations(episodes, env_args_of(config.task), masks, source=str(out))
         robomimic.write(out, demos)
     else:
         demos = Demonstrations(episodes, source=str(out))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from burnish.config import Checked, key
+from burnish.datasets.experts.faults import Faults
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 
@@ -32,6 +33,7 @@ class CollectConfig(Checked):
         least=0,
     )
     speed: float = key(1.0, "how fast the scripted expert moves", above=0)
+    faults: Faults = key(factory=Faults, doc="what the scripted expert does wrong on purpose")
     successes_only: bool = key(False, "write only the episodes that succeeded")
     n_workers: int = key(2, "processes; the result does not depend on it", least=1)
     overwrite: bool = key(False, "replace an existing file")
@@ -42,9 +44,9 @@ class CollectConfig(Checked):
     )
 
     def check(self) -> None:
-        if self.behaviour != "expert" and (self.grasp_bias != 0 or self.speed != 1):
+        if self.behaviour != "expert" and (self.grasp_bias, self.speed, self.faults) != (0, 1, Faults()):
             raise BurnishError(
-                f"grasp_bias and speed are for behaviour=expert, got behaviour={self.behaviour}: drop them"
+                f"grasp_bias, speed and faults are for behaviour=expert, got behaviour={self.behaviour}: drop them"
             )
         suite_of = {"expert": "robosuite", "sac": "gymnasium"}
         suite = suite_of.get(self.behaviour, self.task.suite)

@@ -22,10 +22,11 @@ ACTIONS_PER_ARM = 7  # OSC_POSE: six for the motion, the last for the gripper
 
 
 class Recording(NamedTuple):
-    """One rolled-out episode."""
+    """One rolled-out episode; `level` is that of its actor's skill, where there are several."""
 
     episode: Episode
     success: bool
+    level: str
 
 
 class Transition(NamedTuple):
@@ -60,8 +61,9 @@ class Recorder:
             final_obs={key: values[-1] for key, values in by_key.items()},
             states=np.stack(states) if self._with_states else None,
             model_file=model_xml(self.simulator.env) if self._with_states else None,
+            faults=self.actor.faults.as_numbers(),
         )
-        return Recording(episode, any(step.success for step in steps))
+        return Recording(episode, any(step.success for step in steps), self.actor.faults.level)
 
     def _roll_out(self, seed: int) -> Iterator[Transition]:
         # Noise of its own stream: the same for every behaviour, whatever the actor draws.
@@ -85,7 +87,7 @@ class Recorder:
                 return
 
     def _executed(self, action: Floats, rng: np.random.Generator) -> Floats:
-        noise = self.config.action_noise * rng.standard_normal(len(action))
+        noise = self.actor.faults.scale * self.config.action_noise * rng.standard_normal(len(action))
         if self._is_robosuite:
             noise[ACTIONS_PER_ARM - 1 :: ACTIONS_PER_ARM] = 0.0
         return np.clip(action + noise, -1.0, 1.0).astype(np.float32)
@@ -108,7 +110,7 @@ def _make_actor(config: CollectConfig) -> Actor:
     if config.behaviour == "expert":
         from burnish.datasets.experts import make_expert
 
-        return make_expert(config.task.env_id, config.grasp_bias, config.speed)
+        return make_expert(config.task.env_id, config.grasp_bias, config.speed, config.faults)
     if config.behaviour == "sac" or config.behaviour.endswith(".safetensors"):
         from burnish.datasets.collecting.sac_actor import SACActor
 

@@ -1,9 +1,11 @@
-"""Scripted experts for robosuite's Lift, PickPlaceCan, Stack and NutAssemblySquare with one Panda."""
+"""Scripted experts for robosuite's Lift, PickPlaceCan, Stack, NutAssemblySquare and Door with one Panda."""
 
 from __future__ import annotations
 
 from burnish.datasets.experts.can import CanExpert
+from burnish.datasets.experts.door import DoorExpert
 from burnish.datasets.experts.expert import Expert
+from burnish.datasets.experts.faults import Faults
 from burnish.datasets.experts.lift import LiftExpert
 from burnish.datasets.experts.square import SquareExpert
 from burnish.datasets.experts.stack import StackExpert
@@ -12,14 +14,15 @@ from burnish.errors import BurnishError
 __all__ = ["Expert", "make_expert"]
 
 
-def make_expert(env_id: str, grasp_bias: float = 0.0, speed: float = 1.0) -> Expert:
+def make_expert(env_id: str, grasp_bias: float = 0.0, speed: float = 1.0, faults: Faults | None = None) -> Expert:
     """The expert for robosuite's environment `env_id`. Raises BurnishError where there is none."""
     experts: dict[str, type[Expert]] = {
         "Lift": LiftExpert,
         "PickPlaceCan": CanExpert,
         "Stack": StackExpert,
         "NutAssemblySquare": SquareExpert,
+        "Door": DoorExpert,
     }
     if env_id not in experts:
         raise BurnishError(f"no scripted expert for {env_id}; there are experts for: {', '.join(experts)}")
-    return experts[env_id](grasp_bias, speed)
+    return experts[env_id](grasp_bias, speed, faults)

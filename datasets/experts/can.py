@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from burnish.datasets.experts.expert import CLOSED, OPEN, Expert, Waypoint, up
+from burnish.datasets.experts.expert import Expert, Waypoint, Workspace, up
 
 
 class CanExpert(Expert):
     """Over the can, down, close, up, across, down, let go, up."""
 
-    def plan(self) -> Iterator[Waypoint]:
-        can = self.env.obj_body_id["Can"]
-        compartment = self.env.target_bin_placements[self.env.object_id]
-        yaw = self.home_yaw  # the can is round
+    workspace = Workspace((-0.15, -0.5, 0.82), (0.35, 0.5, 1.25), starts=(-0.42, -0.08), clear=1.05)
 
-        yield self.over(can, yaw, height=0.12)
-        yield self.over(can, yaw, height=0.0)
-        yield self.stay(yaw, CLOSED, steps=8)
-        raised = self.hand_position() + up(0.25)
-        yield Waypoint(lambda: raised, yaw, CLOSED, tolerance=0.04)
-        yield self.carry(can, compartment + up(0.25), yaw, tolerance=0.04)
-        yield self.carry(can, compartment + up(0.08), yaw, tolerance=0.03)
-        yield self.stay(yaw, OPEN, steps=4)
-        cleared = self.hand_position() + up(0.15)
-        yield Waypoint(lambda: cleared, yaw, OPEN, tolerance=0.03)
+    @property
+    def body(self) -> int:
+        return self.env.obj_body_id["Can"]
+
+    def plan(self) -> Iterator[Waypoint]:
+        compartment = self.env.target_bin_placements[self.env.object_id]
+        yaw = self.home_yaw + self.faults.grasp_yaw  # the can is round
+
+        yield from self.grasp(yaw, above=0.12, close=8)
+        yield self.lift(yaw, 0.25, tolerance=0.04)
+        yield self.carry(compartment + up(0.25), yaw, tolerance=0.04)
+        yield self.carry(compartment + up(0.08), yaw, tolerance=0.03)
+        yield from self.release(yaw, steps=4, height=0.15)

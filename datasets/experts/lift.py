@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from burnish.datasets.experts.expert import CLOSED, Expert, Waypoint, nearest_yaw, up
+from burnish.datasets.experts.expert import Expert, Waypoint, Workspace
 
 
 class LiftExpert(Expert):
     """Over the cube, down, close, up."""
 
-    def plan(self) -> Iterator[Waypoint]:
-        cube = self.env.cube_body_id
-        yaw = nearest_yaw(self.body_yaw(cube), self.home_yaw, period=math.pi / 2)
+    workspace = Workspace((-0.25, -0.25, 0.8), (0.2, 0.25, 1.15), starts=(-0.03, 0.03), clear=0.9)
+    short = 0.02  # holds by the cube's side, not by its corner
 
-        yield self.over(cube, yaw, height=0.06)
-        yield self.over(cube, yaw, height=0.0)
-        yield self.stay(yaw, CLOSED, steps=6)
-        raised = self.hand_position() + up(0.12)
-        yield Waypoint(lambda: raised, yaw, CLOSED, tolerance=0.02)
+    @property
+    def body(self) -> int:
+        return self.env.cube_body_id
+
+    def plan(self) -> Iterator[Waypoint]:
+        yaw = self.grasp_yaw(period=math.pi / 2)
+        yield from self.grasp(yaw, above=0.06, close=6)
+        yield self.lift(yaw, 0.12, self.or_early(0.02))
+        if self.faults.early_release > 0:
+            yield from self.release(yaw, steps=4, height=0.0)

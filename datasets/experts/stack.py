@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from burnish.datasets.experts.expert import CLOSED, OPEN, Expert, Waypoint, nearest_yaw, up
+from burnish.datasets.experts.expert import Expert, Waypoint, Workspace, up
 
 
 class StackExpert(Expert):
     """Over cube A, down, close, up, over cube B, down, let go, up."""
 
-    def plan(self) -> Iterator[Waypoint]:
-        small, large = self.env.cubeA_body_id, self.env.cubeB_body_id
-        yaw = nearest_yaw(self.body_yaw(small), self.home_yaw, period=math.pi / 2)
+    workspace = Workspace((-0.25, -0.25, 0.8), (0.2, 0.25, 1.15), starts=(-0.08, 0.08), clear=0.95)
+    short = 0.02  # holds by the cube's side, not by its corner
 
-        yield self.over(small, yaw, height=0.1)
-        yield self.over(small, yaw, height=0.0)
-        yield self.stay(yaw, CLOSED, steps=6)
-        raised = self.hand_position() + up(0.12)
-        yield Waypoint(lambda: raised, yaw, CLOSED, tolerance=0.02)
-        yield self.carry(small, self.body_position(large) + up(0.12), yaw, tolerance=0.015)
-        yield self.carry(small, self.body_position(large) + up(0.048), yaw, tolerance=0.008)
-        yield self.stay(yaw, OPEN, steps=4)
-        cleared = self.hand_position() + up(0.1)
-        yield Waypoint(lambda: cleared, yaw, OPEN, tolerance=0.03)
+    @property
+    def body(self) -> int:
+        return self.env.cubeA_body_id
+
+    def plan(self) -> Iterator[Waypoint]:
+        large = self.env.cubeB_body_id
+        yaw = self.grasp_yaw(period=math.pi / 2)
+
+        yield from self.grasp(yaw, above=0.1, close=6)
+        yield self.lift(yaw, 0.12)
+        yield self.carry(self.body_position(large) + up(0.12), yaw, tolerance=0.015)
+        yield self.carry(self.body_position(large) + up(0.048), yaw, tolerance=0.008)
+        yield from self.release(yaw, steps=4, height=0.1)

@@ -3,7 +3,7 @@
 The layout (robomimic 0.1 to 0.5, https://robomimic.github.io/docs/datasets/overview.html):
 
     data                    attrs: env_args (JSON), total (steps)
-    data/demo_N             attrs: num_samples (T), model_file (XML)
+    data/demo_N             attrs: num_samples (T), model_file (XML), fault_NAME (ours: `Episode.faults`)
     data/demo_N/obs/KEY     (T, d) before each action          data/demo_N/next_obs/KEY   (T, d), optional
     data/demo_N/actions     (T, Da)     rewards, dones (T,)    states (T, S)
     mask/FILTER_KEY         names of the demos of a subset
@@ -32,6 +32,7 @@ from burnish.datasets.formats import hdf5
 from burnish.errors import BurnishError
 
 ROBOSUITE_TYPE = 1  # robomimic.envs.env_base.EnvType.ROBOSUITE_TYPE
+_FAULT = "fault_"
 _EPISODE_NAME = re.compile(r"demo_(\d+)")
 
 
@@ -154,6 +155,7 @@ def _read_episode(path: Path, name: str, group: h5py.Group, from_robosuite: bool
         final_obs=final_obs,
         states=group["states"][()].astype(np.float64) if "states" in group else None,
         model_file=None if model_file is None else str(model_file),
+        faults={key.removeprefix(_FAULT): float(group.attrs[key]) for key in group.attrs if key.startswith(_FAULT)},
     )
 
 
@@ -180,4 +182,6 @@ def _write_episode(group: h5py.Group, episode: Episode) -> None:
         store("states", episode.states)
     if episode.model_file is not None:
         group.attrs["model_file"] = episode.model_file
+    for name, size in episode.faults.items():
+        group.attrs[_FAULT + name] = size
     group.attrs["num_samples"] = len(episode)
