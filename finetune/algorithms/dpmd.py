@@ -33,14 +33,20 @@ class DPMDConfig(OffPolicyConfig):
         "as that of all, for R / N of its cost (0, or no less than draws: on all, weighted)",
         least=0,
     )
-    train_on: Literal["all", "best"] = key(
+    train_on: Literal["all", "best", "executed"] = key(
         "all",
-        "all draws of a state, weighed against each other, or the best by Q alone (the released code), weighed against "
-        "those of other states (rsm.weights=paper) or not at all (constant)",
+        "all draws of a state, weighed against each other; the best by Q alone (the released code), weighed against "
+        "those of other states (rsm.weights=paper) or not at all (constant); or, in place of draws, the executed chunks, "
+        "whose outcome the critic has seen, weighed against each other by their advantages",
     )
 
     def check(self) -> None:
         super().check()
+        if self.train_on == "executed" and self.draw_at != "current":
+            raise BurnishError(
+                f"stage.train_on=executed with stage.draw_at={self.draw_at}: expected current, where the chunks were "
+                "executed"
+            )
         if self.train_on == "best" and self.rsm.weights not in ("paper", "constant"):
             raise BurnishError(
                 f"stage.train_on=best leaves one draw, which stage.rsm.weights={self.rsm.weights} has nothing to weigh "
@@ -60,6 +66,8 @@ class DPMD(OffPolicyStage):
 
     def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         x, q = draws.x[:, : self.config.draws], draws.q[:, : self.config.draws]
+        if self.config.train_on == "executed":
+            return self._executed_loss(batch, q)
         if self.config.train_on == "best":
             best = q.argmax(1, keepdim=True)
             x, q = choose(x, best), q.gather(1, best)
@@ -73,3 +81,14 @@ class DPMD(OffPolicyStage):
             self.actor, draws.obs, x, self.generator, self.policy.finetuned_timesteps
         )
         return weighted_denoising_loss(output, target, weights), metrics
+
+    def _executed_loss(self, batch: Transitions, q_of_draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """L = sum_b w_b || f(sqrt(abar_k) a_b + sqrt(1 - abar_k) eps, k, s_b) - target ||^2, w the softmax of A / lambda
+        over the batch, A = Q(s_b, a_b) - mean_n Q(s_b, a_n); `q_of_draws` (B, N)."""
+        x = self.chunks(batch)  # (B, 1, Tp, Da)
+        advantages = self.policy.values(batch.obs, x, self.target_critic) - q_of_draws.mean(1, keepdim=True)  # (B, 1)
+        weighted = self.weighting(advantages.T, self.gradient_steps)
+        output, target = self.policy.denoise_noised(
+            self.actor, batch.obs, x, self.generator, self.policy.finetuned_timesteps
+        )
+        return weighted_denoising_loss(output, target, weighted.weights.T * len(x)), weighted.metrics()
