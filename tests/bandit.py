@@ -125,3 +125,12 @@ def demonstrations(source) -> Demonstrations:
     final = {"flat": np.full(2, 9, np.float32)}
     actions, rewards = np.full((30, DA), 0.5, np.float32), np.ones(30, np.float32)
     return Demonstrations([Episode("demo_0", obs, actions, rewards, np.zeros(30, bool), final)], source=str(source))
+
+
+def tensors(state) -> list[torch.Tensor]:
+    """Every tensor of nested containers."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, dict):
+        return [tensor for key in sorted(state, key=str) for tensor in tensors(state[key])]
+    return [tensor for value in state for tensor in tensors(value)] if isinstance(state, (list, tuple)) else []

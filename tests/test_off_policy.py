@@ -18,6 +18,7 @@ from bandit import (
     make_stage,
     play,
     score,
+    tensors,
 )
 from densities import batch_of, values
 
@@ -234,18 +235,9 @@ def test_a_restored_stage_goes_on_bitwise(pretrained_weights, name, weights):
     for one in (stage, again):
         play(one, np.random.default_rng(1), 3)
     ours, theirs = stage.state_dict(), again.state_dict()
-    assert flat(ours) and len(flat(ours)) == len(flat(theirs))
-    assert all(torch.equal(a, b) for a, b in zip(flat(ours), flat(theirs)))
+    assert tensors(ours) and len(tensors(ours)) == len(tensors(theirs))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs)))
     assert all(ours[key] == theirs[key] for key in stage.COUNTERS)
-
-
-def flat(state) -> list[torch.Tensor]:
-    """Every tensor of nested containers."""
-    if isinstance(state, torch.Tensor):
-        return [state]
-    if isinstance(state, dict):
-        return [tensor for key in sorted(state, key=str) for tensor in flat(state[key])]
-    return [tensor for value in state for tensor in flat(value)] if isinstance(state, (list, tuple)) else []
 
 
 def test_the_actor_s_rate_falls_with_its_own_updates(pretrained_weights):
