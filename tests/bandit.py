@@ -42,7 +42,7 @@ def make_policy(**kwargs) -> DiffusionPolicy:
     return DiffusionPolicy(PolicyConfig(**(settings | {"denoising_steps": 10} | kwargs)), 2, DA, ["flat"]).eval()
 
 
-def make_stage(name="dpmd", weights=None, policy=None, task=TASK, **kwargs):
+def make_stage(name="dpmd", weights=None, policy=None, task=TASK, seed=0, **kwargs):
     policy = policy or make_policy()
     if weights is not None:
         policy.load_state_dict(weights)
@@ -67,7 +67,7 @@ def make_stage(name="dpmd", weights=None, policy=None, task=TASK, **kwargs):
     make, config = STAGES[name]
     known = {field.name for field in fields(config)}
     settings = {key: value for key, value in settings.items() if key in known}
-    return make(policy, config(**(settings | kwargs)), Setting(task, E, 0))
+    return make(policy, config(**(settings | kwargs)), Setting(task, E, seed))
 
 
 def observations(rng: np.random.Generator, n: int = E) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""DPPO written out in plain loops, from its settings alone: what a stage must do, number by number.
+"""Stages written out in plain loops, from their settings alone: what an update must do, number by number.
 
-Nothing of `burnish.diffusion` or `burnish.finetune` is used here but the networks and the normalizers, so that a fault
-in how they are put together cannot hide on both sides (arXiv 2409.00588; symbols as in `burnish...dppo`).
+DPPO (arXiv 2409.00588) beside a stage with the same seed; a gradient step of DPMD and SDAC (arXiv 2502.00361) from what
+the stage drew. Of the package only networks and normalizers are used, so that a fault in how the rest is put together
+cannot hide on both sides. Symbols as in `burnish.finetune.algorithms`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ import copy
 import math
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from burnish.envs.base import ChunkStep
+from burnish.finetune.algorithms import dpmd, sdac
 from burnish.finetune.algorithms.dppo import DPPO
+from burnish.finetune.algorithms.sdac import SDACConfig
+from burnish.finetune.off_policy import OffPolicyStage
+from burnish.finetune.storage.replay import Transitions
 
 
 class Adam:
@@ -214,3 +220,178 @@ class DPPOByHand:
             if approx_kl > config.target_kl:
                 break
         return {"policy_loss": policy_loss, "approx_kl": approx_kl, "clip_fraction": clip_fraction, "epochs": epochs}
+
+
+class OffPolicyByHand:
+    """A gradient step of DPMD or SDAC on copies of a stage's networks, from what the stage drew meanwhile.
+
+    The stage's random numbers are taken as they come: its batch, its samples of the old policy, and what was noised.
+    Weights are those of `rsm.weights` "fixed" or "constant"; resampling takes the heaviest draws (see `heaviest`).
+    """
+
+    NETWORKS = ("critic", "target_critic", "actor", "averaged", "old")
+
+    def __init__(self, stage: OffPolicyStage, monkeypatch: pytest.MonkeyPatch):
+        self.stage, self.config, self.policy = stage, stage.config, stage.policy
+        for name in self.NETWORKS:
+            setattr(self, name, copy.deepcopy(getattr(stage, name)).requires_grad_(name in ("critic", "actor")))
+        self.critic_adam = Adam(self.critic, self.config.critic_lr, self.config.max_grad_norm)
+        self.actor_adam = Adam(self.actor, self.config.actor_lr, self.config.max_grad_norm)
+        self.steps = self.actor_updates = 0
+        self.timesteps: set[int] = set()  # that SDAC noised chunks to
+        self.batches, self.samples, self.noised, self.added, self.reversed = [], [], [], [], []
+        batch, sample = stage._batch, stage.policy.sample
+        add_noise, reverse_noise = stage.policy.process.add_noise, sdac.reverse_noise
+        denoised = stage.policy.denoise_noised
+
+        def denoise_noised(*given):
+            already = len(self.added)
+            result = denoised(*given)
+            del self.added[already:]  # what it noises itself is not SDAC's
+            return result
+
+        def watched_batch():
+            self.batches.append(batch())
+            return self.batches[-1]
+
+        def watched_sample(obs, noise, **settings):
+            result = sample(obs, noise, **settings)
+            assert settings["finetuned"] is stage.old and settings["sampler"] is stage.sampler
+            self.samples.append((obs, result[0]))
+            return result
+
+        def watched_denoise_noised(network, obs, x0, generator, n_timesteps):
+            assert network is stage.actor and n_timesteps == stage.policy.finetuned_timesteps
+            self.noised.append((obs, x0, torch.Generator().set_state(generator.get_state())))
+            return denoise_noised(network, obs, x0, generator, n_timesteps)
+
+        def watched_add_noise(x0, eps, k):
+            self.added.append((x0, eps, k))
+            return add_noise(x0, eps, k)
+
+        def watched_reverse_noise(*given):
+            self.reversed.append(reverse_noise(*given))
+            return self.reversed[-1]
+
+        self.denoise_noised = denoise_noised
+        monkeypatch.setattr(stage, "_batch", watched_batch)
+        monkeypatch.setattr(stage.policy, "sample", watched_sample)
+        monkeypatch.setattr(stage.policy, "denoise_noised", watched_denoise_noised)
+        monkeypatch.setattr(stage.policy.process, "add_noise", watched_add_noise)
+        monkeypatch.setattr(sdac, "reverse_noise", watched_reverse_noise)
+        monkeypatch.setattr(dpmd, "resample", lambda weights, n, generator: heaviest(weights, n))
+
+    def values(self, obs: Tensor, x: Tensor) -> Tensor:
+        """Least of the target's members for chunks (B, n, Tp, Da) -> (B, n)"""
+        executed = x[:, :, : self.policy.config.n_action_steps].clamp(-1, 1).flatten(2)
+        with torch.no_grad():
+            return self.target_critic(obs, executed).min(0).values
+
+    def weights(self, q: Tensor) -> Tensor:
+        """(B, n)"""
+        if self.config.rsm.weights == "constant":
+            return torch.full_like(q, 1 / q.shape[1])
+        e = ((q - q.max(1, keepdim=True).values) / self.config.rsm.temperature).exp()
+        return e / e.sum(1, keepdim=True)
+
+    def step(self) -> dict[str, float]:
+        """One gradient step of both -> the metrics that are expected of the stage's, which are checked."""
+        config = self.config
+        for seen in (self.batches, self.samples, self.noised, self.added, self.reversed):
+            seen.clear()
+        metrics = self.stage._gradient_step()
+        (batch,) = self.batches
+        obs, x = self.samples.pop(0)
+        assert torch.equal(obs, batch.next_obs)
+        x = x.clamp(-1, 1)
+        q = self.values(obs, x)
+        expected = self.update_critic(batch, q[:, : config.target_candidates])
+        waits = self.steps < config.critic_warmup_updates or self.steps % config.policy_delay > 0
+        if not (waits or config.freeze_actor):
+            if config.draw_at == "current":
+                obs, x = self.samples.pop(0)
+                assert torch.equal(obs, batch.obs)
+                x = x.clamp(-1, 1)
+                q = self.values(obs, x)
+            done = min(max((self.actor_updates - config.lr_decay_start) / config.lr_decay_updates, 0), 1)
+            self.actor_adam.lr = (1 - done) * config.actor_lr + done * config.actor_lr_final
+            for _ in range(config.actor_steps):
+                expected["actor_loss"] = self.update_actor(batch, obs, x, q)
+        assert not self.samples and not self.noised and not self.reversed, "more than was expected of the stage"
+        self.steps += 1
+        if self.steps % config.old_policy_every == 0:
+            self.old.load_state_dict(self.actor.state_dict())
+        assert {name: float(metrics[name]) for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert ("actor_loss" in metrics) == ("actor_loss" in expected)
+        return expected
+
+    def update_critic(self, batch: Transitions, q_next: Tensor) -> dict[str, float]:
+        target = batch.reward + batch.discount * q_next.max(1).values
+        numbers = self.policy.config.n_action_steps * self.policy.action_dim  # that were executed, of Tp * Da
+        q = self.critic(batch.obs, batch.chunk[:, None, :numbers])[:, :, 0]
+        errors = torch.stack([(member - target).square().mean() for member in q])
+        self.critic_adam.step(errors.sum())
+        average(self.target_critic, self.critic, self.config.tau)
+        return {"critic_loss": errors.mean().item(), "q": q.mean().item()}
+
+    def update_actor(self, batch: Transitions, obs: Tensor, x: Tensor, q: Tensor) -> float:
+        config = self.config
+        of_policy = self.sdac_loss(batch, obs, x, q) if isinstance(config, SDACConfig) else self.dpmd_loss(obs, x, q)
+        loss = of_policy
+        if config.bc_coef:
+            n = round(config.demo_ratio * config.batch_size)
+            output, target = self.denoised_again(batch.obs[:n], batch.chunk[:n].view(n, 1, *x.shape[2:]))
+            loss = loss + config.bc_coef * (output - target).square().mean()
+        self.actor_adam.step(loss)
+        self.actor_updates += 1
+        average(self.averaged, self.actor, config.actor_tau)
+        return loss.item()
+
+    def denoised_again(self, obs: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """What the copy of the actor makes of what the stage noised, which must be `x0` at `obs`."""
+        seen_obs, seen_x0, generator = self.noised.pop(0)
+        torch.testing.assert_close(seen_obs, obs)
+        torch.testing.assert_close(seen_x0, x0)
+        return self.denoise_noised(self.actor, obs, x0, generator, self.policy.finetuned_timesteps)
+
+    def dpmd_loss(self, obs: Tensor, x: Tensor, q: Tensor) -> Tensor:
+        config = self.config
+        x, q = x[:, : config.draws], q[:, : config.draws]
+        rows = torch.arange(len(x))[:, None]
+        if config.train_on == "best":
+            best = q.argmax(1)[:, None]
+            x, q = x[rows, best], q[rows, best]
+        weights = self.weights(q)
+        if 0 < config.resample < x.shape[1]:
+            x, weights = x[rows, heaviest(weights, config.resample)], torch.tensor(1 / config.resample)
+        output, target = self.denoised_again(obs, x)
+        return (weights * (output - target).square().mean((2, 3))).sum(1).mean()
+
+    def sdac_loss(self, batch: Transitions, obs: Tensor, x: Tensor, q: Tensor) -> Tensor:
+        clean, noise, k = self.added.pop(0)
+        if self.config.noisy_from == "replay":
+            obs, expected = batch.obs, batch.chunk.view(clean.shape)
+        else:
+            expected = x[torch.arange(len(x)), q.argmax(1)][:, None]
+        torch.testing.assert_close(clean, expected)
+        assert k.shape == (len(clean), 1)
+        self.timesteps |= set(k.flatten().tolist())
+        abar = torch.from_numpy(cosine_signal(self.policy.config.denoising_steps)).float()[k][:, :, None, None]
+        noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
+        eps = self.reversed.pop(0)
+        assert eps.shape[1] == self.config.draws
+        weights = self.weights(self.values(obs, (noisy - (1 - abar).sqrt() * eps) / abar.sqrt()))
+        encoded = self.actor.encode(obs)
+        output = self.actor(noisy, k, encoded._replace(obs=encoded.obs[:, None]))
+        return (weights * (output - eps).square().mean((2, 3))).sum(1).mean()
+
+
+def heaviest(weights: Tensor, n: int) -> Tensor:
+    """In place of `resample`: each state's `n` draws of the largest weights."""
+    return weights.topk(n, 1).indices
+
+
+@torch.no_grad()
+def average(mean: torch.nn.Module, module: torch.nn.Module, tau: float) -> None:
+    for old, new in zip(mean.parameters(), module.parameters()):
+        old.copy_((1 - tau) * old + tau * new)
