@@ -232,3 +232,31 @@ def test_cut_episodes_cuts_the_last_chunk_alone():
     stage.cut_episodes()
     assert stage.rollout.truncated.tolist() == [[False] * 3, [False, True, True], [False] * 3, [False] * 3]
     assert not stage.reward_scaler.running_return.any()
+
+
+@pytest.mark.parametrize(("log_prob", "tolerance"), [("mean", 1e-5), ("joint", 1e-5 * TA * DA)])
+def test_one_ratio_beyond_the_tolerance_is_enough(log_prob, tolerance):
+    stage = tiny_stage(log_prob=log_prob)
+    for excess, allowed in ((0.8, True), (-0.8, True), (1.2, False), (-1.2, False), (float("nan"), False)):
+        ratio = torch.ones(100)
+        ratio[7] += excess * tolerance
+        if allowed:
+            assert float(stage._check_first_ratio(ratio)) == pytest.approx(0.8 * tolerance, rel=0.05)
+        else:
+            with pytest.raises(RuntimeError, match="the likelihood ratio differs from 1"):
+                stage._check_first_ratio(ratio)
+
+
+def test_the_seed_decides_how_a_stage_begins():
+    """Its critic and its generator; the global generator stays as it was."""
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    policies = [make_policy() for _ in range(3)]
+    config = DPPOConfig(**TINY)
+    torch.manual_seed(3)
+    one, same, other = (DPPO(policy, config, Setting(TASK, 3, seed)) for policy, seed in zip(policies, (0, 0, 1)))
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.equal(flat(one.critic), flat(same.critic)) and not torch.equal(flat(one.critic), flat(other.critic))
+    assert torch.equal(one.generator.get_state(), same.generator.get_state())
+    assert not torch.equal(one.generator.get_state(), other.generator.get_state())
+    assert one.chunks_per_update == T
