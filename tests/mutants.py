@@ -77,15 +77,11 @@ def run_tests(checkout: Path, tests: Sequence[str], seconds: float = SECONDS) ->
     # no bytecode: a mutant of the same length, within the same second, would not be seen
     variables |= {"PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    with subprocess.Popen(
-        command, cwd=checkout, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as run:
-        try:
-            printed, _ = run.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            run.kill()
-            return None, f"killed after {seconds} seconds"
-    return run.returncode, printed.decode(errors="replace")
+    try:
+        done = subprocess.run(command, check=False, cwd=checkout, env=variables, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return None, f"more than {seconds} seconds"
+    return done.returncode, done.stdout.decode() + done.stderr.decode()
 
 
 def is_killed(mutant: Mutant, copies: queue.Queue[Path]) -> bool:
