@@ -23,6 +23,7 @@ from bandit import (
 from by_hand import OffPolicyByHand
 from densities import batch_of, values
 
+from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.errors import BurnishError
 from burnish.finetune import off_policy
 from burnish.finetune.losses.rsm import RSMConfig
@@ -451,7 +452,7 @@ CONSTANT = RSMConfig(weights="constant")
 )
 def test_gradient_steps_are_those_by_hand(monkeypatch, name, settings):
     """Losses and all five networks, over the warm-up, several refreshes and the whole fall of the learning rate."""
-    monkeypatch.setattr(off_policy, "load", demonstrations)
+    monkeypatch.setattr(off_policy, "load", random_demonstrations)
     torch.manual_seed(1)
     policy = make_policy(horizon=TA + 1, denoiser=DenoiserConfig(hidden_dim=16))
     stage = make_stage(name, policy=policy, **(BY_HAND | settings))
@@ -469,6 +470,14 @@ def test_gradient_steps_are_those_by_hand(monkeypatch, name, settings):
             tolerance = 2e-3 * (theirs - before[network]).norm() + 1e-6
             assert (ours - theirs).norm() <= tolerance, f"{network} after {hand.steps} steps"
     assert hand.timesteps == (set(range(6)) if name == "sdac" else set())
+
+
+def random_demonstrations(source: str) -> Demonstrations:
+    rng = np.random.default_rng(5)
+    obs, final = rng.normal(9, 1, (30, 2)).astype(np.float32), rng.normal(9, 1, 2).astype(np.float32)
+    actions, rewards = rng.uniform(-1, 1, (30, DA)).astype(np.float32), rng.normal(size=30).astype(np.float32)
+    episode = Episode("demo_0", {"flat": obs}, actions, rewards, np.zeros(30, bool), {"flat": final})
+    return Demonstrations([episode], source=source)
 
 
 def parameters(module: torch.nn.Module) -> torch.Tensor:
