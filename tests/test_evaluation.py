@@ -14,6 +14,7 @@ from scipy import stats
 from burnish.envs.task import TaskConfig
 from burnish.envs.vector.sync import SyncVectorEnv
 from burnish.errors import BurnishError
+from burnish.evaluation import video
 from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, act, evaluate
 from burnish.evaluation.intervals import Difference, bootstrap_interval, wilson_interval
 from burnish.networks import CriticConfig, DenoiserConfig
@@ -262,3 +263,20 @@ def test_bootstrap_of_successes_is_the_binomial_distribution():
     assert bootstrap_interval(values) == pytest.approx(tuple(expected))
     difference = Difference.between(np.zeros(20), values)
     assert difference.mean == pytest.approx(0.3) and difference.interval == pytest.approx(tuple(expected))
+
+
+def test_videos_are_of_the_episodes_that_count(monkeypatch, tmp_path):
+    """A picture before the first step and one after each; the name says how it ended."""
+    written = []
+    simulators = iter([Counter(success_at=3)])
+    monkeypatch.setattr(video, "make_simulator", lambda task: next(simulators))
+    monkeypatch.setattr(video, "_write", lambda path, frames: written.append((path, len(frames), frames[0].shape)))
+    policy = Guess()
+    policy.config = SimpleNamespace(n_obs_steps=1, n_action_steps=2)
+    assert video.record(policy, COUNTER, [], tmp_path) == []
+    paths = video.record(policy, COUNTER, [40, 41], tmp_path, candidates=3)
+    assert paths == [tmp_path / "seed40_success.mp4", tmp_path / "seed41_success.mp4"]
+    assert written == [(path, 5, (480, 480, 3)) for path in paths] and policy.candidates == {3}
+    simulators = iter([Counter()])
+    (path,) = video.record(policy, COUNTER, [42], tmp_path)
+    assert path.name == "seed42_end.mp4" and written[-1][1] == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +86,7 @@ class Course:
             "stage": DPPOConfig(),
             "policy": str(policy),
             "run_dir": str(folder),
-            "evaluation": EvaluationConfig(episodes=4, n_envs=4),
+            "evaluation": EvaluationConfig(episodes=4, n_envs=4, video=2),
             "total_env_steps": 30,
             "n_envs": E,
             "eval_every": 8,
@@ -93,9 +94,11 @@ class Course:
         } | settings
         monkeypatch.setattr(loop, "time", self.clock)
         monkeypatch.setattr(loop, "evaluate", self.evaluate)
-        monkeypatch.setattr(loop, "record", lambda *_: None)
+        self.filmed: list[Any] = []
+        monkeypatch.setattr(loop, "record", lambda *given: self.filmed.append(given))
         monkeypatch.setattr(loop, "StopRequest", lambda: self)
-        monkeypatch.setattr(Run, "plot_curve", lambda *_, **__: None)
+        self.plotted: list[Any] = []
+        monkeypatch.setattr(Run, "plot_curve", lambda _, *given, **__: self.plotted.append(given))
 
     def evaluate(self, policy, task, config, *, envs, progress=None) -> Evaluation:
         """The next of the scores; with selection 1 more."""
@@ -168,6 +171,18 @@ def test_the_course_of_a_run(tmp_path, monkeypatch, capsys):
     assert (summary["env_steps"], summary["updates"]) == (30, 4)
     assert summary["time/training_minutes"] == pytest.approx((4 * each + ACT) / 60)
     assert summary["n_parameters"] == sum(p.numel() for p in course.stage.policy.parameters())
+    paths = (tmp_path / "run" / f"evaluation{name}.json" for name in ("_before", "", "_selected"))
+    files = [json.loads(path.read_text()) for path in paths]
+    assert [content["summary"]["return"] for content in files] == [3.0, 0.75, 1.75]
+    latest = str(tmp_path / "run" / "checkpoints" / "step_00000030")
+    assert [content["policy"] for content in files] == [course.settings["policy"], latest, latest]
+    assert [content["evaluation"]["candidates"] for content in files] == [1, 1, 3]
+    ((policy, task, seeds, folder),) = course.filmed
+    assert policy is course.stage.policy and task is course.settings["task"]
+    assert (seeds, folder) == ([0, 1], tmp_path / "run" / "videos")
+    ((x, curves),) = course.plotted
+    kinds = ("eval", "eval_selected", "train")
+    assert (x, set(curves)) == ("step", {f"{kind}/{key}" for kind in kinds for key in ("success_rate", "return")})
     assert capsys.readouterr().err.count("too much noise") == 1  # no success in training, 50 % before
 
 
