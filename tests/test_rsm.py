@@ -8,11 +8,13 @@ import torch
 from scipy import stats
 
 from burnish.errors import BurnishError
+from burnish.finetune.losses import rsm
 from burnish.finetune.losses.rsm import (
     RSMConfig,
     Weighting,
     kl_from_uniform,
     paper_temperature,
+    resample,
     weighted_denoising_loss,
 )
 
@@ -142,3 +144,15 @@ def test_weighted_loss_by_hand():
     weights = torch.tensor([[0.5, 0.5], [1.0, 0.25]])
     # ((1 + 4) / 2 + 9 + 16 / 4) / 2
     assert float(weighted_denoising_loss(output, target, weights)) == pytest.approx((2.5 + 13) / 2)
+
+
+def test_draws_are_drawn_again_by_weight(monkeypatch):
+    """Each state by its own weights, which need not sum to one; with replacement."""
+    weights = torch.tensor([[0.5, 0.25, 0.0, 0.25], [0.0, 4.0, 4.0, 0.0]])
+    drawn = resample(weights, 4000, torch.Generator().manual_seed(0))
+    assert drawn.shape == (2, 4000)
+    frequencies = torch.stack([row.bincount(minlength=4) / 4000 for row in drawn])
+    torch.testing.assert_close(frequencies, weights / weights.sum(1, keepdim=True), atol=0.03, rtol=0)
+    # the sum of all may round to less than a number that was drawn
+    monkeypatch.setattr(rsm.torch, "rand", lambda shape, **_: torch.full(shape, 1.001))
+    assert resample(weights, 1, torch.Generator())[:, 0].tolist() == [3, 3]
