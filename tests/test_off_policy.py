@@ -358,8 +358,12 @@ def test_user_mistakes():
 
 def test_going_on_with_a_finetuned_policy(pretrained_weights):
     stage = make_stage("dpmd", pretrained_weights)
+    with torch.no_grad():
+        next(stage.averaged.parameters()).add_(1)
     again = make_stage("sdac", policy=stage.policy)
     assert again.critic is stage.critic
+    for network in (again.actor, again.averaged, again.old):
+        assert torch.equal(parameters(network), parameters(stage.averaged))
     with pytest.raises(BurnishError, match=r"stage.ft_denoising_steps=4, but the policy was fine-tuned with 10 before"):
         make_stage(policy=stage.policy, ft_denoising_steps=4)
     with pytest.raises(BurnishError, match=r"but the policy has a critic of"):
@@ -552,7 +556,7 @@ def test_gradient_steps_are_owed_until_they_are_made(pretrained_weights, monkeyp
     """At most MOST_GRADIENT_STEPS in one `update`; what is not whole is carried over; earlier chunks do not count."""
     monkeypatch.setattr(off_policy, "MOST_GRADIENT_STEPS", 3)
     settings = {"learning_starts": 2 * E * TA + 1, "update_every": 2, "utd_ratio": 0.1, "critic_warmup_updates": 4}
-    stage = make_stage("dpmd", pretrained_weights, **settings)
+    stage = make_stage("dpmd", pretrained_weights, buffer_size=2 * E + 1, **settings)
     assert stage.chunks_per_update == 3  # learning_starts
     losses = iter(torch.arange(100.0))
     made = []
@@ -569,7 +573,7 @@ def test_gradient_steps_are_owed_until_they_are_made(pretrained_weights, monkeyp
     play(stage, rng, 1, learn=False)
     assert stage.ready() and stage.owed == 5.6
     metrics = stage.update()
-    assert metrics == {"critic_loss": 1.0, "actor_loss": 7.0, "gradient_steps": 3, "replay_size": 3 * E}
+    assert metrics == {"critic_loss": 1.0, "actor_loss": 7.0, "gradient_steps": 3, "replay_size": 2 * E + 1}
     assert stage.ready()  # two more are due
     assert stage.update()["critic_loss"] == 3.5
     assert not stage.ready() and stage.owed == pytest.approx(0.6) and len(made) == 5
