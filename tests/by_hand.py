@@ -303,14 +303,16 @@ class OffPolicyByHand:
         (batch,) = self.batches
         obs, x = self.samples.pop(0)
         assert torch.equal(obs, batch.next_obs)
+        waits = self.steps < config.critic_warmup_updates or self.steps % config.policy_delay > 0 or config.freeze_actor
+        shared = config.draw_at == "next" and not waits
+        assert x.shape[1] == max(config.target_candidates, self.draws_for_actor() if shared else 0)
         x = x.clamp(-1, 1)
         q = self.values(obs, x)
         expected = self.update_critic(batch, q[:, : config.target_candidates])
-        waits = self.steps < config.critic_warmup_updates or self.steps % config.policy_delay > 0
-        if not (waits or config.freeze_actor):
+        if not waits:
             if config.draw_at == "current":
                 obs, x = self.samples.pop(0)
-                assert torch.equal(obs, batch.obs)
+                assert torch.equal(obs, batch.obs) and x.shape[1] == self.draws_for_actor()
                 x = x.clamp(-1, 1)
                 q = self.values(obs, x)
             done = min(max((self.actor_updates - config.lr_decay_start) / config.lr_decay_updates, 0), 1)
@@ -324,6 +326,12 @@ class OffPolicyByHand:
         assert {name: float(metrics[name]) for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-6)
         assert ("actor_loss" in metrics) == ("actor_loss" in expected)
         return expected
+
+    def draws_for_actor(self) -> int:
+        """SDAC noises the best of the target's candidates, and draws clean chunks of its own."""
+        if isinstance(self.config, SDACConfig):
+            return 0 if self.config.noisy_from == "replay" else self.config.target_candidates
+        return self.config.draws
 
     def update_critic(self, batch: Transitions, q_next: Tensor) -> dict[str, float]:
         target = batch.reward + batch.discount * q_next.max(1).values

@@ -24,6 +24,7 @@ from by_hand import OffPolicyByHand
 from densities import batch_of, values
 
 from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.diffusion import Sampler
 from burnish.errors import BurnishError
 from burnish.finetune import off_policy
 from burnish.finetune.losses.rsm import RSMConfig
@@ -227,6 +228,7 @@ def test_target_networks_are_polyak_averages(pretrained_weights):
 @pytest.mark.parametrize("weights", ["kl", "paper"])
 def test_a_restored_stage_goes_on_bitwise(pretrained_weights, name, weights):
     settings = {"rsm": RSMConfig(weights=weights), "critic_warmup_updates": 5, "exploration_noise": 0.1}
+    settings["update_every"] = 2  # of which one chunk was stored when it is saved
     if name == "dpmd" and weights == "paper":
         settings["train_on"] = "best"  # which has moving averages
     stage = make_stage(name, pretrained_weights, **settings)
@@ -582,6 +584,15 @@ def test_gradient_steps_are_owed_until_they_are_made(pretrained_weights, monkeyp
     play(stage, rng, 1)
     assert len(made) == 8 and stage.owed == pytest.approx(0.8)
     assert make_stage("dpmd", pretrained_weights, learning_starts=1, update_every=7).chunks_per_update == 7
+
+
+@pytest.mark.parametrize(("sampler", "eta", "steps"), [("ddim", 0.5, 2), ("ddpm", 1.0, 10), ("inherit", 0.0, 5)])
+def test_the_sampler_of_draws(sampler, eta, steps):
+    policy = make_policy(sampler="ddim", ddim_steps=5)
+    stage = make_stage("dpmd", policy=policy, sampler=sampler, ddim_steps=2, eta=0.5)
+    expected = Sampler(policy.process, "ddim" if sampler == "inherit" else sampler, steps, eta)
+    assert torch.equal(stage.sampler.std, expected.std) and torch.equal(stage.sampler.timesteps, expected.timesteps)
+    assert (stage.sampler is policy.sampler) == (sampler == "inherit") and len(policy.sampler) == 5
 
 
 def test_a_stage_begins_alike(pretrained_weights):
