@@ -38,10 +38,12 @@ class ScriptedStage(Stage):
         self.policy, self.clock, self.n_candidates, self.rounds = policy, clock, n_candidates, rounds
         self.chunks = self.done = self.cut = 0
         self.seen = 0.0  # sum of all that it was given
+        self.acted: list[list[float]] = []  # episode and step of the first environment's observations
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         self.clock.now += ACT
         self.seen += float(obs.sum())
+        self.acted.append(obs[0, 0, :2].tolist())
         return np.full((E, TA, 1), 0.5, np.float32)
 
     def observe(self, step) -> None:
@@ -146,6 +148,7 @@ def test_the_course_of_a_run(tmp_path, monkeypatch, capsys):
     """Chunks of 2, 2 and 1 steps in two environments: updates after 8, 14, 20 and 28 steps, the end after 30."""
     course = Course(tmp_path / "run", monkeypatch, n_candidates=3)
     summary = course.run()
+    assert course.stage.acted == [[episode, t] for episode in (1, 2, 3) for t in (0, 2, 4)]
     assert course.column("step") == [0, 8, 14, 20, 28, 30]
     assert course.column("eval/return") == [3.0, 1.0, None, 1.0, 9.0, 0.75]
     assert course.column("eval_selected/return") == [None, 2.0, None, 2.0, 10.0, 1.75]

@@ -263,23 +263,27 @@ def test_loss_and_actions_are_of_normalised_numbers():
     torch.testing.assert_close(loss, (output - x0).square().mean())
 
 
-def test_every_timestep_is_noised_to_with_its_own_noise():
-    policy = make_policy()
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_every_timestep_is_noised_to_with_its_own_noise(prediction_type):
+    policy = make_policy(prediction_type=prediction_type)
     x0, given = torch.randn(400, 2, 4, 3), []
     network = policy.denoiser
     network.register_forward_pre_hook(lambda _, inputs: given.append(inputs))
     for n_timesteps in (0, 7):
         generator = torch.Generator().manual_seed(0)
-        _, eps = policy.denoise_noised(network, torch.zeros(400, 5), x0, generator, n_timesteps)
+        _, target = policy.denoise_noised(network, torch.zeros(400, 5), x0, generator, n_timesteps)
         x, k, _ = given.pop()
         assert k.shape == (400, 2) and set(k.flatten().tolist()) == set(range(n_timesteps or 20))
         abar = policy.process.alphas_cumprod[k].float()[:, :, None, None]
-        torch.testing.assert_close(x, abar.sqrt() * x0 + (1 - abar).sqrt() * eps)
+        eps = (x - abar.sqrt() * x0) / (1 - abar).sqrt()
+        assert abs(eps.mean()) < 0.02 and abs(eps.std() - 1) < 0.02
+        expected = eps if prediction_type == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * x0
+        torch.testing.assert_close(target, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_another_sampler_from_now_on():
-    policy = make_policy(sampler="ddim", ddim_steps=10, eta=1.0)
-    assert float(policy.sampler.std[0]) > 0
+    policy = make_policy(sampler="ddim", ddim_steps=10, eta=0.5)
+    torch.testing.assert_close(policy.sampler.std, 0.5 * Sampler(policy.process, "ddim", 10, eta=1.0).std)
     policy.set_sampler("ddim", 4)
     assert len(policy.sampler) == 4 and not policy.sampler.std.any()  # eta = 0
     assert (policy.config.sampler, policy.config.ddim_steps, policy.config.eta) == ("ddim", 4, 0.0)

@@ -278,6 +278,18 @@ def test_of_two_evaluations_at_a_step_the_later_counts(tmp_path):
     assert read_run(run).best.value == 0.95
 
 
+def test_updates_take_their_mean_time_and_a_curve_may_be_zero(tmp_path):
+    run = make_run(tmp_path / "a", 0, 14, between={500: 0})
+    metrics = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines[3]["time/update"] += 50.0
+    lines[5] |= evaluation(0).metrics()
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    of = read_run(run)
+    assert (of.cost.update_seconds, of.cost.gradient_step_seconds) == (pytest.approx(15.0), pytest.approx(1.5))
+    assert [(point.env_steps, point.value) for point in of.curve] == [(0, 0.5), (500, 0.0), (1000, 0.7)]
+
+
 def test_a_run_without_an_update_is_not_finished(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(BurnishError, match=r"its metrics\.jsonl has no update"):
