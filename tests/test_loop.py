@@ -198,15 +198,17 @@ def test_the_last_evaluation_can_be_the_best(tmp_path, monkeypatch, last):
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 5, 9, 13])  # in a rollout and after an update
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, stop_after):
-    """With the seconds and the steps that were not logged yet."""
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, capsys, stop_after):
+    """With the seconds and the steps that were not logged yet; what was warned of is not warned of again."""
     whole = Course(tmp_path / "whole", monkeypatch)
     expected = whole.run()
+    capsys.readouterr()
     course = Course(tmp_path / "run", monkeypatch)
     course.stop_after = stop_after
     with pytest.raises(Stopped, match=f"go on with: burnish finetune resume={tmp_path / 'run'}"):
         course.run()
     summary = course.run(resume=True)
+    assert capsys.readouterr().err.count("too much noise") == 1
     assert course.lines() == [pytest.approx(line) for line in whole.lines()]
     assert course.stage.seen == whole.stage.seen and course.stage.cut == 0
     changed = {"policy", "peak_memory_mib"}
