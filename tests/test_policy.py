@@ -34,6 +34,13 @@ def test_normalizer_min_max_and_constant_dimension():
     assert float(normalizer.normalize(torch.tensor([0.0, 5.5, 0.0]))[1]) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("spread", "scale"), [(0.9e-4, 1.0), (1.1e-4, 0.55e-4)])
+def test_what_varies_less_than_a_ten_thousandth_is_constant(spread, scale):
+    normalizer = Normalizer(1)
+    normalizer.fit(torch.tensor([[0.0], [spread]]), "min_max")
+    assert float(normalizer.scale) == pytest.approx(scale)
+
+
 def test_normalizer_mean_std_is_numpys():
     data = torch.randn(100, 4) * 3 + 1
     normalizer = Normalizer(4)
