@@ -229,12 +229,16 @@ def test_episodes_are_those_of_a_plain_loop(candidates):
     policy, told = Guess(), []
     progress = SimpleNamespace(update=lambda n, success_rate: told.append((n, success_rate)))
     config = EvaluationConfig(episodes=7, seed=40, n_envs=5, candidates=candidates)
-    ours = evaluate(policy, COUNTER, config, envs=counters(), progress=progress)
+    envs, steps = counters(), []
+    step = envs.step
+    envs.step = lambda actions, mask: steps.append(step(actions, mask)) or steps[-1]
+    ours = evaluate(policy, COUNTER, config, envs=envs, progress=progress)
     success, returns, lengths = zip(*(plain_episode(i, 40 + i, candidates) for i in range(7)))
     assert ours.seeds == list(range(40, 47))
     assert ours.success.tolist() == list(success) == [True, False, False, True, True, True, False]
     assert ours.lengths.tolist() == list(lengths) == [4, 3, 7, 2, 6, 4, 3]
     np.testing.assert_allclose(ours.returns, returns, rtol=1e-5)
+    assert sum(int(each.steps.sum()) for each in steps) == sum(lengths)  # nobody else moved
     assert told == [(5, 3 / 5), (2, 4 / 7)]
     assert policy.timed == [(1, 1, 3)] * 20 and ours.latency_ms >= 0 and policy.candidates == {candidates}
     assert ours.score == (4 / 7, pytest.approx(np.mean(returns)))

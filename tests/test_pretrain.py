@@ -204,6 +204,9 @@ def test_the_course_of_a_pretraining(run):
     assert saved == [4, 6, 8, 12, 14] and marked == [4, 8]  # the best, every third, the last; of equals the later
     policy = DiffusionPolicy.load(folder / "checkpoints" / "latest")
     assert torch.equal(parameters(policy), evaluated[-1])  # the averaged weights
+    held_out = Windows(episodes(6, 5, 9, 4)[1:2], ["flat"], 2, 3).batch(torch.arange(5))
+    loss = policy.loss(*held_out, torch.Generator().manual_seed(0))
+    assert lines[-1]["validation_loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert torch.equal(parameters(DiffusionPolicy.load(folder / "checkpoints" / "best")), evaluated[1])
     assert not torch.equal(evaluated[0], evaluated[1])
     assert (summary["steps"], summary["return"], summary["success_rate"]) == (14, 10.0, 0.4)
