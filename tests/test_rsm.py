@@ -156,3 +156,16 @@ def test_draws_are_drawn_again_by_weight(monkeypatch):
     # the sum of all may round to less than a number that was drawn
     monkeypatch.setattr(rsm.torch, "rand", lambda shape, **_: torch.full(shape, 1.001))
     assert resample(weights, 1, torch.Generator())[:, 0].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "gradient_steps", "temperature"),
+    [("fixed", 10**6, 0.3), ("paper", 0, 5.0 / 5), ("paper", 10**6, paper_temperature(10**6) / 5)],
+)
+def test_self_normalised_weights_by_hand(kind, gradient_steps, temperature):
+    """exp(Q / lambda) over their sum; the paper's SDAC has 5 Q in place of Q."""
+    q = random_q(states=3, draws=4)
+    weights, used = weighting(kind, temperature=0.3)(q, gradient_steps)
+    e = (q / temperature).exp()
+    torch.testing.assert_close(weights, e / e.sum(1, keepdim=True))
+    assert float(used) == pytest.approx(temperature)
