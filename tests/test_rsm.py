@@ -12,6 +12,7 @@ from burnish.finetune.losses import rsm
 from burnish.finetune.losses.rsm import (
     RSMConfig,
     Weighting,
+    Weights,
     kl_from_uniform,
     paper_temperature,
     resample,
@@ -169,3 +170,18 @@ def test_self_normalised_weights_by_hand(kind, gradient_steps, temperature):
     e = (q / temperature).exp()
     torch.testing.assert_close(weights, e / e.sum(1, keepdim=True))
     assert float(used) == pytest.approx(temperature)
+
+
+def test_metrics_of_one_draw_each_are_those_of_the_batch():
+    """The paper's weights do not sum to one."""
+    metrics = Weights(torch.tensor([[2.0], [1.0], [1.0]]), torch.tensor(0.7)).metrics()
+    assert float(metrics["ess"]) == pytest.approx(1 / (1 / 4 + 1 / 16 + 1 / 16))
+    assert float(metrics["weight_entropy"]) == pytest.approx(1.5 * math.log(2))
+    assert float(metrics["temperature"]) == pytest.approx(0.7)
+
+
+def test_the_paper_s_averages_are_restored():
+    ours, again = weighting("paper"), weighting("paper")
+    ours(random_q(scale=3.0, draws=1) + 5, 0)
+    again.load_state_dict(ours.state_dict())
+    assert torch.equal(again(random_q(draws=1, seed=1), 0).weights, ours(random_q(draws=1, seed=1), 0).weights)
