@@ -6,7 +6,7 @@ import densities
 import numpy as np
 import pytest
 import torch
-from bandit import DA, TA, make_stage, play
+from bandit import DA, TA, make_policy, make_stage, play
 from densities import TEMPERATURE, batch_of, density, log_target, sample, total_variation, train, values
 from scipy import stats
 
@@ -139,3 +139,11 @@ def test_noisy_chunks_come_from_where_they_shall(pretrained_weights):
     assert torch.equal(chunks["replay"].flatten(1), batch.chunk)
     assert 0.1 < float((chunks["perturbed"] - chunks["policy"]).std()) < 0.5
     assert 0.4 < float(chunks["uniform"].std()) < 0.75
+
+
+def test_uniform_noisy_chunks_fill_the_policy_s_bounds():
+    stage = make_stage("sdac", policy=make_policy(clip_sample=0.5), noisy_from="uniform")
+    obs, chunks = torch.zeros(2000, 2), torch.zeros(2000, 1, TA, DA)
+    batch = Transitions(obs, chunks.flatten(1), *torch.zeros(2, 2000), obs)
+    _, uniform = stage._clean_chunks(batch, Draws(obs, chunks, torch.zeros(2000, 1)))
+    assert stats.kstest(uniform.flatten().numpy(), stats.uniform(-0.5, 1).cdf).pvalue > 1e-3
