@@ -35,16 +35,17 @@ def test_truncated_draws_are_truncated_normal(k, x0, eps):
     assert result.pvalue > 1e-3, result
 
 
-def test_truncated_draws_of_each_element_have_their_own_bounds():
+@pytest.mark.parametrize("bound", [1.0, 0.5])
+def test_truncated_draws_of_each_element_have_their_own_bounds(bound):
     generator = torch.Generator().manual_seed(0)
-    x0 = 2 * torch.rand(8, 1, 3, 2, generator=generator) - 1
+    x0 = bound * (2 * torch.rand(8, 1, 3, 2, generator=generator) - 1)
     k = torch.randint(20, (8, 1), generator=generator)
     x = COSINE.add_noise(x0, torch.randn(x0.shape, generator=generator), k)
     signal, sigma = COSINE.levels(k, x)
-    draws = reverse_noise(x, signal, sigma, 500, 1.0, "truncated", generator)
+    draws = reverse_noise(x, signal, sigma, 500, bound, "truncated", generator)
     assert draws.shape == (8, 500, 3, 2)
-    assert float(((x - sigma * draws).abs() - signal).max()) <= 1e-5
-    low, high = ((x + sign * signal) / sigma for sign in (-1, 1))
+    assert float(((x - sigma * draws).abs() - signal * bound).max()) <= 1e-5
+    low, high = ((x + sign * signal * bound) / sigma for sign in (-1, 1))
     mean = stats.truncnorm.mean(low.double().numpy(), high.double().numpy())
     np.testing.assert_allclose(draws.mean(1, keepdim=True).numpy(), mean, atol=0.25)  # 5 / sqrt(500)
 
