@@ -25,7 +25,18 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = Path(__file__).with_suffix(".yaml")
-COPIED = {"burnish", "compare", "configs", "datasets", "finetune", "pretrain", "tests", "benchmarks", "pyproject.toml"}
+COPIED = {
+    "burnish",
+    "compare",
+    "configs",
+    "datasets",
+    "finetune",
+    "pretrain",
+    "tests",
+    "benchmarks",
+    "docs",
+    "pyproject.toml",
+}
 ENOUGH = 0.95  # share of mutants that must be killed
 SECONDS = 180  # for the tests of one; a mutant that hangs is killed as well
 FAILED = (1, 2)  # pytest's exit status: a test failed, or could not even be imported
@@ -105,6 +116,8 @@ def main() -> int:
     parser.add_argument("-j", type=int, default=2, metavar="N", help="so many at a time (default: 2)")
     options = parser.parse_args()
     mutants = read(FILE, options.word)
+    if not mutants:
+        sys.exit(f"no mutant has {options.word!r} in it")
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(options.j) as pool:
         copies: queue.Queue[Path] = queue.Queue()
         for i in range(options.j):
