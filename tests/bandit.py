@@ -42,7 +42,7 @@ def make_policy(**kwargs) -> DiffusionPolicy:
     return DiffusionPolicy(PolicyConfig(**(settings | {"denoising_steps": 10} | kwargs)), 2, DA, ["flat"]).eval()
 
 
-def make_stage(name="dpmd", weights=None, policy=None, task=TASK, **kwargs):
+def make_stage(name="dpmd", weights=None, policy=None, task=TASK, seed=0, **kwargs):
     policy = policy or make_policy()
     if weights is not None:
         policy.load_state_dict(weights)
@@ -67,7 +67,7 @@ def make_stage(name="dpmd", weights=None, policy=None, task=TASK, **kwargs):
     make, config = STAGES[name]
     known = {field.name for field in fields(config)}
     settings = {key: value for key, value in settings.items() if key in known}
-    return make(policy, config(**(settings | kwargs)), Setting(task, E, 0))
+    return make(policy, config(**(settings | kwargs)), Setting(task, E, seed))
 
 
 def observations(rng: np.random.Generator, n: int = E) -> np.ndarray:
@@ -125,3 +125,12 @@ def demonstrations(source) -> Demonstrations:
     final = {"flat": np.full(2, 9, np.float32)}
     actions, rewards = np.full((30, DA), 0.5, np.float32), np.ones(30, np.float32)
     return Demonstrations([Episode("demo_0", obs, actions, rewards, np.zeros(30, bool), final)], source=str(source))
+
+
+def tensors(state) -> list[torch.Tensor]:
+    """Every tensor of nested containers."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, dict):
+        return [tensor for key in sorted(state, key=str) for tensor in tensors(state[key])]
+    return [tensor for value in state for tensor in tensors(value)] if isinstance(state, (list, tuple)) else []

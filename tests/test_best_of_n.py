@@ -40,3 +40,9 @@ def test_the_way_out_of_missing_demonstrations_names_only_keys_that_there_are():
         BestOfNConfig(demos=None)
     with pytest.raises(BurnishError, match=r"or stage.demo_ratio=0 stage.bc_coef=0 to learn"):
         DPMDConfig(demos=None)
+
+
+def test_best_of_n_takes_all_of_its_settings(pretrained_weights):
+    given = {"n_candidates": 5, "gamma": 0.7, "tau": 0.3, "target_candidates": 4, "reward_scale": 0.2, "batch_size": 33}
+    config = make_stage("best_of_n", pretrained_weights, **given).config
+    assert {name: getattr(config, name) for name in given} == given and config.freeze_actor

@@ -239,3 +239,13 @@ def test_widened_chains_are_as_wide_as_the_data(kind, steps, eta, temperature):
     noise = torch.randn(len(sampler) + 1, 60_000, 1, 1, generator=torch.Generator().manual_seed(0))
     x, _ = sampler.sample(denoise, noise)
     assert float(x.std()) == pytest.approx(temperature * s, rel=0.02)
+
+
+@pytest.mark.parametrize("clip_sample", [0.7, None])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_the_table_for_compiled_chains_gives_the_same_means(prediction_type, clip_sample):
+    sampler = Sampler(process(prediction_type=prediction_type, clip_sample=clip_sample), "ddim", 5, 0.5)
+    x, output = torch.randn(2, 6, 4, 3)
+    for i, (a, b, c, clip, coef_x0, coef_x) in enumerate(sampler.transitions.tolist()):
+        x0 = ((a * x - b * output) / c).clamp(-clip, clip)
+        torch.testing.assert_close(coef_x0 * x0 + coef_x * x, sampler.mean(output, x, i), atol=1e-5, rtol=1e-5)

@@ -1,13 +1,19 @@
-"""DPPO as a stage: it learns, its ratio starts at 1, and what it stores does not run over episode cuts."""
+"""DPPO as a stage: it learns, its updates are those written out by hand, and it stores nothing over episode cuts."""
+
+import copy
 
 import numpy as np
 import pytest
 import torch
-from bandit import TASK, chunk_step, make_policy, observations, reward_of
+from bandit import DA, TA, TASK, chunk_step, make_policy, observations, reward_of, tensors
+from by_hand import DPPOByHand
 
+from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting, stage_class
+from burnish.networks import DenoiserConfig
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 E = 32
 
@@ -76,24 +82,6 @@ def test_a_policy_that_changed_between_sampling_and_update_stops_the_run(pretrai
         stage.update()
 
 
-def test_bootstrap_is_from_the_final_observation(pretrained_weights):
-    """The next observation of a truncated chunk is the true last one, not the next episode's first."""
-    stage = make_stage(pretrained_weights, n_steps=2)
-    obs = np.ones((E, 1, 2), np.float32)
-    stage.act(obs)
-    stage.observe(chunk_step(obs, truncated=True, final_obs=np.full((E, 1, 2), 7, np.float32)))
-    assert torch.equal(stage.rollout.final_obs[0], torch.full((E, 2), 7.0))
-
-
-def test_cut_episodes_marks_the_last_chunk(pretrained_weights):
-    stage = make_stage(pretrained_weights)
-    terminated = np.arange(E) < 3
-    stage.act(np.ones((E, 1, 2), np.float32))
-    stage.observe(chunk_step(np.ones((E, 1, 2), np.float32), terminated=terminated))
-    stage.cut_episodes()
-    assert stage.rollout.truncated[0].tolist() == (~terminated).tolist()
-
-
 def test_going_on_with_a_finetuned_policy(pretrained_weights):
     stage = make_stage(pretrained_weights)
     again = make_stage(policy=stage.policy)
@@ -108,3 +96,167 @@ def test_unknown_stage():
     assert stage_class("dppo") is DPPO
     with pytest.raises(BurnishError, match="stage=reinforce: expected one of dppo"):
         stage_class("reinforce")
+
+
+# -- the assembled update, against the same written out (by_hand.py) ---------------------------------------------------
+
+T, N_ENVS, TO, DO, TP = 4, 3, 2, 3, 3  # TA and DA are the bandit's
+TINY = {
+    "ft_denoising_steps": 4,
+    "n_steps": T,
+    "gamma": 0.9,
+    "gae_lambda": 0.7,
+    "gamma_denoising": 0.6,
+    "actor_lr": 3e-3,
+    "critic_lr": 1e-2,
+    "max_grad_norm": 0.3,
+    "update_epochs": 2,
+    "batch_size": 18,
+    "clip_coef": 0.1,
+    "clip_coef_base": 0.01,
+    "clip_coef_rate": 2.0,
+    "min_sampling_denoising_std": 0.3,
+    "min_logprob_denoising_std": 0.2,
+    "max_sampling_denoising_std": 0.32,
+    "randn_clip": 1.2,
+}
+VARIANTS = {
+    "ddpm": {},
+    "quantiles": {"adv_quantile_low": 0.2, "adv_quantile_high": 0.7, "max_sampling_denoising_std": None},
+    "ddim": {"sampler": "ddim", "ddim_steps": 5, "ft_denoising_steps": 3, "reward_scaling": False},
+    "joint": {"log_prob": "joint", "clip_coef": 0.4, "max_grad_norm": float("inf")},
+    "cloning": {"bc_coef": 0.3, "critic_warmup_iterations": 0},
+    "one step": {"ft_denoising_steps": 1, "critic_warmup_iterations": 2, "batch_size": 5},
+    "target_kl": {"target_kl": 1e-4, "update_epochs": 3},
+}
+
+
+def tiny_stage(seed: int = 0, weights: int = 0, **settings) -> DPPO:
+    """Of a policy with random weights, whose two denoisers differ, and normalizers that change something."""
+    torch.manual_seed(weights)
+    config = PolicyConfig(
+        DenoiserConfig(hidden_dim=16), n_obs_steps=TO, horizon=TP, n_action_steps=TA, denoising_steps=10
+    )
+    policy = DiffusionPolicy(config, DO, DA, ["flat"]).eval()
+    policy.obs_normalizer.offset.copy_(torch.tensor([0.3, -0.2, 0.1]))
+    policy.obs_normalizer.scale.copy_(torch.tensor([2.0, 0.5, 1.5]))
+    policy.action_normalizer.offset.copy_(torch.tensor([0.1, -0.3]))
+    policy.action_normalizer.scale.copy_(torch.tensor([0.5, 2.0]))
+    stage = DPPO(policy, DPPOConfig(**(TINY | settings)), Setting(TASK, N_ENVS, seed))
+    with torch.no_grad():
+        for parameter in stage.actor.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return stage
+
+
+def random_step(rng: np.random.Generator) -> ChunkStep:
+    """Every kind of end; what comes next is not what a chunk led to."""
+    ends = rng.choice(3, N_ENVS, p=[0.5, 0.25, 0.25])
+    obs, final_obs = rng.normal(size=(2, N_ENVS, TO, DO)).astype(np.float32)
+    step = chunk_step(obs, terminated=ends == 1, truncated=ends == 2, final_obs=3 * final_obs)
+    return step._replace(reward=rng.normal(1, 2, N_ENVS).astype(np.float32))
+
+
+def play(stages: list, rng: np.random.Generator, chunks: int) -> None:
+    """The same chunks of all `stages`, whose actions must agree."""
+    for _ in range(chunks):
+        obs = rng.normal(size=(N_ENVS, TO, DO)).astype(np.float32)
+        first, *others = [stage.act(obs) for stage in stages]
+        for other in others:
+            np.testing.assert_allclose(other, first, rtol=1e-3, atol=1e-4)
+        step = random_step(rng)
+        for stage in stages:
+            stage.observe(step)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_updates_are_those_by_hand(variant):
+    """Three rollouts: actions, what is stored, metrics and weights."""
+    stage = tiny_stage(**VARIANTS[variant])
+    hand, rng = DPPOByHand(stage, N_ENVS, seed=0), np.random.default_rng(1)
+    for iteration in range(3):
+        play([stage, hand], rng, T)
+        assert stage.ready()
+        torch.testing.assert_close(stage.rollout.chain, torch.stack(hand.chains), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(stage.rollout.log_prob, torch.stack(hand.old_log_probs), rtol=1e-3, atol=1e-3)
+        before = {"actor": flat(hand.actor), "critic": flat(hand.critic)}
+        ours, theirs = stage.update(), hand.update()
+        assert not stage.ready()
+        assert ours.pop("first_ratio_error", 0.0) <= 1e-5 * (TA * DA if variant == "joint" else 1)
+        assert ours == pytest.approx(theirs, rel=5e-3, abs=1e-5)
+        assert ("policy_loss" in ours) == (iteration >= stage.config.critic_warmup_iterations)
+        for name, network in (("actor", stage.actor), ("critic", stage.critic)):
+            moved = flat(getattr(hand, name)) - before[name]
+            assert (flat(network) - before[name] - moved).norm() <= 2e-3 * moved.norm(), name
+    if variant == "target_kl":
+        assert ours["epochs"] < stage.config.update_epochs
+    else:
+        assert ours["clip_fraction"] > 0.05
+
+
+def flat(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize("chunks", [T - 1, T, 2 * T + 1])
+def test_a_restored_stage_goes_on_bitwise(chunks):
+    """From the middle of a rollout and from its end; the restored one had other weights and another seed."""
+
+    def go_on(stage, rng, n):
+        for _ in range(n):
+            play([stage], rng, 1)
+            if stage.ready():
+                stage.update()
+
+    stage = tiny_stage(critic_warmup_iterations=1)
+    go_on(stage, np.random.default_rng(0), chunks)
+    again = tiny_stage(seed=5, weights=5, critic_warmup_iterations=1)
+    again.load_state_dict(copy.deepcopy(stage.state_dict()))
+    for one in (stage, again):
+        go_on(one, np.random.default_rng(1), 2 * T)
+    ours, theirs = stage.state_dict(), again.state_dict()
+    assert len(tensors(ours)) == len(tensors(theirs)) > 40
+    assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs)))
+    assert (ours["iteration"], ours["t"]) == (theirs["iteration"], theirs["t"])
+
+
+def test_cut_episodes_cuts_the_last_chunk_alone():
+    stage, rng = tiny_stage(), np.random.default_rng(0)
+    stage.cut_episodes()  # nothing was stored yet
+    assert not stage.rollout.truncated.any()
+    for _ in range(2):
+        obs = rng.normal(size=(N_ENVS, TO, DO)).astype(np.float32)
+        stage.act(obs)
+        stage.observe(chunk_step(obs, terminated=np.arange(N_ENVS) == 0))
+    stage.reward_scaler.running_return += 1
+    stage.cut_episodes()
+    assert stage.rollout.truncated.tolist() == [[False] * 3, [False, True, True], [False] * 3, [False] * 3]
+    assert not stage.reward_scaler.running_return.any()
+
+
+@pytest.mark.parametrize(("log_prob", "tolerance"), [("mean", 1e-5), ("joint", 1e-5 * TA * DA)])
+def test_one_ratio_beyond_the_tolerance_is_enough(log_prob, tolerance):
+    stage = tiny_stage(log_prob=log_prob)
+    for excess, allowed in ((0.8, True), (-0.8, True), (1.2, False), (-1.2, False), (float("nan"), False)):
+        ratio = torch.ones(100)
+        ratio[7] += excess * tolerance
+        if allowed:
+            assert float(stage._check_first_ratio(ratio)) == pytest.approx(0.8 * tolerance, rel=0.05)
+        else:
+            with pytest.raises(RuntimeError, match="the likelihood ratio differs from 1"):
+                stage._check_first_ratio(ratio)
+
+
+def test_the_seed_decides_how_a_stage_begins():
+    """Its critic and its generator; the global generator stays as it was."""
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    policies = [make_policy() for _ in range(3)]
+    config = DPPOConfig(**TINY)
+    torch.manual_seed(3)
+    one, same, other = (DPPO(policy, config, Setting(TASK, 3, seed)) for policy, seed in zip(policies, (0, 0, 1)))
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.equal(flat(one.critic), flat(same.critic)) and not torch.equal(flat(one.critic), flat(other.critic))
+    assert torch.equal(one.generator.get_state(), same.generator.get_state())
+    assert not torch.equal(one.generator.get_state(), other.generator.get_state())
+    assert one.chunks_per_update == T

@@ -3,14 +3,19 @@
 import hashlib
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fake_simulator import Counter
+from scipy import stats
 
 from burnish.envs.task import TaskConfig
+from burnish.envs.vector.sync import SyncVectorEnv
 from burnish.errors import BurnishError
-from burnish.evaluation.evaluate import EvaluationConfig, about, act, evaluate
+from burnish.evaluation import video
+from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, act, evaluate
 from burnish.evaluation.intervals import Difference, bootstrap_interval, wilson_interval
 from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.networks.compiled import mlp as compiled_mlp
@@ -164,3 +169,118 @@ def test_policy_of_another_task_is_refused(policy):
     lift = TaskConfig(name="lift", suite="robosuite", env_id="Lift", max_episode_steps=50, obs_keys=["object"])
     with pytest.raises(BurnishError, match="has the observations"):
         evaluate(policy, lift, EvaluationConfig(episodes=1, n_envs=1, backend="sync"))
+
+
+# -- episodes of a counter, against a plain loop -----------------------------------------------------------------------
+
+COUNTER = TaskConfig(name="counter", suite="gymnasium", env_id="Counter", max_episode_steps=7)
+SIMULATORS = [{"success_at": 3}, {"terminate_at": 3}, {}, {"success_at": 1}, {"success_at": 6, "terminate_at": 6}]
+
+
+class Guess:
+    """A policy whose actions, two a chunk, are of its noise and of the observation."""
+
+    device, least_rows, config = torch.device("cpu"), 4, SimpleNamespace(n_obs_steps=1)
+    obs_dim, obs_normalizer = 3, SimpleNamespace(offset=torch.zeros(3))
+
+    def __init__(self):
+        self.timed, self.candidates = [], set()
+
+    def check_candidates(self, candidates):
+        pass
+
+    def noise_shape(self, candidates):
+        return (2, candidates)
+
+    def act(self, obs, *, noise=None, generator=None, candidates=1):
+        self.candidates.add(candidates)
+        if noise is None:
+            self.timed.append(obs.shape)
+            return np.zeros((len(obs), 2, 1), np.float32)
+        assert noise.shape == (2, len(obs), candidates)
+        return (0.1 * noise[:, :, -1].T.numpy() + obs[:, 0, 2:])[..., None].astype(np.float32)
+
+
+def counters() -> SyncVectorEnv:
+    simulators = iter(SIMULATORS)
+    sizes = {"n_envs": 5, "n_obs_steps": 1, "n_action_steps": 2, "max_episode_steps": 7, "seed": 0}
+    return SyncVectorEnv(lambda: Counter(**next(simulators)), autoreset=False, **sizes)
+
+
+def plain_episode(number: int, seed: int, candidates: int) -> tuple[bool, float, int]:
+    """Success, return and length; an episode goes on to the end of the chunk that it first succeeded in."""
+    simulator, generator = Counter(**SIMULATORS[number % 5]), torch.Generator().manual_seed(seed)
+    obs, total, steps, success = simulator.reset(seed), 0.0, 0, False
+    while not success:
+        noise = torch.randn(2, candidates, generator=generator)[:, -1]
+        start = obs[2]
+        for i in range(2):
+            obs, reward, terminated, succeeded = simulator.step(np.array([0.1 * float(noise[i]) + start]))
+            total, steps, success = total + reward, steps + 1, success or succeeded
+            if terminated or steps == 7:
+                return success, total, steps
+    return success, total, steps
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_episodes_are_those_of_a_plain_loop(candidates):
+    """Seven of them in five environments: they end by success, termination and time limit; none counts what the
+    environments do after its end, nor those that only fill a round."""
+    policy, told = Guess(), []
+    progress = SimpleNamespace(update=lambda n, success_rate: told.append((n, success_rate)))
+    config = EvaluationConfig(episodes=7, seed=40, n_envs=5, candidates=candidates)
+    envs, steps = counters(), []
+    step = envs.step
+    envs.step = lambda actions, mask: steps.append(step(actions, mask)) or steps[-1]
+    ours = evaluate(policy, COUNTER, config, envs=envs, progress=progress)
+    success, returns, lengths = zip(*(plain_episode(i, 40 + i, candidates) for i in range(7)))
+    assert ours.seeds == list(range(40, 47))
+    assert ours.success.tolist() == list(success) == [True, False, False, True, True, True, False]
+    assert ours.lengths.tolist() == list(lengths) == [4, 3, 7, 2, 6, 4, 3]
+    np.testing.assert_allclose(ours.returns, returns, rtol=1e-5)
+    assert sum(int(each.steps.sum()) for each in steps) == sum(lengths)  # nobody else moved
+    assert told == [(5, 3 / 5), (2, 4 / 7)]
+    assert policy.timed == [(1, 1, 3)] * 20 and ours.latency_ms >= 0 and policy.candidates == {candidates}
+    assert ours.score == (4 / 7, pytest.approx(np.mean(returns)))
+
+
+def test_episodes_that_stopped_being_finite_are_those_of_this_evaluation(monkeypatch):
+    monkeypatch.setitem(SIMULATORS[1], "nan_at", 2)
+    envs, config = counters(), EvaluationConfig(episodes=5, n_envs=5)
+    assert [evaluate(Guess(), COUNTER, config, envs=envs).nonfinite_episodes for _ in range(2)] == [1, 1]
+    assert envs.nonfinite_episodes == 2
+
+
+def test_a_summary_by_hand():
+    evaluation = Evaluation([3, 4, 5, 6], np.array([1, 1, 1, 0], bool), np.array([1.0, 2, 3, 10]), np.arange(4), 2.5, 1)
+    low, high = wilson_interval(3, 4)
+    ends = bootstrap_interval(np.array([1.0, 2, 3, 10]))
+    assert tuple(evaluation.summary()) == (4, 0.75, low, high, 4.0, *ends, 1.5, 1, 2.5)
+    assert 0.75 - low != pytest.approx(high - 0.75) and 4.0 - ends[0] != pytest.approx(ends[1] - 4.0)
+    assert evaluation.metrics("x")["x/return_high"] == ends[1]
+
+
+def test_bootstrap_of_successes_is_the_binomial_distribution():
+    """Of 6 successes in 20 the resampled means are binomial; 95 % lie between their 2.5 and 97.5 % quantiles."""
+    values = np.array([1.0] * 6 + [0.0] * 14)
+    expected = stats.binom.ppf([0.025, 0.975], 20, 0.3) / 20
+    assert bootstrap_interval(values) == pytest.approx(tuple(expected))
+    difference = Difference.between(np.zeros(20), values)
+    assert difference.mean == pytest.approx(0.3) and difference.interval == pytest.approx(tuple(expected))
+
+
+def test_videos_are_of_the_episodes_that_count(monkeypatch, tmp_path):
+    """A picture before the first step and one after each; the name says how it ended."""
+    written = []
+    simulators = iter([Counter(success_at=3)])
+    monkeypatch.setattr(video, "make_simulator", lambda task: next(simulators))
+    monkeypatch.setattr(video, "_write", lambda path, frames: written.append((path, len(frames), frames[0].shape)))
+    policy = Guess()
+    policy.config = SimpleNamespace(n_obs_steps=1, n_action_steps=2)
+    assert video.record(policy, COUNTER, [], tmp_path) == []
+    paths = video.record(policy, COUNTER, [40, 41], tmp_path, candidates=3)
+    assert paths == [tmp_path / "seed40_success.mp4", tmp_path / "seed41_success.mp4"]
+    assert written == [(path, 5, (480, 480, 3)) for path in paths] and policy.candidates == {3}
+    simulators = iter([Counter()])
+    (path,) = video.record(policy, COUNTER, [42], tmp_path)
+    assert path.name == "seed42_end.mp4" and written[-1][1] == 8

@@ -71,6 +71,10 @@ def test_one_finetuned_step_has_the_full_clip_range():
     assert denoising_discount(1, 0.9).tolist() == [1.0]
 
 
+def test_a_clip_range_that_does_not_grow_is_the_full_one():
+    assert clip_range(3, 0.02, 0.001, 0.0).tolist() == pytest.approx([0.02] * 3)
+
+
 def test_advantages_are_normalised_then_clipped():
     advantages = torch.tensor([0.0, 1.0, 2.0, 3.0, 100.0])
     plain = normalize_advantages(advantages)

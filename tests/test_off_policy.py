@@ -18,9 +18,13 @@ from bandit import (
     make_stage,
     play,
     score,
+    tensors,
 )
+from by_hand import OffPolicyByHand
 from densities import batch_of, values
 
+from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.diffusion import Sampler
 from burnish.errors import BurnishError
 from burnish.finetune import off_policy
 from burnish.finetune.losses.rsm import RSMConfig
@@ -224,6 +228,7 @@ def test_target_networks_are_polyak_averages(pretrained_weights):
 @pytest.mark.parametrize("weights", ["kl", "paper"])
 def test_a_restored_stage_goes_on_bitwise(pretrained_weights, name, weights):
     settings = {"rsm": RSMConfig(weights=weights), "critic_warmup_updates": 5, "exploration_noise": 0.1}
+    settings["update_every"] = 2  # of which one chunk was stored when it is saved
     if name == "dpmd" and weights == "paper":
         settings["train_on"] = "best"  # which has moving averages
     stage = make_stage(name, pretrained_weights, **settings)
@@ -234,18 +239,9 @@ def test_a_restored_stage_goes_on_bitwise(pretrained_weights, name, weights):
     for one in (stage, again):
         play(one, np.random.default_rng(1), 3)
     ours, theirs = stage.state_dict(), again.state_dict()
-    assert flat(ours) and len(flat(ours)) == len(flat(theirs))
-    assert all(torch.equal(a, b) for a, b in zip(flat(ours), flat(theirs)))
+    assert tensors(ours) and len(tensors(ours)) == len(tensors(theirs))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs)))
     assert all(ours[key] == theirs[key] for key in stage.COUNTERS)
-
-
-def flat(state) -> list[torch.Tensor]:
-    """Every tensor of nested containers."""
-    if isinstance(state, torch.Tensor):
-        return [state]
-    if isinstance(state, dict):
-        return [tensor for key in sorted(state, key=str) for tensor in flat(state[key])]
-    return [tensor for value in state for tensor in flat(value)] if isinstance(state, (list, tuple)) else []
 
 
 def test_the_actor_s_rate_falls_with_its_own_updates(pretrained_weights):
@@ -364,8 +360,12 @@ def test_user_mistakes():
 
 def test_going_on_with_a_finetuned_policy(pretrained_weights):
     stage = make_stage("dpmd", pretrained_weights)
+    with torch.no_grad():
+        next(stage.averaged.parameters()).add_(1)
     again = make_stage("sdac", policy=stage.policy)
     assert again.critic is stage.critic
+    for network in (again.actor, again.averaged, again.old):
+        assert torch.equal(parameters(network), parameters(stage.averaged))
     with pytest.raises(BurnishError, match=r"stage.ft_denoising_steps=4, but the policy was fine-tuned with 10 before"):
         make_stage(policy=stage.policy, ft_denoising_steps=4)
     with pytest.raises(BurnishError, match=r"but the policy has a critic of"):
@@ -412,3 +412,210 @@ def test_a_shift_of_q_does_not_change_the_actor(monkeypatch, name):
     moved = (actors[0] - start).norm()
     assert moved > 0.01
     assert (actors[0] - actors[1]).norm() < 1e-2 * moved
+
+
+# -- a gradient step, against the same written out (by_hand.py) --------------------------------------------------------
+
+BY_HAND = {
+    "batch_size": 24,
+    "critic": CriticConfig(n_critics=3, hidden_dim=16, n_layers=2),
+    "draws": 6,
+    "target_candidates": 2,
+    "ft_denoising_steps": 6,
+    "critic_warmup_updates": 3,
+    "policy_delay": 2,
+    "actor_steps": 2,
+    "old_policy_every": 4,
+    "tau": 0.1,
+    "actor_tau": 0.2,
+    "critic_lr": 3e-3,
+    "actor_lr": 2e-3,
+    "actor_lr_final": 5e-4,
+    "lr_decay_start": 2,
+    "lr_decay_updates": 4,
+    "max_grad_norm": 0.5,
+    "gamma": 0.9,
+    "rsm": RSMConfig(weights="fixed", temperature=0.05),
+    "demos": "demos.hdf5",
+    "demo_ratio": 0.25,
+    "bc_coef": 0.5,
+}
+CONSTANT = RSMConfig(weights="constant")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dpmd", {"resample": 0}),
+        ("dpmd", {"resample": 3, "draw_at": "current", "bc_coef": 0.0}),
+        ("dpmd", {"resample": 0, "target_candidates": 6, "draws": 4, "policy_delay": 1, "rsm": CONSTANT}),
+        ("dpmd", {"train_on": "best", "rsm": CONSTANT, "demo_ratio": 0.0, "bc_coef": 0.0, "demos": None}),
+        ("dpmd", {"freeze_actor": True}),
+        ("sdac", {}),
+        ("sdac", {"draw_at": "current", "reverse": "clipped", "bc_coef": 0.0}),
+        ("sdac", {"noisy_from": "replay", "actor_steps": 1}),
+    ],
+)
+def test_gradient_steps_are_those_by_hand(monkeypatch, name, settings):
+    """Losses and all five networks, over the warm-up, several refreshes and the whole fall of the learning rate."""
+    monkeypatch.setattr(off_policy, "load", random_demonstrations)
+    torch.manual_seed(1)
+    policy = make_policy(horizon=TA + 1, denoiser=DenoiserConfig(hidden_dim=16))
+    stage = make_stage(name, policy=policy, **(BY_HAND | settings))
+    with torch.no_grad():  # the three denoisers differ from the pretrained one, and from each other
+        for network in (stage.actor, stage.averaged, stage.old, stage.target_critic):
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    play(stage, np.random.default_rng(0), 2, learn=False)
+    hand = OffPolicyByHand(stage, monkeypatch)
+    before = {network: parameters(getattr(hand, network)) for network in hand.NETWORKS}
+    for _ in range(9):
+        hand.step()
+        for network in hand.NETWORKS:
+            ours, theirs = parameters(getattr(stage, network)), parameters(getattr(hand, network))
+            tolerance = 2e-3 * (theirs - before[network]).norm() + 1e-6
+            assert (ours - theirs).norm() <= tolerance, f"{network} after {hand.steps} steps"
+    assert hand.timesteps == (set(range(6)) if name == "sdac" else set())
+
+
+def random_demonstrations(source: str) -> Demonstrations:
+    rng = np.random.default_rng(5)
+    obs, final = rng.normal(9, 1, (30, 2)).astype(np.float32), rng.normal(9, 1, 2).astype(np.float32)
+    actions, rewards = rng.uniform(-1, 1, (30, DA)).astype(np.float32), rng.normal(size=30).astype(np.float32)
+    episode = Episode("demo_0", {"flat": obs}, actions, rewards, np.zeros(30, bool), {"flat": final})
+    return Demonstrations([episode], source=source)
+
+
+def parameters(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+# -- acting, storing, and when it is learned --------------------------------------------------------------------------
+
+
+def test_what_a_chunk_led_to_is_stored(pretrained_weights):
+    """Of a chunk that was cut after one step, one that terminated, one of a time limit, and whole ones; two rounds."""
+    policy = make_policy()
+    policy.load_state_dict(pretrained_weights)
+    policy.obs_normalizer.offset.fill_(1.0)
+    policy.obs_normalizer.scale.fill_(2.0)
+    stage, rng = make_stage("dpmd", policy=policy, gamma=0.5, reward_scale=0.1), np.random.default_rng(0)
+    steps = np.array([1, 2, 1, *[2] * (E - 3)])
+    terminated, truncated = np.arange(E) == 1, np.arange(E) == 2
+    for stored in (slice(0, E), slice(E, 2 * E)):
+        obs, after, final = (rng.normal(size=(E, 1, 2)).astype(np.float32) for _ in range(3))
+        stage.act(obs)
+        chunk = stage.pending[1].flatten(1).clone()
+        rewards = np.stack([rng.normal(size=E), np.where(steps == 2, rng.normal(size=E), 0)], 1)
+        stage.observe(chunk_step(after, rewards, terminated, truncated, final, steps))
+        data = [tensor[stored] for tensor in stage.replay.data]
+        torch.testing.assert_close(data[0], (torch.from_numpy(obs[:, 0]) - 1) / 2)
+        assert torch.equal(data[1], chunk)
+        np.testing.assert_allclose(data[2], 0.1 * (rewards[:, 0] + 0.5 * rewards[:, 1]), rtol=1e-5)
+        assert data[3].tolist() == [0.5, 0.0, 0.5, *[0.25] * (E - 3)]
+        torch.testing.assert_close(data[4], (torch.from_numpy(final[:, 0]) - 1) / 2)
+    assert (stage.replay.size, stage.env_steps) == (2 * E, 2 * int(steps.sum()))
+
+
+def test_the_averaged_actor_acts(pretrained_weights, monkeypatch):
+    """After so many random steps, with one candidate before the first gradient step and with all of them afterwards."""
+    stage = make_stage("dpmd", pretrained_weights, n_candidates=5, random_steps=E * TA + 1)
+    seen, sample = [], stage.policy.sample
+
+    def watched(obs, noise, **given):
+        assert given["finetuned"] is stage.averaged and given["sampler"] is stage.sampler
+        seen.append(tuple(noise.shape[:3]))  # (S + 1, E, N)
+        return sample(obs, noise, **given)
+
+    monkeypatch.setattr(stage.policy, "sample", watched)
+    rng = np.random.default_rng(0)
+    play(stage, rng, 2, learn=False)
+    assert not seen
+    play(stage, rng, 1, learn=False)
+    stage.gradient_steps = 1
+    play(stage, rng, 1, learn=False)
+    assert seen == [(6, E, 1), (6, E, 5)]
+
+
+@pytest.mark.parametrize("annealing", [False, True])
+def test_noise_on_draws_and_on_what_is_executed(pretrained_weights, monkeypatch, annealing):
+    noise = {"draw_noise": 0.05, "exploration_noise": 0.02, "noise_annealing": annealing}
+    stage = make_stage("dpmd", pretrained_weights, **noise)
+    monkeypatch.setattr(stage, "target_critic", KnownCritic())
+    chunks = 0.1 * torch.arange(3.0).view(1, 3, 1, 1).expand(1000, 3, TA, DA)
+    monkeypatch.setattr(stage, "_sample", lambda obs, n, network: chunks[: len(obs), :n])
+    obs = torch.randn(1000, 2)
+    draws = stage._draw(obs, 3)
+    scale = 5.0 if annealing else 1.0  # the paper's lambda at the start
+    assert float((draws.x - chunks).std()) == pytest.approx(0.05 * scale, rel=0.03)
+    torch.testing.assert_close(draws.q, draws.x.sum((2, 3)) + obs[:, :1])  # of the noisy draws
+    executed = stage.act(obs[:, None].numpy())
+    assert float(executed.std()) == pytest.approx(0.02 * scale, rel=0.03)
+    assert torch.equal(stage.pending[0], obs) and np.array_equal(stage.pending[1].numpy(), executed)
+
+
+def test_gradient_steps_are_owed_until_they_are_made(pretrained_weights, monkeypatch):
+    """At most MOST_GRADIENT_STEPS in one `update`; what is not whole is carried over; earlier chunks do not count."""
+    monkeypatch.setattr(off_policy, "MOST_GRADIENT_STEPS", 3)
+    settings = {"learning_starts": 2 * E * TA + 1, "update_every": 2, "utd_ratio": 0.1, "critic_warmup_updates": 4}
+    stage = make_stage("dpmd", pretrained_weights, buffer_size=2 * E + 1, **settings)
+    assert stage.chunks_per_update == 3  # learning_starts
+    losses = iter(torch.arange(100.0))
+    made = []
+
+    def gradient_step():
+        made.append(stage.gradient_steps)
+        stage.gradient_steps += 1
+        return {"critic_loss": next(losses)} | ({"actor_loss": torch.tensor(7.0)} if len(made) == 2 else {})
+
+    monkeypatch.setattr(stage, "_gradient_step", gradient_step)
+    rng = np.random.default_rng(0)
+    play(stage, rng, 2)
+    assert not stage.ready() and stage.owed == 4
+    play(stage, rng, 1, learn=False)
+    assert stage.ready() and stage.owed == 5.6
+    metrics = stage.update()
+    assert metrics == {"critic_loss": 1.0, "actor_loss": 7.0, "gradient_steps": 3, "replay_size": 2 * E + 1}
+    assert stage.ready()  # two more are due
+    assert stage.update()["critic_loss"] == 3.5
+    assert not stage.ready() and stage.owed == pytest.approx(0.6) and len(made) == 5
+    play(stage, rng, 1)
+    assert len(made) == 5 and not stage.ready()  # update_every
+    play(stage, rng, 1)
+    assert len(made) == 8 and stage.owed == pytest.approx(0.8)
+    assert make_stage("dpmd", pretrained_weights, learning_starts=1, update_every=7).chunks_per_update == 7
+
+
+@pytest.mark.parametrize(("sampler", "eta", "steps"), [("ddim", 0.5, 2), ("ddpm", 1.0, 10), ("inherit", 0.0, 5)])
+def test_the_sampler_of_draws(sampler, eta, steps):
+    policy = make_policy(sampler="ddim", ddim_steps=5)
+    stage = make_stage("dpmd", policy=policy, sampler=sampler, ddim_steps=2, eta=0.5)
+    expected = Sampler(policy.process, "ddim" if sampler == "inherit" else sampler, steps, eta)
+    assert torch.equal(stage.sampler.std, expected.std) and torch.equal(stage.sampler.timesteps, expected.timesteps)
+    assert (stage.sampler is policy.sampler) == (sampler == "inherit") and len(policy.sampler) == 5
+
+
+def test_a_stage_begins_alike(pretrained_weights):
+    """Three equal denoisers, of which the actor alone learns; a critic by the seed, and its copy; the global generator
+    as it was."""
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    one = make_stage("dpmd", pretrained_weights)
+    policy = make_policy()
+    torch.manual_seed(3)
+    two = make_stage("dpmd", pretrained_weights, policy=policy)
+    assert torch.equal(torch.rand(2), expected)
+    start = parameters(one.policy.denoiser)
+    for name in ("actor", "averaged", "old"):
+        network = getattr(one, name)
+        assert torch.equal(parameters(network), start)
+        assert {p.requires_grad for p in network.parameters()} == {name == "actor"}
+    assert len({id(one.actor), id(one.averaged), id(one.old), id(one.policy.denoiser)}) == 4
+    assert torch.equal(parameters(one.critic), parameters(two.critic))
+    assert torch.equal(parameters(one.critic), parameters(one.target_critic)) and one.critic is one.policy.critic
+    assert all(p.requires_grad for p in one.critic.parameters())
+    assert not any(p.requires_grad for p in one.target_critic.parameters())
+    other = make_stage("dpmd", pretrained_weights, policy=make_policy(), seed=1)
+    assert not torch.equal(parameters(one.critic), parameters(other.critic))
+    assert not torch.equal(one.generator.get_state(), other.generator.get_state())

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from burnish.diffusion import NoiseProcess, Sampler, StdBounds, betas, gaussian_log_prob
+from burnish.envs.task import TaskConfig
+from burnish.finetune.algorithms import dppo
+from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.losses.ppo import (
     chunk_log_prob,
     clip_range,
@@ -20,6 +23,10 @@ from burnish.finetune.losses.ppo import (
     normalize_advantages,
 )
 from burnish.finetune.losses.rsm import RSMConfig, Weighting, weighted_denoising_loss
+from burnish.finetune.stage import Setting
+from burnish.networks import DenoiserConfig
+from burnish.networks.encoded import Encoded
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("BURNISH_PARITY_DIR", ROOT.parent / "shared" / "data" / "parity"))
@@ -65,6 +72,16 @@ class Case:
 
     def weights(self, which):
         return {name: self[f"{which}_{name}"].clone() for name in WEIGHTS}
+
+    def policy_config(self):
+        return PolicyConfig(
+            DenoiserConfig(hidden_dim=8),
+            horizon=self["chain"].shape[2],
+            n_action_steps=self.Ta,
+            denoising_steps=int(self["K"]),
+            sampler="ddim" if int(self["ddim_steps"]) > 0 else "ddpm",
+            ddim_steps=max(1, int(self["ddim_steps"])),
+        )
 
     def mean(self, weights, x, i):
         t = self.sampler.timesteps[i].float().expand(len(x))
@@ -125,6 +142,62 @@ def test_ppo_loss_and_gradient(case):
         theirs = case[f"grad_{name}"]
         difference = (moved[name].grad - theirs).norm() / theirs.norm()
         assert difference < 1e-4, f"gradient of {name}: relative difference {difference:.2e}"
+
+
+class StubDenoiser(torch.nn.Module):
+    """The stub in a denoiser's place."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = torch.nn.ParameterDict(weights)
+
+    def encode(self, obs):
+        return Encoded(obs, obs)
+
+    def forward(self, x, k, encoded):
+        return stub(self.weights, x, k.float().expand(len(x)), encoded.obs)
+
+
+class StubCritic(torch.nn.Module):
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = torch.nn.Parameter(weights)
+
+    def forward(self, obs):
+        return (obs @ self.weights).squeeze(-1)
+
+
+def test_the_stage_makes_that_update(case, monkeypatch):
+    """One minibatch of the whole rollout: losses and first gradient as DPPO's own code has them."""
+    B, K_ft, config = len(case["obs"]), case.n_finetuned, case.policy_config()
+    policy = DiffusionPolicy(config, case["obs"].shape[-1], case["chain"].shape[-1], ["flat"])
+    policy.denoiser = StubDenoiser(case.weights("base"))
+    floor = float(case["std_floor_logprob"])
+    low, high = case["adv_quantiles"].tolist()
+    settings = {
+        name: float(case[name]) for name in ("gamma_denoising", "clip_coef", "clip_coef_base", "clip_coef_rate")
+    }
+    settings |= {"min_sampling_denoising_std": floor, "min_logprob_denoising_std": floor, "update_epochs": 1}
+    settings |= {"adv_quantile_low": low, "adv_quantile_high": high, "batch_size": B * K_ft, "n_steps": 1}
+    setting = Setting(TaskConfig("stub", "gymnasium", "Stub-v0", 1), B, 0)
+    stage = DPPO(policy, DPPOConfig(ft_denoising_steps=K_ft, critic_warmup_iterations=0, **settings), setting)
+    stage.actor.load_state_dict(StubDenoiser(case.weights("moved")).state_dict())
+    stage.critic = StubCritic(case["critic_w"].clone())
+    stage.rollout.obs[0] = case["obs"].flatten(1)
+    stage.rollout.chain[0] = case["chain"]
+    stage.rollout.log_prob[0] = chunk_log_prob(case["logprob_old"], case.Ta)
+    losses = []
+    monkeypatch.setattr(dppo, "gae", lambda *_, **__: (case["advantages"][None], case["returns"][None]))
+    monkeypatch.setattr(dppo, "clipped_step", lambda optimizer, loss, norm: losses.append(loss))
+    monkeypatch.setattr(stage, "_check_first_ratio", lambda ratio: ratio.mean())  # moved before the update
+    metrics = stage.update()
+    for ours, key in (("policy_loss", "pg_loss"), ("value_loss", "v_loss"), ("clip_fraction", "clip_fraction")):
+        assert metrics[ours] == pytest.approx(float(case[key]), rel=1e-4), ours
+    assert metrics["first_ratio_error"] == pytest.approx(float(case["ratio_mean"]), rel=1e-4)
+    _, policy_loss = losses
+    gradients = torch.autograd.grad(policy_loss, [stage.actor.weights[name] for name in WEIGHTS])
+    for name, ours in zip(WEIGHTS, gradients):
+        assert (ours - case[f"grad_{name}"]).norm() < 1e-4 * case[f"grad_{name}"].norm(), name
 
 
 def test_value_loss(case):

@@ -1,5 +1,6 @@
 """The policy: normalizer, networks, chain over two denoisers, saving and loading."""
 
+import copy
 import json
 import math
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from burnish import DiffusionPolicy
+from burnish.diffusion import Sampler
 from burnish.errors import BurnishError
-from burnish.networks import DenoiserConfig, build_denoiser
+from burnish.networks import CriticConfig, DenoiserConfig, build_denoiser
 from burnish.networks.compiled import mlp as compiled_mlp
 from burnish.policies.diffusion import PolicyConfig
 from burnish.policies.gaussian import GaussianPolicy, GaussianPolicyConfig
@@ -32,6 +34,13 @@ def test_normalizer_min_max_and_constant_dimension():
     torch.testing.assert_close(normalizer.normalize(data), expected)
     torch.testing.assert_close(normalizer.unnormalize(expected), data)
     assert float(normalizer.normalize(torch.tensor([0.0, 5.5, 0.0]))[1]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("spread", "scale"), [(0.9e-4, 1.0), (1.1e-4, 0.55e-4)])
+def test_what_varies_less_than_a_ten_thousandth_is_constant(spread, scale):
+    normalizer = Normalizer(1)
+    normalizer.fit(torch.tensor([[0.0], [spread]]), "min_max")
+    assert float(normalizer.scale) == pytest.approx(scale)
 
 
 def test_normalizer_mean_std_is_numpys():
@@ -235,3 +244,121 @@ def test_a_gaussian_policy_samples_at_its_temperature():
     squashed = GaussianPolicy(GaussianPolicyConfig(squash=True), 3, 2, ["flat"])
     with pytest.raises(BurnishError, match=r"temperature=1\.0: expected 0"):
         squashed.set_sampling(temperature=1.0)
+
+
+# -- one that acts with candidates, goes on with other noise, or comes back from its folder ----------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampler", "ft_denoising_steps", "timesteps"),
+    [("ddpm", 0, 0), ("ddpm", 4, 4), ("ddpm", 20, 20), ("ddim", 2, 5), ("ddim", 5, 20)],
+)
+def test_the_finetuned_denoiser_runs_below_a_timestep(monkeypatch, sampler, ft_denoising_steps, timesteps):
+    """DDIM goes through 16, 12, 8, 4, 0: its last two are 4 and 0. Other samplers follow the same timestep."""
+    monkeypatch.setattr(compiled_mlp, "_library", lambda: None)
+    policy = make_policy(sampler=sampler, ddim_steps=5)
+    if ft_denoising_steps:
+        policy.start_finetuning(ft_denoising_steps)
+    assert policy.finetuned_timesteps == timesteps
+    other = Sampler(policy.process, "ddim", ddim_steps=10, eta=1.0)  # 18, 16, .. 0
+    calls, given = [], copy.deepcopy(policy.denoiser)
+    for name, network in (("base", policy.denoiser), ("finetuned", policy.finetuned), ("given", given)):
+        if network is not None:
+            network.register_forward_pre_hook(lambda _, inputs, name=name: calls.append((name, int(inputs[1]))))
+    for finetuned, name in ((None, "finetuned"), (given, "given")):
+        calls.clear()
+        policy.sample(torch.zeros(2, 5), policy.draw_noise(2, sampler=other), sampler=other, finetuned=finetuned)
+        assert calls == [("base" if k >= timesteps else name, k) for k in range(18, -2, -2)]
+
+
+def test_the_best_candidate_is_executed():
+    """By the least of the critic's members, on the executed part within its bounds."""
+    policy = make_policy(n_action_steps=2)
+    policy.add_critic(CriticConfig(n_critics=3, hidden_dim=16))
+    obs, noise = torch.randn(6, 1, 5), torch.randn(21, 6, 4, 4, 3)
+    x, _ = policy.sample(policy.normalized_obs(obs), noise)
+    each = policy.critic(obs.flatten(1), x[:, :, :2].clamp(-1, 1).flatten(2))
+    assert each.shape == (3, 6, 4) and len(set(each.argmin(0).flatten().tolist())) > 1
+    least = each.min(0).values
+    torch.testing.assert_close(policy.values(obs.flatten(1), x), least)
+    best = torch.stack([row[n] for row, n in zip(x, least.argmax(1))])[:, :2]
+    torch.testing.assert_close(policy.act(obs, noise=noise, candidates=4), best)
+    assert least.argmax(1).any()
+    torch.testing.assert_close(
+        policy.values(obs.flatten(1), 3 * x), policy.values(obs.flatten(1), (3 * x).clamp(-1, 1))
+    )
+    other = copy.deepcopy(policy.critic)
+    torch.nn.init.constant_(other.layers[-1].bias, 7.0)
+    assert float((policy.values(obs.flatten(1), x, other) - least).abs().min()) > 1
+
+
+def test_bounds_of_actions():
+    """Those of what is sampled; without them, those that environments clip raw actions to."""
+    x = torch.tensor([[-3.0, 0.9, 3.0]])
+    assert make_policy(clip_sample=0.5).within_bounds(x).tolist() == [[-0.5, 0.5, 0.5]]
+    policy = make_policy(clip_sample=None)
+    policy.action_normalizer.offset.fill_(0.5)
+    policy.action_normalizer.scale.fill_(0.25)
+    assert policy.within_bounds(x).tolist() == [[-3.0, pytest.approx(0.9), 2.0]]  # raw: -0.25, 0.725, 1
+
+
+def test_loss_and_actions_are_of_normalised_numbers():
+    policy = make_policy(n_obs_steps=2, prediction_type="sample")
+    policy.obs_normalizer.fit(torch.randn(20, 5) * 3 + 1, "mean_std")
+    policy.action_normalizer.fit(torch.rand(20, 3) * 0.6 + 0.3, "min_max")
+    obs, actions = torch.randn(6, 2, 5), torch.rand(6, 4, 3)
+    x0 = policy.action_normalizer.normalize(actions)
+    normalized = ((obs - policy.obs_normalizer.offset) / policy.obs_normalizer.scale).flatten(1)
+    output, target = policy.denoise_noised(policy.denoiser, normalized, x0, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(target, x0)
+    loss = policy.loss(obs, actions, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loss, (output - x0).square().mean())
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_every_timestep_is_noised_to_with_its_own_noise(prediction_type):
+    policy = make_policy(prediction_type=prediction_type)
+    x0, given = torch.randn(400, 2, 4, 3), []
+    network = policy.denoiser
+    network.register_forward_pre_hook(lambda _, inputs: given.append(inputs))
+    for n_timesteps in (0, 7):
+        generator = torch.Generator().manual_seed(0)
+        _, target = policy.denoise_noised(network, torch.zeros(400, 5), x0, generator, n_timesteps)
+        x, k, _ = given.pop()
+        assert k.shape == (400, 2) and set(k.flatten().tolist()) == set(range(n_timesteps or 20))
+        abar = policy.process.alphas_cumprod[k].float()[:, :, None, None]
+        eps = (x - abar.sqrt() * x0) / (1 - abar).sqrt()
+        assert abs(eps.mean()) < 0.02 and abs(eps.std() - 1) < 0.02
+        expected = eps if prediction_type == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * x0
+        torch.testing.assert_close(target, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_another_sampler_from_now_on():
+    policy = make_policy(sampler="ddim", ddim_steps=10, eta=0.5)
+    torch.testing.assert_close(policy.sampler.std, 0.5 * Sampler(policy.process, "ddim", 10, eta=1.0).std)
+    policy.set_sampler("ddim", 4)
+    assert len(policy.sampler) == 4 and not policy.sampler.std.any()  # eta = 0
+    assert (policy.config.sampler, policy.config.ddim_steps, policy.config.eta) == ("ddim", 4, 0.0)
+    assert policy.noise_shape() == (5, 4, 3) and policy.noise_shape(3) == (5, 3, 4, 3)
+    policy.start_finetuning(2)
+    with pytest.raises(BurnishError, match="the sampler of a fine-tuned policy cannot be changed"):
+        policy.set_sampler("ddpm", 4)
+
+
+def test_a_config_describes_its_noise_process():
+    betas = {"schedule": "linear", "schedule_scale": 0.5, "beta_start": 0.01, "beta_end": 0.4}
+    process = PolicyConfig(SMALL, **betas, clip_sample=0.7, prediction_type="sample").noise_process()
+    torch.testing.assert_close(process.betas.float(), 0.5 * torch.linspace(0.01, 0.4, 20))
+    assert (process.clip_sample, process.prediction_type) == (0.7, "sample")
+
+
+def test_a_critic_comes_back_from_the_folder(tmp_path):
+    policy = make_policy(n_obs_steps=2, n_action_steps=3)
+    policy.add_critic(CriticConfig(n_critics=3, hidden_dim=16, n_layers=2))
+    policy.save(tmp_path / "policy")
+    loaded = DiffusionPolicy.load(tmp_path / "policy")
+    assert loaded.critic_config == policy.critic_config
+    obs, noise = np.ones((3, 2, 5), np.float32), torch.randn(21, 3, 4, 4, 3)
+    np.testing.assert_array_equal(
+        loaded.act(obs, noise=noise, candidates=4), policy.act(obs, noise=noise, candidates=4)
+    )

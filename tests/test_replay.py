@@ -142,12 +142,14 @@ def test_demonstrations_shorter_than_a_chunk():
         demonstration_transitions(policy, [episode(2, final=False)], GAMMA)
 
 
-def test_demonstrated_actions_are_clipped_as_the_environment_does():
+@pytest.mark.parametrize(("scale", "largest"), [(0.5, 1.0), (1.0, 1.0), (2.0, 0.5)])
+def test_demonstrated_actions_are_clipped_as_the_environment_does(scale, largest):
+    """Raw to 1, then normalised to the policy's bounds."""
     policy = make_policy()
-    policy.action_normalizer.scale.fill_(1.0)
+    policy.action_normalizer.scale.fill_(scale)
     wild = episode(3)
     wild.actions[:] = 5
-    assert float(demonstration_transitions(policy, [wild], GAMMA).chunk.max()) == 1
+    assert float(demonstration_transitions(policy, [wild], GAMMA).chunk.max()) == largest
 
 
 def test_online_transitions_lead_to_the_final_observation():

@@ -269,6 +269,51 @@ def test_numbers_of_a_run(tmp_path):
     assert run.cost.gradient_step_seconds == pytest.approx(10 * 10.0 / 100)
     assert (run.cost.n_parameters, run.cost.peak_memory_mib) == (1234, 567.0)
     assert (run.cost.denoising_steps, run.cost.transitions) == (20, 5)
+    assert (run.before.env_steps, run.last.env_steps, run.best.successes, run.best.by_seed) == (0, 1000, 19, {})
+    assert run.last.by_seed == {100_000 + i: float(i < 14) for i in range(N_EPISODES)} and run.last.latency_ms == 1.5
+    assert [tuple(point) for point in run.curve_selected] == [(1000, pytest.approx(200 / 60), 0.8)]
+    assert [tuple(point) for point in run.curve_training] == [
+        (EVERY * i, pytest.approx(20 * i / 60), 0.5) for i in range(1, UPDATES + 1)
+    ]
+    assert (run.policy, run.versions) == ("runs/pretrain-seed2", {"burnish": "0.1", "torch": "2.0"})
+    assert "demos.hdf5" in run.config
+    assert run.evaluated("last", False) is run.last and run.evaluated("last", True) is run.last_selected
+    assert run.evaluated("best", False) is run.best and run.evaluated("best", True) is run.best_selected
+
+
+def test_a_task_without_success_is_measured_by_its_return(tmp_path):
+    run = read_run(make_run(tmp_path / "a", 0, 14, suite="gymnasium", between={500: 19, 1000: 3}))
+    assert run.measure == RETURN
+    assert (run.before.value, run.last.value, run.best.value, run.last.successes) == (5.0, 7.0, 9.5, 14)
+    assert run.candidates == 1 and run.last_selected is None
+    assert [point.value for point in run.curve] == [5.0, 9.5, 1.5, 7.0]
+
+
+def test_of_two_evaluations_at_a_step_the_later_counts(tmp_path):
+    """The one after the last update, and the one at the end."""
+    run = make_run(tmp_path / "a", 0, 19, between={1000: 3})
+    summary = json.loads((run / "summary.json").read_text())
+    summary["best"]["env_steps"] = 1000
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert read_run(run).best.value == 0.95
+
+
+def test_updates_take_their_mean_time_and_a_curve_may_be_zero(tmp_path):
+    run = make_run(tmp_path / "a", 0, 14, between={500: 0})
+    metrics = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines[3]["time/update"] += 50.0
+    lines[5] |= evaluation(0).metrics()
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    of = read_run(run)
+    assert (of.cost.update_seconds, of.cost.gradient_step_seconds) == (pytest.approx(15.0), pytest.approx(1.5))
+    assert [(point.env_steps, point.value) for point in of.curve] == [(0, 0.5), (500, 0.0), (1000, 0.7)]
+
+
+def test_a_run_without_an_update_is_not_finished(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    with pytest.raises(BurnishError, match=r"its metrics\.jsonl has no update"):
+        with_minutes(tmp_path)
 
 
 def test_an_old_run_lacks_numbers_but_is_read(tmp_path):
@@ -326,7 +371,7 @@ def test_what_a_run_had_reached_within_a_budget():
     assert at(points, 1000, "env_steps") == points[2]
     assert at(points, 750, "env_steps") == (750, 2.0, pytest.approx(0.25))
     assert at(points, 2000, "env_steps") == points[2]
-    assert at(points[1:], 499, "env_steps") is None
+    assert at(points[1:], 499, "env_steps") is None and at(points[1:], 500, "env_steps") == points[1]
     assert at(points, 0.5, "minutes") == (250, 0.5, pytest.approx(0.15))
     assert at(points, 2.5, "minutes") == (875, 2.5, pytest.approx(0.275))
     assert at(points, 9.0, "minutes") == points[2]

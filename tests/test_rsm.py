@@ -8,11 +8,14 @@ import torch
 from scipy import stats
 
 from burnish.errors import BurnishError
+from burnish.finetune.losses import rsm
 from burnish.finetune.losses.rsm import (
     RSMConfig,
     Weighting,
+    Weights,
     kl_from_uniform,
     paper_temperature,
+    resample,
     weighted_denoising_loss,
 )
 
@@ -142,3 +145,43 @@ def test_weighted_loss_by_hand():
     weights = torch.tensor([[0.5, 0.5], [1.0, 0.25]])
     # ((1 + 4) / 2 + 9 + 16 / 4) / 2
     assert float(weighted_denoising_loss(output, target, weights)) == pytest.approx((2.5 + 13) / 2)
+
+
+def test_draws_are_drawn_again_by_weight(monkeypatch):
+    """Each state by its own weights, which need not sum to one; with replacement."""
+    weights = torch.tensor([[0.5, 0.25, 0.0, 0.25], [0.0, 4.0, 4.0, 0.0]])
+    drawn = resample(weights, 4000, torch.Generator().manual_seed(0))
+    assert drawn.shape == (2, 4000)
+    frequencies = torch.stack([row.bincount(minlength=4) / 4000 for row in drawn])
+    torch.testing.assert_close(frequencies, weights / weights.sum(1, keepdim=True), atol=0.03, rtol=0)
+    # the sum of all may round to less than a number that was drawn
+    monkeypatch.setattr(rsm.torch, "rand", lambda shape, **_: torch.full(shape, 1.001))
+    assert resample(weights, 1, torch.Generator())[:, 0].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "gradient_steps", "temperature"),
+    [("fixed", 10**6, 0.3), ("paper", 0, 5.0 / 5), ("paper", 10**6, paper_temperature(10**6) / 5)],
+)
+def test_self_normalised_weights_by_hand(kind, gradient_steps, temperature):
+    """exp(Q / lambda) over their sum; the paper's SDAC has 5 Q in place of Q."""
+    q = random_q(states=3, draws=4)
+    weights, used = weighting(kind, temperature=0.3)(q, gradient_steps)
+    e = (q / temperature).exp()
+    torch.testing.assert_close(weights, e / e.sum(1, keepdim=True))
+    assert float(used) == pytest.approx(temperature)
+
+
+def test_metrics_of_one_draw_each_are_those_of_the_batch():
+    """The paper's weights do not sum to one."""
+    metrics = Weights(torch.tensor([[2.0], [1.0], [1.0]]), torch.tensor(0.7)).metrics()
+    assert float(metrics["ess"]) == pytest.approx(1 / (1 / 4 + 1 / 16 + 1 / 16))
+    assert float(metrics["weight_entropy"]) == pytest.approx(1.5 * math.log(2))
+    assert float(metrics["temperature"]) == pytest.approx(0.7)
+
+
+def test_the_paper_s_averages_are_restored():
+    ours, again = weighting("paper"), weighting("paper")
+    ours(random_q(scale=3.0, draws=1) + 5, 0)
+    again.load_state_dict(ours.state_dict())
+    assert torch.equal(again(random_q(draws=1, seed=1), 0).weights, ours(random_q(draws=1, seed=1), 0).weights)

@@ -6,7 +6,7 @@ import densities
 import numpy as np
 import pytest
 import torch
-from bandit import DA, TA, make_stage, play
+from bandit import DA, TA, make_policy, make_stage, play
 from densities import TEMPERATURE, batch_of, density, log_target, sample, total_variation, train, values
 from scipy import stats
 
@@ -35,16 +35,17 @@ def test_truncated_draws_are_truncated_normal(k, x0, eps):
     assert result.pvalue > 1e-3, result
 
 
-def test_truncated_draws_of_each_element_have_their_own_bounds():
+@pytest.mark.parametrize("bound", [1.0, 0.5])
+def test_truncated_draws_of_each_element_have_their_own_bounds(bound):
     generator = torch.Generator().manual_seed(0)
-    x0 = 2 * torch.rand(8, 1, 3, 2, generator=generator) - 1
+    x0 = bound * (2 * torch.rand(8, 1, 3, 2, generator=generator) - 1)
     k = torch.randint(20, (8, 1), generator=generator)
     x = COSINE.add_noise(x0, torch.randn(x0.shape, generator=generator), k)
     signal, sigma = COSINE.levels(k, x)
-    draws = reverse_noise(x, signal, sigma, 500, 1.0, "truncated", generator)
+    draws = reverse_noise(x, signal, sigma, 500, bound, "truncated", generator)
     assert draws.shape == (8, 500, 3, 2)
-    assert float(((x - sigma * draws).abs() - signal).max()) <= 1e-5
-    low, high = ((x + sign * signal) / sigma for sign in (-1, 1))
+    assert float(((x - sigma * draws).abs() - signal * bound).max()) <= 1e-5
+    low, high = ((x + sign * signal * bound) / sigma for sign in (-1, 1))
     mean = stats.truncnorm.mean(low.double().numpy(), high.double().numpy())
     np.testing.assert_allclose(draws.mean(1, keepdim=True).numpy(), mean, atol=0.25)  # 5 / sqrt(500)
 
@@ -139,3 +140,11 @@ def test_noisy_chunks_come_from_where_they_shall(pretrained_weights):
     assert torch.equal(chunks["replay"].flatten(1), batch.chunk)
     assert 0.1 < float((chunks["perturbed"] - chunks["policy"]).std()) < 0.5
     assert 0.4 < float(chunks["uniform"].std()) < 0.75
+
+
+def test_uniform_noisy_chunks_fill_the_policy_s_bounds():
+    stage = make_stage("sdac", policy=make_policy(clip_sample=0.5), noisy_from="uniform")
+    obs, chunks = torch.zeros(2000, 2), torch.zeros(2000, 1, TA, DA)
+    batch = Transitions(obs, chunks.flatten(1), *torch.zeros(2, 2000), obs)
+    _, uniform = stage._clean_chunks(batch, Draws(obs, chunks, torch.zeros(2000, 1)))
+    assert stats.kstest(uniform.flatten().numpy(), stats.uniform(-0.5, 1).cdf).pvalue > 1e-3

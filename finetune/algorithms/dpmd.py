@@ -36,8 +36,8 @@ class DPMDConfig(OffPolicyConfig):
     train_on: Literal["all", "best", "executed"] = key(
         "all",
         "all draws of a state, weighed against each other; the best by Q alone (the released code), weighed against "
-        "those of other states (rsm.weights=paper) or not at all (constant); or, in place of draws, the executed chunks, "
-        "whose outcome the critic has seen, weighed against each other by their advantages",
+        "those of other states (rsm.weights=paper) or not at all (constant); or, for draws, the executed chunks, whose "
+        "outcome the critic has seen, weighed against each other by their advantages",
     )
 
     def check(self) -> None:
@@ -83,8 +83,8 @@ class DPMD(OffPolicyStage):
         return weighted_denoising_loss(output, target, weights), metrics
 
     def _executed_loss(self, batch: Transitions, q_of_draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = sum_b w_b || f(sqrt(abar_k) a_b + sqrt(1 - abar_k) eps, k, s_b) - target ||^2, w the softmax of A / lambda
-        over the batch, A = Q(s_b, a_b) - mean_n Q(s_b, a_n); `q_of_draws` (B, N)."""
+        """L = sum_b w_b || f(sqrt(abar_k) a_b + sqrt(1 - abar_k) eps, k, s_b) - target ||^2, w = softmax_b(A / lambda),
+        A = Q(s_b, a_b) - mean_n Q(s_b, a_n); `q_of_draws` (B, N)."""
         x = self.chunks(batch)  # (B, 1, Tp, Da)
         advantages = self.policy.values(batch.obs, x, self.target_critic) - q_of_draws.mean(1, keepdim=True)  # (B, 1)
         weighted = self.weighting(advantages.T, self.gradient_steps)
