@@ -165,9 +165,17 @@ class DPPOByHand:
             normalised = (advantages - advantages.mean()) / np.std(advantages, ddof=1)
             low, high = np.quantile(normalised, [config.adv_quantile_low, config.adv_quantile_high])
             metrics |= self.update_actor(normalised.clip(low, high).flatten())
+            self.adapt(metrics["kl"])
         self.iteration += 1
         self.forget()
-        return metrics
+        return metrics | {"actor_lr": self.actor_adam.lr}
+
+    def adapt(self, kl: float) -> None:
+        desired = self.config.desired_kl
+        if desired is not None and kl < desired / 2:
+            self.actor_adam.lr *= 1.5
+        elif desired is not None and kl > desired * 2:
+            self.actor_adam.lr /= 1.5
 
     def update_critic(self, returns: Tensor) -> float:
         obs, losses = torch.cat(self.obs), []
@@ -196,7 +204,7 @@ class DPPOByHand:
             order = torch.randperm(len(obs) * K_ft, generator=self.generator).tolist()
             results = []
             for start in range(0, len(order), config.batch_size):
-                losses, kls, clipped, cloning = [], [], [], []
+                losses, kls, clipped, cloning, of_chunks = [], [], [], [], []
                 for pair in order[start : start + config.batch_size]:
                     n, i = divmod(pair, K_ft)
                     log_ratio = self.new_log_prob(chain, n, i, obs) - old[n, i]
@@ -208,6 +216,9 @@ class DPPOByHand:
                         eps = config.clip_coef_base + (config.clip_coef - config.clip_coef_base) * growth
                     losses.append(-torch.minimum(ratio * advantage, ratio.clamp(1 - eps, 1 + eps) * advantage))
                     kls.append((ratio - 1 - log_ratio).item())
+                    numbers = self.policy.config.n_action_steps * self.policy.action_dim
+                    joint = log_ratio.item() * (1 if config.log_prob == "joint" else numbers)
+                    of_chunks.append(K_ft * joint**2 / 2)
                     clipped.append(abs(ratio.item() - 1) > eps)
                     if teacher is not None:
                         cloning.append(-self.new_log_prob(teacher, n, i, obs))
@@ -215,11 +226,12 @@ class DPPOByHand:
                 if teacher is not None:
                     loss = loss + config.bc_coef * torch.stack(cloning).mean()
                 self.actor_adam.step(loss)
-                results.append((float(policy_loss.detach()), np.mean(kls), np.mean(clipped)))
-            policy_loss, approx_kl, clip_fraction = np.mean(results, axis=0)
+                results.append((float(policy_loss.detach()), np.mean(kls), np.mean(clipped), np.mean(of_chunks)))
+            policy_loss, approx_kl, clip_fraction, kl = np.mean(results, axis=0)
             if approx_kl > config.target_kl:
                 break
-        return {"policy_loss": policy_loss, "approx_kl": approx_kl, "clip_fraction": clip_fraction, "epochs": epochs}
+        metrics = {"policy_loss": policy_loss, "approx_kl": approx_kl, "clip_fraction": clip_fraction, "kl": kl}
+        return metrics | {"epochs": epochs}
 
 
 class OffPolicyByHand:

@@ -10,9 +10,9 @@ from bandit import DA, TA, make_stage, play, score
 from densities import TEMPERATURE, batch_of, density, histogram, log_target, sample, total_variation, train, values
 from scipy import stats
 
-from burnish.finetune.losses.rsm import (
-    RSMConfig,
-)
+from burnish.errors import BurnishError
+from burnish.finetune.algorithms.dpmd import DPMDConfig
+from burnish.finetune.losses.rsm import RSMConfig
 from burnish.finetune.off_policy import Draws
 from burnish.finetune.storage.replay import Transitions
 
@@ -127,3 +127,35 @@ def test_constant_weights_give_exactly_the_gradient_of_behaviour_cloning(draws):
                 torch.testing.assert_close(p.grad, other.grad, rtol=1e-5, atol=1e-7, msg=f"gradient of {name}")
         elif draws > 1:
             assert abs(ours - theirs) > 1e-2 * theirs
+
+
+@pytest.mark.parametrize("weights", ["fixed", "constant"])
+def test_executed_chunks_are_weighed_by_their_advantages(old_weights, weights, monkeypatch):
+    """The batch's own chunks, not the draws, give pi_old exp(Q / lambda); with constant weights they stay."""
+    torch.manual_seed(0)
+    policy = densities.make_policy()
+    policy.load_state_dict(old_weights)
+    monkeypatch.setattr(policy, "values", values)
+    rsm = RSMConfig(weights=weights, temperature=TEMPERATURE)
+    settings = {"rsm": rsm, "draws": 2, "train_on": "executed", "draw_at": "current"}
+    stage = densities.make_stage("dpmd", policy, **settings)
+    executed = sample(policy, stage.old)
+    old, mirror = histogram(executed), histogram(executed, np.exp(log_target(executed)))
+    pool = torch.from_numpy(executed).view(-1, 1)
+    draws = torch.full((512, 2, 1, 1), 0.9)
+
+    def loss():
+        batch = batch_of(512, pool[torch.randint(len(pool), (512,))])
+        q = torch.rand(512, 1).expand(512, 2)  # of the draws: what the states are worth
+        monkeypatch.setattr(policy, "values", lambda obs, x, critic=None: values(obs, x) + q[:, :1])
+        return stage.actor_loss(batch, Draws(batch.obs, draws, q[None]))[0]
+
+    train(stage.actor.parameters(), 700, 2e-3, loss)
+    after = sample(policy, stage.actor)
+    expected, other = (old, mirror) if weights == "constant" else (mirror, old)
+    assert total_variation(after, expected) < 0.15 and total_variation(after, other) > 0.3
+
+
+def test_executed_chunks_are_learned_from_where_they_were_executed():
+    with pytest.raises(BurnishError, match=r"draw_at=next: expected current"):
+        DPMDConfig(train_on="executed")

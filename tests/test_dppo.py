@@ -9,6 +9,7 @@ from bandit import DA, TA, TASK, chunk_step, make_policy, observations, reward_o
 from by_hand import DPPOByHand
 
 from burnish.envs.base import ChunkStep
+from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting, stage_class
@@ -128,6 +129,8 @@ VARIANTS = {
     "cloning": {"bc_coef": 0.3, "critic_warmup_iterations": 0},
     "one step": {"ft_denoising_steps": 1, "critic_warmup_iterations": 2, "batch_size": 5},
     "target_kl": {"target_kl": 1e-4, "update_epochs": 3},
+    "slower and slower": {"desired_kl": 1e-6, "critic_warmup_iterations": 0, "actor_lr": 9e-3},
+    "faster and faster": {"desired_kl": 1e3, "critic_warmup_iterations": 0, "actor_lr": 2e-3},
 }
 
 
@@ -260,3 +263,41 @@ def test_the_seed_decides_how_a_stage_begins():
     assert torch.equal(one.generator.get_state(), same.generator.get_state())
     assert not torch.equal(one.generator.get_state(), other.generator.get_state())
     assert one.chunks_per_update == T
+
+
+@pytest.mark.parametrize(("episodes", "steps"), [(4, 8), (5, 10), (1, 2)])
+def test_a_rollout_holds_whole_episodes(episodes, steps):
+    """Of 7 steps, 4 chunks of 2, in E = 2 environments, where nothing else is said."""
+    task = TaskConfig("bandit", "gymnasium", "Bandit-v0", 7)
+    settings = {"ft_denoising_steps": 3, "batch_size": 8, "rollout_episodes": episodes}
+    stage = DPPO(make_policy(), DPPOConfig(**settings), Setting(task, 2, 0))
+    assert stage.chunks_per_update == len(stage.rollout.reward) == steps
+    assert DPPO(make_policy(), DPPOConfig(**settings, n_steps=5), Setting(task, 2, 0)).chunks_per_update == 5
+
+
+def test_the_learning_rate_follows_the_divergence():
+    def rate_after(*divergences):
+        config = DPPOConfig(ft_denoising_steps=3, desired_kl=0.1, actor_lr=1e-3)
+        stage = DPPO(make_policy(), config, Setting(TASK, 2, 0))
+        for kl in divergences:
+            stage._adapt_learning_rate(kl)
+        return stage.actor_optimizer.param_groups[0]["lr"]
+
+    assert rate_after(0.06, 0.19) == 1e-3
+    assert rate_after(0.21) == pytest.approx(1e-3 / 1.5) and rate_after(0.04, 0.04) == pytest.approx(1e-3 * 2.25)
+    assert rate_after(*[9.0] * 100) == 1e-6 and rate_after(*[0.0] * 100) == 1e-2
+    stage = DPPO(make_policy(), DPPOConfig(ft_denoising_steps=3, actor_lr=1e-3), Setting(TASK, 2, 0))
+    stage._adapt_learning_rate(9.0)
+    assert stage.actor_optimizer.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_a_tempered_policy_is_explored_from(temperature):
+    """The chain's noise is tau times the sampler's, not less than the floor; so is what likelihoods take."""
+    policy = make_policy(temperature=temperature)
+    config = DPPOConfig(ft_denoising_steps=3, min_sampling_denoising_std=0.05, min_logprob_denoising_std=0.02)
+    stage = DPPO(policy, config, Setting(TASK, 2, 0))
+    whole = make_policy().sampler.std
+    assert stage.sampler.temperature == temperature
+    torch.testing.assert_close(stage.sampler.std, temperature * whole)
+    torch.testing.assert_close(stage.logprob_std, (temperature * whole).clamp(min=0.02))

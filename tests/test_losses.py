@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from burnish.diffusion import gaussian_log_prob
 from burnish.finetune.losses.gae import RewardScaler, gae
 from burnish.finetune.losses.ppo import (
+    chain_kl,
     chunk_log_prob,
     clip_range,
     clipped_surrogate,
@@ -90,3 +92,13 @@ def test_clipped_surrogate_by_hand():
     # -min(A r, A clip(r)): -1.2, -0.5, 1.5, 0.8
     assert float(result.loss) == pytest.approx((-1.2 - 0.5 + 1.5 + 0.8) / 4)
     assert float(result.clip_fraction) == 1.0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "joint"])
+def test_the_divergence_of_a_chunk_is_that_of_its_gaussians(reduction):
+    """Of K' = 5 steps with 6 numbers each, whose means move by 0.02 at std 0.2: 5 * 6 * 0.02^2 / (2 * 0.2^2) nats."""
+    K_ft, std, shift = 5, 0.2, 0.02
+    x = std * torch.randn(200_000, 1, 6, generator=torch.Generator().manual_seed(0))
+    log_probs = [gaussian_log_prob(x, torch.full_like(x, mean), torch.tensor(std)) for mean in (0.0, shift)]
+    old, new = (chunk_log_prob(elements, 1, reduction) for elements in log_probs)
+    assert float(chain_kl(new - old, K_ft, 6, reduction)) == pytest.approx(K_ft * 6 * shift**2 / (2 * std**2), rel=0.05)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bandit import DA, TA, make_policy, make_stage, play
-from densities import TEMPERATURE, batch_of, density, log_target, sample, total_variation, train, values
+from densities import TEMPERATURE, batch_of, density, histogram, log_target, sample, total_variation, train, values
 from scipy import stats
 
 from burnish.diffusion import NoiseProcess, betas
@@ -148,3 +148,41 @@ def test_uniform_noisy_chunks_fill_the_policy_s_bounds():
     batch = Transitions(obs, chunks.flatten(1), *torch.zeros(2, 2000), obs)
     _, uniform = stage._clean_chunks(batch, Draws(obs, chunks, torch.zeros(2000, 1)))
     assert stats.kstest(uniform.flatten().numpy(), stats.uniform(-0.5, 1).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("weights", ["fixed", "constant"])
+def test_sdac_under_the_policys_prior_learns_one_mirror_step(monkeypatch, weights):
+    """pi_old exp(Q / lambda), where the flat prior gives exp(Q / lambda); with constant weights it stays pi_old."""
+    torch.manual_seed(0)
+    policy = densities.make_policy()
+    data = 0.3 + 0.35 * torch.randn(100_000, 1, 1).clamp(-1.8, 1.8)
+    obs = torch.zeros(512, 1, 1)
+    train(policy.parameters(), 700, 3e-3, lambda: policy.loss(obs, data[torch.randint(len(data), (512,))]))
+    monkeypatch.setattr(policy, "values", values)
+    rsm = RSMConfig(weights=weights, temperature=TEMPERATURE)
+    stage = densities.make_stage("sdac", policy, rsm=rsm, noisy_from="replay", draws=32)
+    stage._measure_width(torch.zeros(4000, 1))
+    before = sample(policy, stage.old)
+    old, mirror = histogram(before), histogram(before, np.exp(log_target(before)))
+    pool = torch.from_numpy(before).view(-1, 1)
+
+    def loss():
+        batch = batch_of(256, pool[torch.randint(len(pool), (256,))])
+        return stage.actor_loss(batch, Draws(batch.obs, torch.zeros(256, 1, 1, 1), torch.zeros(1, 256, 1)))[0]
+
+    train(stage.actor.parameters(), 700, 2e-3, loss)
+    after = sample(policy, stage.actor)
+    expected, other = (old, mirror) if weights == "constant" else (mirror, old)
+    assert total_variation(after, expected) < 0.15 and total_variation(after, other) > 0.25
+    assert total_variation(after, density(log_target)) > 0.15
+
+
+def test_levels_of_noise_can_be_left_out(pretrained_weights, monkeypatch):
+    """Of 10 timesteps those from the fourth on."""
+    stage = make_stage("sdac", pretrained_weights, lowest_level=0.35, critic_warmup_updates=0, draws=4)
+    play(stage, np.random.default_rng(0), 2, learn=False)
+    seen, levels = [], stage.policy.process.levels
+    monkeypatch.setattr(stage.policy.process, "levels", lambda k, x: seen.append(k) or levels(k, x))
+    stage._gradient_step()
+    drawn = torch.cat([k.flatten() for k in seen if k.dim() == 2])
+    assert set(drawn.tolist()) == set(range(3, 10))
