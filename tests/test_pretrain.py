@@ -15,7 +15,8 @@ from bandit import tensors
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.windows import Windows
 from burnish.envs.task import TaskConfig
-from burnish.evaluation.evaluate import Evaluation, EvaluationConfig
+from burnish.evaluation.evaluate import Evaluation
+from burnish.evaluation.temperatures import TrainingEvaluationConfig
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.pretrain import behaviour_cloning
@@ -41,6 +42,11 @@ def episodes(*lengths: int) -> list[Episode]:
         )
         for i, n in enumerate(lengths)
     ]
+
+
+@pytest.fixture(autouse=True)
+def every_epoch_is_reported(monkeypatch):
+    monkeypatch.setattr(behaviour_cloning, "LEAST_REPORTED", 1)
 
 
 def make_trainer(seed: int = 0, weights: int = 0, **train) -> BehaviourCloning:
@@ -161,7 +167,7 @@ def run(tmp_path, monkeypatch):
         evaluated.append(parameters(policy))
         success, mean_return = next(scores)
         return Evaluation(
-            list(range(10)), np.arange(10) < 10 * success, np.full(10, mean_return), np.full(10, 5), 1.5, 0
+            list(range(10)), np.arange(10) < 10 * success, np.full(10, mean_return), np.full(10, 5), 1.5, 0, 1.0, 1
         )
 
     def opened(config):
@@ -181,12 +187,12 @@ def run(tmp_path, monkeypatch):
         episodes(6, 5, 9, 4), source="demos", masks={"train": ["demo_0", "demo_2", "demo_3"], "valid": ["demo_1"]}
     )
     monkeypatch.setattr(behaviour_cloning, "load", lambda source, key: demos)
-    train = TrainConfig(**(TRAIN | {"epochs": 7, "eval_every": 2, "checkpoint_every": 3, "max_demos": 2}))
+    train = TrainConfig(**(TRAIN | {"epochs": 7, "eval_every": 4, "checkpoint_every": 6, "max_demos": 2}))
     config = PretrainConfig(
         task=TASK,
         policy=POLICY,
         train=train,
-        evaluation=EvaluationConfig(episodes=10),
+        evaluation=TrainingEvaluationConfig(episodes=10, temperatures=[]),
         dataset="demos.hdf5",
         run_dir=str(tmp_path / "run"),
         device="cpu",
