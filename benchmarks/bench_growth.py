@@ -211,7 +211,7 @@ class Acting:
 def acting_memory(n_envs: int) -> dict[str, float]:
     before = resident_mib()
     acting = Acting(n_envs)
-    for _ in range(acting.stage.config.n_steps):
+    for _ in range(acting.stage.chunks_per_update):
         acting.actions = acting.stage.act(acting.obs)
         acting.stage.observe(acting.step())
     rollout = sum(tensor.nbytes for tensor in acting.stage.rollout) / MIB
@@ -236,7 +236,7 @@ def filled_dppo(policy: DiffusionPolicy, config: DPPOConfig, n_envs: int) -> DPP
     obs, Ta = np.zeros((n_envs, 1, policy.obs_dim), np.float32), policy.config.n_action_steps
     no = np.zeros(n_envs, bool)
     rewards = np.ones((n_envs, Ta), np.float32)
-    for _ in range(config.n_steps):
+    for _ in range(stage.chunks_per_update):
         stage.act(obs)
         stage.observe(ChunkStep(obs, rewards.sum(1), no, no, obs, no, np.full(n_envs, Ta), rewards))
     return stage

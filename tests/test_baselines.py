@@ -14,7 +14,8 @@ from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.formats import d4rl
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
-from burnish.evaluation.evaluate import EvaluationConfig, evaluate
+from burnish.evaluation.evaluate import evaluate
+from burnish.evaluation.temperatures import TrainingEvaluationConfig
 from burnish.finetune import loop
 from burnish.finetune.baselines.ppo import PPOConfig
 from burnish.finetune.baselines.sac import SACConfig
@@ -31,7 +32,7 @@ from burnish.runs.metrics import read_metrics
 from burnish.runs.state import load_state, save_state
 
 HOPPER = TaskConfig(name="hopper", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=40)
-EVALUATION = EvaluationConfig(episodes=2, n_envs=2, backend="sync")
+EVALUATION = TrainingEvaluationConfig(episodes=2, n_envs=2, backend="sync", temperatures=[0.0])
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def dataset(tmp_path_factory) -> Path:
 def pretrained(dataset, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pretrained") / "run"
     policy = GaussianPolicyConfig(hidden_sizes=[32], n_obs_steps=2, n_action_steps=3)
-    train = TrainConfig(epochs=3, batch_size=32, validation_fraction=0.25)
+    train = TrainConfig(epochs=3, batch_size=32, validation_fraction=0.25, eval_every=2)
     given = {"dataset": str(dataset), "run_dir": str(folder), "device": "cpu"}
     pretrain(PretrainConfig(task=HOPPER, policy=policy, train=train, evaluation=EVALUATION, **given))
     return folder

@@ -56,7 +56,7 @@ def checkpoint(run: Path) -> Path:
 
 
 def test_every_stage_is_tested():
-    assert RUNS.keys() == STAGES.keys()
+    assert RUNS.keys() | {"frozen"} == STAGES.keys()  # which has nothing to keep
 
 
 @pytest.mark.parametrize("stage", RUNS)

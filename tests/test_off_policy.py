@@ -1,6 +1,7 @@
 """What off-policy stages share: the critic's target, what is stored, what is learned, and that they resume exactly."""
 
 import copy
+import math
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -439,7 +440,9 @@ BY_HAND = {
     "demos": "demos.hdf5",
     "demo_ratio": 0.25,
     "bc_coef": 0.5,
+    "draw_width": "narrow",
 }
+FLAT = {"prior": "flat", "draw_at": "next"}
 CONSTANT = RSMConfig(weights="constant")
 
 
@@ -451,9 +454,9 @@ CONSTANT = RSMConfig(weights="constant")
         ("dpmd", {"resample": 0, "target_candidates": 6, "draws": 4, "policy_delay": 1, "rsm": CONSTANT}),
         ("dpmd", {"train_on": "best", "rsm": CONSTANT, "demo_ratio": 0.0, "bc_coef": 0.0, "demos": None}),
         ("dpmd", {"freeze_actor": True}),
-        ("sdac", {}),
-        ("sdac", {"draw_at": "current", "reverse": "clipped", "bc_coef": 0.0}),
-        ("sdac", {"noisy_from": "replay", "actor_steps": 1}),
+        ("sdac", FLAT),
+        ("sdac", FLAT | {"draw_at": "current", "reverse": "clipped", "bc_coef": 0.0}),
+        ("sdac", FLAT | {"noisy_from": "replay", "actor_steps": 1}),
     ],
 )
 def test_gradient_steps_are_those_by_hand(monkeypatch, name, settings):
@@ -523,7 +526,7 @@ def test_the_averaged_actor_acts(pretrained_weights, monkeypatch):
     seen, sample = [], stage.policy.sample
 
     def watched(obs, noise, **given):
-        assert given["finetuned"] is stage.averaged and given["sampler"] is stage.sampler
+        assert given["finetuned"] is stage.averaged and given["sampler"] is stage.acting_sampler
         seen.append(tuple(noise.shape[:3]))  # (S + 1, E, N)
         return sample(obs, noise, **given)
 
@@ -543,7 +546,7 @@ def test_noise_on_draws_and_on_what_is_executed(pretrained_weights, monkeypatch,
     stage = make_stage("dpmd", pretrained_weights, **noise)
     monkeypatch.setattr(stage, "target_critic", KnownCritic())
     chunks = 0.1 * torch.arange(3.0).view(1, 3, 1, 1).expand(1000, 3, TA, DA)
-    monkeypatch.setattr(stage, "_sample", lambda obs, n, network: chunks[: len(obs), :n])
+    monkeypatch.setattr(stage, "_sample", lambda obs, n, network, sampler: chunks[: len(obs), :n])
     obs = torch.randn(1000, 2)
     draws = stage._draw(obs, 3)
     scale = 5.0 if annealing else 1.0  # the paper's lambda at the start
@@ -575,6 +578,8 @@ def test_gradient_steps_are_owed_until_they_are_made(pretrained_weights, monkeyp
     play(stage, rng, 1, learn=False)
     assert stage.ready() and stage.owed == 5.6
     metrics = stage.update()
+    told = {metrics.pop(name) for name in ("critic_bias", "critic_rank_correlation")}
+    assert all(map(math.isfinite, told))
     assert metrics == {"critic_loss": 1.0, "actor_loss": 7.0, "gradient_steps": 3, "replay_size": 2 * E + 1}
     assert stage.ready()  # two more are due
     assert stage.update()["critic_loss"] == 3.5
@@ -592,7 +597,7 @@ def test_the_sampler_of_draws(sampler, eta, steps):
     stage = make_stage("dpmd", policy=policy, sampler=sampler, ddim_steps=2, eta=0.5)
     expected = Sampler(policy.process, "ddim" if sampler == "inherit" else sampler, steps, eta)
     assert torch.equal(stage.sampler.std, expected.std) and torch.equal(stage.sampler.timesteps, expected.timesteps)
-    assert (stage.sampler is policy.sampler) == (sampler == "inherit") and len(policy.sampler) == 5
+    assert torch.equal(stage.acting_sampler.std, expected.std) and len(policy.sampler) == 5
 
 
 def test_a_stage_begins_alike(pretrained_weights):

@@ -312,7 +312,7 @@ def test_updates_take_their_mean_time_and_a_curve_may_be_zero(tmp_path):
 
 def test_a_run_without_an_update_is_not_finished(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
-    with pytest.raises(BurnishError, match=r"its metrics\.jsonl has no update"):
+    with pytest.raises(BurnishError, match=r"its metrics\.jsonl tells no time of training"):
         with_minutes(tmp_path)
 
 

@@ -21,7 +21,7 @@ def report(result: Any) -> None:
     """Print what a command gives: a summary, demonstrations, or the path of what it wrote."""
     if isinstance(result, dict):
         for key, value in _flat(result):
-            print(f"{key:<34}{f'{value:.6g}' if isinstance(value, float) else value}")
+            print(f"{key:<42}{f'{value:.6g}' if isinstance(value, float) else value}")
         return
     from burnish.datasets.checking.inspect import inspect
     from burnish.datasets.episodes import Demonstrations

@@ -43,9 +43,10 @@ class MonteCarlo:
             episode = self.steps[self.begun[e] :]
             obs, chunk, reward, discount = (torch.stack([row[e] for row in field]) for field in zip(*episode))
             self.begun[e] = len(self.steps)
-            G = self.tail(new.next_obs[e : e + 1])[0]
+            cut = bool(discount[-1] > 0)  # by a time limit; it is 0 where the environment terminated
+            G = self.tail(new.next_obs[e : e + 1])[0] if cut else torch.zeros_like(reward[0])
             returns = []
-            for r, g in zip(reward.flip(0), discount.flip(0)):  # g is 0 where the environment terminated
+            for r, g in zip(reward.flip(0), discount.flip(0)):
                 G = r + g * G
                 returns.append(G)
             self.found.append((self.value(obs, chunk), torch.stack(returns).flip(0)))
