@@ -22,6 +22,7 @@ def line(step, successes=None, loss=None, mean_return=0.0, n=100):
         ([line(500, 40), line(750, 50), line(1000, 62)], ["still rose, from 50% to 62%"]),
         ([line(500, 40), line(750, 50), line(1000, 52)], []),
         ([line(500, 40), line(800, 40), line(1000, 60)], ["still rose, from 40% to 60%"]),
+        ([line(500, 40), line(800, 60), line(1000, 60)], ["still rose, from 40% to 60%"]),
         ([line(1000, 60)], ["evaluated at the end alone"]),
         ([line(500, 0), line(1000, 0)], ["never succeeded"]),
         ([line(500, 50, 0.30), line(750, loss=0.25), line(1000, 50, 0.24)], ["held-out loss still fell, from 0.25"]),
