@@ -146,7 +146,7 @@ def test_executed_chunks_are_weighed_by_their_advantages(old_weights, weights, m
 
     def loss():
         batch = batch_of(512, pool[torch.randint(len(pool), (512,))])
-        q = torch.rand(512, 1).expand(512, 2)  # of the draws: what the states are worth
+        q = (0.6 * batch.chunk).expand(512, 2)  # of the draws: what the states are worth, whose chunks differ
         monkeypatch.setattr(policy, "values", lambda obs, x, critic=None: values(obs, x) + q[:, :1])
         return stage.actor_loss(batch, Draws(batch.obs, draws, q[None]))[0]
 
