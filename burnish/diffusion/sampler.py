@@ -134,7 +134,7 @@ class Sampler(nn.Module):
         return coef_x0 * self.process.predict_x0(output, x, k) + coef_x * x
 
     def widen(self, x0_errors: Tensor) -> None:
-        """Give each transition the variance of its Gaussian that fits best (Bao et al. 2022, arXiv 2201.06503, eq. 6):
+        """Give each transition the variance of its Gaussian that fits best (Bao et al. 2022, arXiv 2201.06503):
 
             std_i^2 + coef_x0_i^2 E||x0hat - x0||^2 / d
 
