@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     start = time.monotonic()
     shared = ("task=lift", f"seed={options.seed}", "overwrite=true")
     # finetune evaluates the pretrained policy before it starts: here a glance is enough
-    words = ("train.epochs=300", "train.eval_every=0", "evaluation.episodes=20", f"run_dir={pretrained}")
-    _burnish("pretrain", *shared, *words, *quick["pretrain"])
+    imitation = ("train.epochs=300", "train.eval_every=0", "evaluation.episodes=20", f"run_dir={pretrained}")
+    _burnish("pretrain", *shared, *imitation, *quick["pretrain"])
     for name, settings in FINETUNED_BY.items():
         words = (f"stage={name}", f"policy={pretrained}", *settings, "evaluation.episodes=100", f"run_dir={runs[name]}")
         _burnish("finetune", *shared, *words, *quick[name])
