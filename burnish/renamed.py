@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from burnish.errors import BurnishError
 
-FORMAT = 3
+FORMAT = 4
 """Of config.yaml; one that does not tell is of format 1."""
 
 
@@ -40,10 +40,13 @@ class Added(NamedTuple):
     value: Any
 
 
+CRITICS = ("dpmd", "sdac", "best_of_n")
 ADDED = (
-    *(Added(3, stage, "stage.draw_width", "narrow") for stage in ("dpmd", "sdac", "best_of_n")),
+    *(Added(3, stage, "stage.draw_width", "narrow") for stage in CRITICS),
+    *(Added(3, stage, "stage.n_step", 1) for stage in CRITICS),
     Added(3, "sdac", "stage.prior", "flat"),
     Added(3, None, "evaluation.temperatures", []),
+    Added(4, None, "ends_at_success", False),
 )
 """All of them. To change what runs do by a new key's default: a line here, and FORMAT one more."""
 
@@ -60,7 +63,8 @@ def with_todays_keys(config: dict[str, Any]) -> dict[str, Any]:
             if value is not _section and new is not None:
                 _section(config, new)[_leaf(new)] = value
     for format, stage, name, value in ADDED:
-        if found < format and stage in (None, _stage(config)) and name.split(".")[0] in config:
+        section = name.split(".")[0] if "." in name else "stage"  # which says what kind of run it is
+        if found < format and stage in (None, _stage(config)) and section in config:
             _section(config, name).setdefault(_leaf(name), value)
     return config
 

@@ -41,6 +41,12 @@ class FinetuneConfig(RunConfig):
         options=BACKENDS,
     )
     n_workers: int | None = key(None, "processes (null: one a CPU)", least=1)
+    ends_at_success: bool = key(
+        True,
+        "training episodes are over (terminated) at their first success, as evaluations always are, and so are the "
+        "demonstrations that a critic learns from; false: they go on to the time limit, with a reward for each step in "
+        "which the task stays solved",
+    )
     eval_every: int = key(0, "environment steps between evaluations (0: only before and after)", least=0)
     when_worse: Literal["warn", "go_back"] = key(
         "warn",

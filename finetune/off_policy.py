@@ -95,7 +95,7 @@ class CriticStageConfig(StageConfig):
         "10; null: all)",
         least=1,
     )
-    n_step: int = key(1, "chunks of rewards in the target before it bootstraps", least=1)
+    n_step: int = key(3, "chunks of rewards in the target before it bootstraps", least=1)
     n_candidates: int = key(8, "chunks sampled for each that is executed", least=1)
     selection: Literal["argmax", "softmax"] = key("argmax", "how Q chooses among them")
     selection_temperature: float = key(1.0, "of the softmax, in units of Q", above=0)
@@ -111,7 +111,7 @@ class CriticStageConfig(StageConfig):
     max_grad_norm: float = key(10.0, "longer gradients are shortened to it", above=0)
     batch_size: int = key(256, "transitions", least=1)
     buffer_size: int = key(1_000_000, "chunks in the replay", least=1)
-    utd_ratio: float = key(0.5, "gradient steps per stored chunk", above=0)
+    utd_ratio: float = key(1.0, "gradient steps per stored chunk", above=0)
     update_every: int = key(4, "chunks in each environment between two rounds of gradient steps", least=1)
     random_steps: int = key(0, "environment steps of uniformly random actions at the start", least=0)
     learning_starts: int = key(2000, "environment steps before the first gradient step", least=1)
@@ -190,7 +190,12 @@ class OffPolicyConfig(CriticStageConfig):
                 f"stage.bc_coef={self.bc_coef} needs demonstrations, but stage.demo_ratio is 0 (else: stage.bc_coef=0)"
             )
         if not self.freeze_actor:
-            self.rsm.check_draws(self.draws)
+            self.rsm.check_number(getattr(self, self.weighed), self.weighed)
+
+    @property
+    def weighed(self) -> str:
+        """The key that says how many chunks are weighed against each other."""
+        return "draws"
 
 
 class Draws(NamedTuple):
@@ -313,7 +318,9 @@ class OffPolicyStage(Stage):
             )
         demos = load(source)
         try:
-            return demonstration_transitions(self.policy, demos.episodes, self.config.gamma, self.config.n_step)
+            return demonstration_transitions(
+                self.policy, demos.episodes, self.config.gamma, self.config.n_step, setting.ends_at_success
+            )
         except BurnishError as error:
             raise BurnishError(f"{demos.source or source}: {error}") from error
 

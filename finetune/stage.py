@@ -40,6 +40,7 @@ class Setting(NamedTuple):
     n_envs: int
     seed: int
     pretrained: bool = True  # the policy is one, its weights are to be kept
+    ends_at_success: bool = False  # so do the episodes, and the demonstrations with them
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     with ExitStack() as stack:
         eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
         make_stage: Any = stage_class(config.stage.name)
-        setting = Setting(config.task, config.n_envs, config.seed, pretrained=config.policy is not None)
+        ends_at_success = config.ends_at_success and config.task.measure == "success_rate"
+        setting = Setting(config.task, config.n_envs, config.seed, config.policy is not None, ends_at_success)
         stage = make_stage(policy, config.stage, setting)
         check_budget(config, stage)
         check_whole_chain(config, stage)
@@ -51,6 +52,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             seed=config.seed,
             backend=config.backend,
             n_workers=config.n_workers,
+            ends_at_success=ends_at_success,
             beside=eval_envs,
         )
         stack.callback(envs.close)

@@ -63,8 +63,15 @@ def make_stage(name="dpmd", weights=None, policy=None, task=TASK, seed=0, **kwar
         "demo_ratio": 0.0,
         "bc_coef": 0.0,
         "rsm": RSMConfig(kl_target=0.7),
+        "n_step": 1,
+        "utd_ratio": 0.5,
+        "draw_at": "next",
     }
     make, config = STAGES[name]
+    if name == "dpmd":
+        settings["train_on"] = "all"
+    if name == "sdac":
+        settings["draw_at"] = "current"
     known = {field.name for field in fields(config)}
     settings = {key: value for key, value in settings.items() if key in known}
     return make(policy, config(**(settings | kwargs)), Setting(task, E, seed))

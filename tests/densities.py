@@ -24,6 +24,8 @@ def make_policy(Do=1, Tp=1, Da=1, **kwargs) -> DiffusionPolicy:
 def make_stage(name: str, policy: DiffusionPolicy, **kwargs):
     make, config = STAGES[name]
     settings = {"demo_ratio": 0.0, "bc_coef": 0.0, "demos": None, "sampler": "inherit", "buffer_size": 1000}
+    if name == "dpmd":
+        settings |= {"train_on": "all", "draw_at": "next"}
     return make(policy, config(**(settings | kwargs)), Setting(TaskConfig("bandit", "gymnasium", "Bandit-v0", 1), 4, 0))
 
 

@@ -158,4 +158,4 @@ def test_executed_chunks_are_weighed_by_their_advantages(old_weights, weights, m
 
 def test_executed_chunks_are_learned_from_where_they_were_executed():
     with pytest.raises(BurnishError, match=r"draw_at=next: expected current"):
-        DPMDConfig(train_on="executed")
+        DPMDConfig(draw_at="next")

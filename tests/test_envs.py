@@ -47,7 +47,7 @@ def task(env_id: str) -> TaskConfig:
 def counters(
     n_envs: int = 2, n_obs_steps: int = 1, n_action_steps: int = 3, limit: int = 100, **kwargs: Any
 ) -> SyncVectorEnv:
-    settings = {name: kwargs.pop(name) for name in ("autoreset", "seed") if name in kwargs}
+    settings = {name: kwargs.pop(name) for name in ("autoreset", "seed", "ends_at_success") if name in kwargs}
     return SyncVectorEnv(
         partial(Counter, **kwargs),
         n_envs=n_envs,
@@ -59,7 +59,11 @@ def counters(
 
 
 def worker_counters(
-    n_envs: int = 3, n_workers: int = 2, beside: VectorEnv | None = None, **kwargs: Any
+    n_envs: int = 3,
+    n_workers: int = 2,
+    beside: VectorEnv | None = None,
+    ends_at_success: bool = False,
+    **kwargs: Any,
 ) -> WorkerVectorEnv:
     return WorkerVectorEnv(
         partial(Counter, **kwargs),
@@ -69,6 +73,7 @@ def worker_counters(
         max_episode_steps=7,
         seed=5,
         n_workers=n_workers,
+        ends_at_success=ends_at_success,
         beside=beside,
     )
 
@@ -120,6 +125,21 @@ def test_termination_cuts_the_chunk_and_the_next_episode_starts_in_the_same_step
     np.testing.assert_array_equal(out.truncated, [False, False])
     np.testing.assert_array_equal(out.final_obs[0, :, :2], [[1, 4], [1, 5]])
     np.testing.assert_array_equal(out.obs[0, :, :2], [[2, 0], [2, 0]])
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_episode_can_end_at_its_first_success(ends: bool) -> None:
+    for backend in ("sync", "workers"):
+        env = (counters if backend == "sync" else worker_counters)(n_envs=2, success_at=2, ends_at_success=ends)
+        try:
+            env.reset()
+            out = env.step(zeros(env))
+        finally:
+            env.close()
+        assert out.terminated.tolist() == [ends] * 2 and out.success.all() and not out.truncated.any()
+        assert out.steps.tolist() == [2 if ends else 3] * 2
+        assert (out.step_rewards != 0).tolist() == [[True, True, not ends]] * 2
+        assert out.obs[:, -1, 0].tolist() == [2 if ends else 1] * 2  # the next episode has begun
 
 
 def test_the_time_limit_truncates_and_the_count_starts_again() -> None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -153,6 +154,8 @@ def test_the_model_file_names_no_folder_of_this_machine(clean_lift):
         ({"behaviour": "sac"}, "behaviour=sac is for gymnasium tasks, lift is of robosuite"),
         ({"behaviour": "runs/a/policy", "speed": 2.0}, "are for behaviour=expert"),
         ({"behaviour": "runs/a/policy", "faults": Faults(detour=0.1)}, "faults are for behaviour=expert"),
+        ({"mixture": ["sac"]}, "mixture=[sac] with behaviour=expert"),
+        ({"behaviour": "sac", "task": HOPPER, "mixture": ["expert"]}, "mixture=[expert] with behaviour=sac"),
         ({"task": HOPPER}, "behaviour=expert is for robosuite tasks, hopper is of gymnasium"),
         ({"out": "lift.npz"}, "expected a file name ending in .hdf5"),
     ],
@@ -214,6 +217,20 @@ def test_gymnasium_tasks_are_collected_into_d4rl(hopper_behaviour, tmp_path):
     assert np.array_equal(simulator.reset(1), episode.obs["flat"][0])
     rewards = [simulator.step(action).reward for action in episode.actions]
     assert np.array_equal(np.array(rewards, np.float32), episode.rewards)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+@pytest.mark.parametrize("hopper_behaviour", ["policy"], indirect=True)
+def test_the_behaviours_of_a_mixture_take_turns(hopper_behaviour, tmp_path, n_workers):
+    def episodes(behaviour: str, **kwargs: Any) -> list[np.ndarray]:
+        out = str(tmp_path / "hopper.hdf5")
+        config = CollectConfig(HOPPER, out, behaviour=behaviour, overwrite=True, n_workers=n_workers, **kwargs)
+        return [episode.actions for episode in collect(config).episodes]
+
+    mixed = episodes(hopper_behaviour, mixture=["sac"], episodes=3)
+    one, other = episodes(hopper_behaviour, episodes=3), episodes("sac", episodes=2)
+    for ours, theirs in zip(mixed, (one[0], other[1], one[2]), strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 @pytest.fixture(scope="module")

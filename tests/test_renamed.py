@@ -27,8 +27,12 @@ from burnish.renamed import ADDED, FORMAT, RENAMED, Added, Renamed, with_todays_
 from burnish.runs.folder import Run, load_config
 
 FORMAT_1 = Path(__file__).parent / "data" / "format1" / "configs"
-TARGET = ["stage.target_candidates=2"]
-CHANGED = {"dpmd": TARGET, "best_of_n": TARGET, "sdac": [*TARGET, "stage.bc_coef=10.0", "stage.draw_at=next"]}
+CRITIC = ["stage.target_candidates=2"]
+CHANGED = {
+    "dpmd": [*CRITIC, "stage.train_on=all", "stage.draw_at=next"],
+    "best_of_n": CRITIC,
+    "sdac": [*CRITIC, "stage.bc_coef=10.0", "stage.draw_at=next"],
+}
 """Words for defaults that were others."""
 OLD_RUNS = sorted(path.name for path in FORMAT_1.iterdir())
 
@@ -46,6 +50,11 @@ def test_there_is_one_of_every_stage() -> None:
     assert found == {*STAGES, None} - {"frozen"}  # there was none
 
 
+def has(key: str, run: dict[str, Any]) -> bool:
+    """Whether runs of its command have the key; those at the top are fine-tuning's."""
+    return "." in key or "stage" in run
+
+
 @pytest.mark.parametrize("name", OLD_RUNS)
 def test_an_old_run_is_parsed_and_nothing_that_had_an_effect_is_lost(name: str) -> None:
     old = yaml.safe_load((FORMAT_1 / name / "config.yaml").read_text())
@@ -55,7 +64,7 @@ def test_an_old_run_is_parsed_and_nothing_that_had_an_effect_is_lost(name: str) 
     kept = {key: value for key, value in flat(old) if not f"{key}.".startswith(tuple(f"{key}." for key in dropped))}
     found = dict(flat(to_dict(config)))
     assert found.items() >= kept.items()
-    assert all(found[key] == value for _, stage, key, value in ADDED if stage in stages)
+    assert all(found[key] == value for _, stage, key, value in ADDED if stage in stages and has(key, old))
     assert "train.eval_every" not in found or found["train.eval_every"] == 5000  # counted epochs
 
 
@@ -64,8 +73,10 @@ def test_the_cell_of_an_old_run_is_current(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(FORMAT_1 / name, folder)
     command, *words = RUNS[name]
-    stage = load_config(folder).get("stage", {}).get("name")
-    words += [f"{key}={value}" for _, of, key, value in ADDED if of in (None, stage)] + CHANGED.get(stage, [])
+    old = load_config(folder)
+    stage = old.get("stage", {}).get("name")
+    words += [f"{key}={value}" for _, of, key, value in ADDED if of in (None, stage) and has(key, old)]
+    words += CHANGED.get(stage, [])
 
     def cell(*more: str) -> PlannedRun:
         return PlannedRun("hopper", "method", 3, command, folder, (*words, "seed=3", f"run_dir={folder}", *more))
@@ -89,6 +100,7 @@ def test_an_old_run_is_resumed_and_then_written_in_todays_format(tmp_path: Path)
 def test_a_key_is_renamed_in_runs_before_its_format(monkeypatch: pytest.MonkeyPatch) -> None:
     table = (Renamed(3, None, "batch", "train.batch_size"), Renamed(4, "dppo", "stage.lr", "stage.actor_lr"))
     monkeypatch.setattr(renamed, "RENAMED", table)
+    monkeypatch.setattr(renamed, "ADDED", ())
     monkeypatch.setattr(renamed, "FORMAT", 4)
     old = {"format": 2, "batch": 8, "stage": {"name": "dppo", "lr": 0.1}}
     assert with_todays_keys(old) == {"train": {"batch_size": 8}, "stage": {"name": "dppo", "actor_lr": 0.1}}

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,25 @@ def test_demonstrations_without_a_final_observation():
     assert ours.reward.tolist() == [2, 4, 8, 8]  # what follows a terminal step does not matter
     assert ours.discount.tolist() == [1 / 4, 1 / 4, 0, 0]
     assert bool(torch.isfinite(ours.next_obs).all())
+
+
+def test_demonstrations_that_end_at_their_success():
+    policy = make_policy()
+    one = episode(4)
+    one.rewards[:] = [0, 0, 8, 8]
+    ours = demonstration_transitions(policy, [one], GAMMA, ends_at_success=True)
+    assert raw(policy, ours.obs) == [[0, 0], [0, 1], [1, 2]]
+    assert ours.reward.tolist() == [0, 4, 8]  # that of step 3 is gone
+    assert ours.discount.tolist() == [1 / 4, 0, 0]
+    assert raw(policy, ours.next_obs) == [[1, 2], [2, 3], [2, 3]]
+    one.rewards[2] = 0  # the last step succeeds: what follows is the final observation
+    ours = demonstration_transitions(policy, [one], GAMMA, ends_at_success=True)
+    assert ours.discount.tolist() == [1 / 4, 1 / 4, 0, 0] and raw(policy, ours.next_obs)[3] == [3, 100]
+    never = replace(one, rewards=np.zeros(4))
+    ours = demonstration_transitions(policy, [one, never], GAMMA, ends_at_success=True)
+    assert ours.discount.tolist()[4:] == [1 / 4, 1 / 4, 1 / 4, 1 / 2]  # a failure goes on to its end
+    with pytest.raises(BurnishError, match=r"episode demo_0 is rewarded from its first step on.*ends_at_success=false"):
+        demonstration_transitions(policy, [episode(4)], GAMMA, ends_at_success=True)
 
 
 def test_demonstrations_shorter_than_a_chunk():

@@ -131,12 +131,12 @@ def test_paper_temperature_is_what_adam_does(alpha_updates):
 
 def test_what_cannot_be_weighed():
     with pytest.raises(BurnishError, match=r"kl_target=2.8 nats: expected less than log\(draws\) = 2.773"):
-        RSMConfig(kl_target=2.8).check_draws(16)
+        RSMConfig(kl_target=2.8).check_number(16, "draws")
     with pytest.raises(BurnishError, match=r"stage.draws=1: expected at least 2"):
-        RSMConfig(kl_target=0.1).check_draws(1)
+        RSMConfig(kl_target=0.1).check_number(1, "draws")
     with pytest.raises(BurnishError, match=r"temperature=0: expected more than 0"):
         RSMConfig(temperature=0)
-    RSMConfig(weights="constant", kl_target=2.8).check_draws(1)
+    RSMConfig(weights="constant", kl_target=2.8).check_number(1, "draws")
 
 
 def test_weighted_loss_by_hand():

@@ -226,7 +226,7 @@ def test_interrupted_rsm_is_bitwise_the_uninterrupted(dataset, pretrained, tmp_p
     evaluated = {line["step"]: line.get("gradient_steps") for line in lines[1:-1] if "eval/return" in line}
     assert evaluated == {s: max(line["gradient_steps"] for line in lines[1:-1] if line["step"] == s) for s in evaluated}
     trained = [line for line in lines if "ess" in line]
-    assert trained and all(1 <= line["ess"] <= 4 and line["temperature"] > 0 for line in trained)
+    assert trained and all(1 <= line["ess"] <= 32 and line["temperature"] > 0 for line in trained)
     assert "eval_selected/return" in lines[-1] and (tmp_path / "run" / "evaluation_selected.json").is_file()
     policy = DiffusionPolicy.load(tmp_path / "run")
     single, best = (evaluate(policy, HOPPER, replace(EVALUATION, candidates=n)) for n in (1, 8))

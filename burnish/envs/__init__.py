@@ -49,6 +49,7 @@ def make_vector_env(
     backend: str = "auto",
     n_workers: int | None = None,
     autoreset: bool = True,
+    ends_at_success: bool = False,
     beside: VectorEnv | None = None,
 ) -> VectorEnv:
     """E environments of a task.
@@ -61,6 +62,7 @@ def make_vector_env(
             of robosuite, 8 of Gymnasium, whose steps are cheap beside a worker's messages), else sync.
         n_workers: worker processes, or EnvPool's threads; None for one per CPU. At most `n_envs` are used.
         autoreset: start the next episode in the step that ended the last; False for evaluation.
+        ends_at_success: the first success terminates the episode (Gymnasium's tasks have none).
         beside: others, into whose worker processes these move where they have as many; they may be closed before.
     """
     if backend not in BACKENDS:
@@ -93,4 +95,5 @@ def make_vector_env(
         max_episode_steps=task.max_episode_steps,
         seed=seed,
         autoreset=autoreset,
+        ends_at_success=ends_at_success,
     )

@@ -22,6 +22,9 @@ class CollectConfig(Checked):
         "expert (scripted, robosuite), sac (trained, Gymnasium; one is shipped), a SAC actor's .safetensors, or the "
         "folder of a saved policy",
     )
+    mixture: list[str] = key(
+        [], "further behaviours, which take turns with it, one episode each: levels of skill, as in medium-replay data"
+    )
     episodes: int = key(100, "rolled out; episode i starts from seed + i", least=1)
     seed: int = key(0, "of the first episode", least=0)
     action_noise: float = key(
@@ -44,6 +47,11 @@ class CollectConfig(Checked):
     )
 
     def check(self) -> None:
+        if "expert" in self.mixture or (self.behaviour == "expert" and self.mixture):
+            raise BurnishError(
+                f"mixture=[{', '.join(self.mixture)}] with behaviour={self.behaviour}: expected SAC actors or saved "
+                "policies; the scripted expert's levels are faults.skill_levels"
+            )
         if self.behaviour != "expert" and (self.grasp_bias, self.speed, self.faults) != (0, 1, Faults()):
             raise BurnishError(
                 f"grasp_bias, speed and faults are for behaviour=expert, got behaviour={self.behaviour}: drop them"

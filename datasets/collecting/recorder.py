@@ -39,17 +39,19 @@ class Transition(NamedTuple):
 
 
 class Recorder:
-    """One simulator and one actor: rolls out any episode of a `CollectConfig`."""
+    """One simulator and its actors: rolls out any episode of a `CollectConfig`."""
 
     def __init__(self, config: CollectConfig) -> None:
         self.config = config
         self.simulator: Any = make_simulator(config.task)
-        self.actor = _make_actor(config)
+        self.actors = [_make_actor(config, behaviour) for behaviour in (config.behaviour, *config.mixture)]
+        self.actor = self.actors[0]
         self._is_robosuite = config.task.suite == "robosuite"
         self._with_states = config.states and self._is_robosuite
 
     def record(self, index: int) -> Recording:
         """Episode `index`, from the environment seed `config.seed` + index."""
+        self.actor = self.actors[index % len(self.actors)]
         obs, states, actions, steps = zip(*self._roll_out(self.config.seed + index))
         by_key = self._by_key(np.stack([*obs, steps[-1].obs]))
         episode = Episode(
@@ -106,16 +108,16 @@ class Recorder:
         return dict(zip(keys, np.split(flat, ends[:-1], axis=1)))
 
 
-def _make_actor(config: CollectConfig) -> Actor:
-    if config.behaviour == "expert":
+def _make_actor(config: CollectConfig, behaviour: str) -> Actor:
+    if behaviour == "expert":
         from burnish.datasets.experts import make_expert
 
         return make_expert(config.task.env_id, config.grasp_bias, config.speed, config.faults)
-    if config.behaviour == "sac" or config.behaviour.endswith(".safetensors"):
+    if behaviour == "sac" or behaviour.endswith(".safetensors"):
         from burnish.datasets.collecting.sac_actor import SACActor
 
         shipped = f"shipped:{config.task.name}-medium"
-        return SampledActor(SACActor.load(shipped if config.behaviour == "sac" else config.behaviour))
+        return SampledActor(SACActor.load(shipped if behaviour == "sac" else behaviour))
     from burnish.policies.load import load_policy
 
-    return PolicyActor(load_policy(config.behaviour))
+    return PolicyActor(load_policy(behaviour))

@@ -33,11 +33,12 @@ class DPMDConfig(OffPolicyConfig):
         "as that of all, for R / N of its cost (0, or no less than draws: on all, weighted)",
         least=0,
     )
+    draw_at: Literal["next", "current"] = "current"
     train_on: Literal["all", "best", "executed"] = key(
-        "all",
-        "all draws of a state, weighed against each other; the best by Q alone (the released code), weighed against "
-        "those of other states (rsm.weights=paper) or not at all (constant); or, for draws, the executed chunks, whose "
-        "outcome the critic has seen, weighed against each other by their advantages",
+        "executed",
+        "the executed chunks, whose outcome the critic has seen, weighed against each other by their advantages over "
+        "the draws of their states; or all draws of a state, weighed against each other; or the best by Q alone (the "
+        "released code), weighed against those of other states (rsm.weights=paper) or not at all (constant)",
     )
 
     def check(self) -> None:
@@ -52,6 +53,10 @@ class DPMDConfig(OffPolicyConfig):
                 f"stage.train_on=best leaves one draw, which stage.rsm.weights={self.rsm.weights} has nothing to weigh "
                 "against: expected weights paper or constant, or train_on=all"
             )
+
+    @property
+    def weighed(self) -> str:
+        return "batch_size" if self.train_on == "executed" else "draws"
 
 
 class DPMD(OffPolicyStage):

@@ -44,7 +44,7 @@ LR_FACTOR, LR_RANGE = 1.5, (1e-6, 1e-2)  # by which the learning rate is adapted
 
 @dataclass(frozen=True)
 class DPPOConfig(StageConfig):
-    """Settings of DPPO. Its defaults are those of the Lift result; docs/dppo.md says where the paper has others."""
+    """Settings of DPPO. Its defaults are those of results/compare-robot; docs/dppo.md says where the paper has others."""
 
     name: Literal["dppo"] = "dppo"
     ft_denoising_steps: int = key(10, "K', the last denoising steps, which are fine-tuned", least=1)
@@ -56,30 +56,30 @@ class DPPOConfig(StageConfig):
         None, "T, chunks in each environment between two updates (null: what rollout_episodes take)", least=1
     )
     rollout_episodes: int = key(
-        32,
+        64,
         "whole episodes between two updates, of all environments together: the advantages of a sparse reward need them",
         least=1,
     )
-    gamma: float = key(0.95, "discount per chunk", least=0, most=1)
+    gamma: float = key(0.99, "discount per chunk", least=0, most=1)
     gae_lambda: float = key(0.95, "per chunk", least=0, most=1)
     gamma_denoising: float = key(0.99, "discount per denoising step", least=0, most=1)
-    actor_lr: float = key(3e-4, "of Adam", above=0)
+    actor_lr: float = key(3e-5, "of Adam", above=0)
     desired_kl: float | None = key(
-        None,
+        0.5,
         "nats a chunk by which an update shall move the policy: the learning rate is raised or lowered after each "
         "(null: it stays)",
         above=0,
     )
     critic_lr: float = key(1e-3, "of Adam", above=0)
     max_grad_norm: float = key(1.0, "longer gradients are shortened to it", above=0, most=math.inf)
-    update_epochs: int = key(10, "passes over the rollout; fewer where target_kl is exceeded", least=1)
-    batch_size: int = key(1000, "(sample, denoising step) pairs a minibatch", least=1)
+    update_epochs: int = key(5, "passes over the rollout; fewer where target_kl is exceeded", least=1)
+    batch_size: int = key(4000, "(sample, denoising step) pairs a minibatch", least=1)
     clip_coef: float = key(0.02, "clip range at the last denoising step", above=0)
     clip_coef_base: float = key(0.02, "and at the first that is fine-tuned", least=0)
     clip_coef_rate: float = key(3.0, "how fast it grows in between", least=0)
-    min_sampling_denoising_std: float = key(0.1, "floor of the exploration noise", least=0)
+    min_sampling_denoising_std: float = key(0.05, "floor of the exploration noise", least=0)
     max_sampling_denoising_std: float | None = key(None, "ceiling of it (null: none)", least=0)
-    min_logprob_denoising_std: float = key(0.1, "floor of std in log-probabilities", above=0)
+    min_logprob_denoising_std: float = key(0.05, "floor of std in log-probabilities", above=0)
     randn_clip: float = key(
         3.0, "bound that a denoising step's noise is clipped to, in standard deviations", above=0, most=math.inf
     )

@@ -251,7 +251,9 @@ class ReplayStage(SB3Stage):
             )
         demos = load(source)
         try:
-            data = demonstration_transitions(self.policy, demos.episodes, self.config.gamma)
+            data = demonstration_transitions(
+                self.policy, demos.episodes, self.config.gamma, ends_at_success=setting.ends_at_success
+            )
         except BurnishError as error:
             raise BurnishError(f"{demos.source or source}: {error}") from error
         n, E = len(data.reward), setting.n_envs

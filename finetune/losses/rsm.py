@@ -47,19 +47,20 @@ class RSMConfig(Checked):
     )
     kl_target: float = key(
         0.7,
-        "nats by which the weights of a state's draws differ from uniform, on average; less than log(draws)",
+        "nats by which the weights of chunks that are weighed against each other differ from uniform, on average; less "
+        "than the log of their number",
         above=0,
     )
     temperature: float = key(1.0, "lambda, in units of Q, for weights=fixed", above=0)
 
-    def check_draws(self, draws: int) -> None:
-        """Raise BurnishError where `draws` (N) cannot reach the KL target."""
-        if self.weights == "kl" and draws < 2:
-            raise BurnishError(f"stage.draws={draws}: expected at least 2 to weigh against each other")
-        if self.weights == "kl" and self.kl_target >= math.log(draws):
+    def check_number(self, n: int, key: str) -> None:
+        """Raise BurnishError where the weights of `n` chunks, as many as `stage.key` says, cannot reach the target."""
+        if self.weights == "kl" and n < 2:
+            raise BurnishError(f"stage.{key}={n}: expected at least 2 to weigh against each other")
+        if self.weights == "kl" and self.kl_target >= math.log(n):
             raise BurnishError(
-                f"stage.rsm.kl_target={self.kl_target} nats: expected less than log(draws) = {math.log(draws):.3f}, "
-                f"where one of {draws} draws has all the weight"
+                f"stage.rsm.kl_target={self.kl_target} nats: expected less than log({key}) = {math.log(n):.3f}, "
+                f"where one of {n} has all the weight"
             )
 
 

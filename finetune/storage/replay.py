@@ -7,6 +7,7 @@ To, Tp, Ta, Do, Da as in `burnish.policies.diffusion`; n chunks of an n-step ret
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,13 +141,37 @@ def online_transitions(policy: Policy, obs: Tensor, chunk: Tensor, step: ChunkSt
     return Transitions(obs, chunk.flatten(1), numbers[0], numbers[1], next_obs)
 
 
+def _until_success(episode: Episode) -> Episode:
+    """The episode up to its first reward, which is sparse: there it terminates; all of it where there is none."""
+    rewarded = np.flatnonzero(episode.rewards)
+    if not len(rewarded):
+        return episode
+    T = int(rewarded[0]) + 1
+    if T == 1:
+        raise BurnishError(
+            f"episode {episode.name} is rewarded from its first step on: where it succeeded cannot be told, expected "
+            "sparse rewards, or ends_at_success=false"
+        )
+    after = {key: values[T] for key, values in episode.obs.items()} if len(episode) > T else episode.final_obs
+    return replace(
+        episode,
+        obs={key: values[:T] for key, values in episode.obs.items()},
+        actions=episode.actions[:T],
+        rewards=episode.rewards[:T],
+        terminated=np.arange(T) == T - 1,
+        final_obs=after,
+        states=None,
+    )
+
+
 def demonstration_transitions(
-    policy: Policy, episodes: Sequence[Episode], gamma: float, n_step: int = 1
+    policy: Policy, episodes: Sequence[Episode], gamma: float, n_step: int = 1, ends_at_success: bool = False
 ) -> Transitions:
     """The chunk from every step of the demonstrations, as if it and the `n_step` - 1 after it had been executed.
 
     A chunk is cut by the end of its episode; what follows the last step is the recorded final observation. Where an
-    episode has none and did not terminate, the chunks that reach its end are left out.
+    episode has none and did not terminate, the chunks that reach its end are left out. With `ends_at_success` an
+    episode terminates at its first reward.
 
     Raises:
         BurnishError: no episode has a whole chunk, an observation is missing or of another size, or no step has a
@@ -157,6 +182,8 @@ def demonstration_transitions(
             "the demonstrations have no reward anywhere: a critic would learn that they are worthless (without them: "
             "stage.demo_ratio=0; sac and td3: stage.demos=null)"
         )
+    if ends_at_success:
+        episodes = [_until_success(episode) for episode in episodes]
     parts = [part for episode in episodes if (part := _episode_transitions(policy, episode, gamma, n_step)) is not None]
     if not parts:
         raise BurnishError("no demonstration is long enough for one chunk with a known end")

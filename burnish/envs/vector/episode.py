@@ -23,6 +23,7 @@ class ChunkedEnv:
     """One simulator that executes chunks of actions. Every rule of `VectorEnv` about episodes is here.
 
     - A chunk is cut where the episode ends.
+    - With ends_at_success the first success is a termination.
     - The time limit truncates; a termination at the same step is a termination only.
     - A non-finite observation or reward truncates: the history keeps the last finite observation, the step's
       reward is 0, and what the simulator said about termination and success is not believed.
@@ -44,6 +45,7 @@ class ChunkedEnv:
         seed: int,
         index: int,
         autoreset: bool,
+        ends_at_success: bool,
     ) -> None:
         self.simulator = simulator
         self.history: Floats = np.zeros((n_obs_steps, simulator.obs_dim), np.float32)  # (To, Do), newest last
@@ -53,6 +55,7 @@ class ChunkedEnv:
         self._entropy = [seed, index]
         self._index = index
         self._autoreset = autoreset
+        self._ends_at_success = ends_at_success
         self._elapsed = 0
         self._seeded = False
         self._active = False  # an episode is running
@@ -88,6 +91,7 @@ class ChunkedEnv:
             total += reward
             out.step_rewards[e, executed - 1] = reward
             success = success or step_success
+            terminated = terminated or (step_success and self._ends_at_success)
             truncated = not terminated and self._elapsed >= self._max_episode_steps
             if terminated or truncated or executed == self._n_action_steps:
                 break

@@ -82,6 +82,7 @@ class WorkerPlan(NamedTuple):
     max_episode_steps: int
     seed: int
     autoreset: bool
+    ends_at_success: bool
 
 
 class _EnvironmentFailed(Exception):
@@ -109,6 +110,7 @@ def _make_envs(plan: WorkerPlan) -> list[ChunkedEnv]:
                     seed=plan.seed,
                     index=index,
                     autoreset=plan.autoreset,
+                    ends_at_success=plan.ends_at_success,
                 )
             )
     return envs

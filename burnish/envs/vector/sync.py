@@ -36,6 +36,7 @@ class SyncVectorEnv(VectorEnv):
         max_episode_steps: int,
         seed: int,
         autoreset: bool = True,
+        ends_at_success: bool = False,
     ) -> None:
         check_sizes(n_envs, n_obs_steps, n_action_steps, max_episode_steps)
         self._envs = [
@@ -47,6 +48,7 @@ class SyncVectorEnv(VectorEnv):
                 seed=seed,
                 index=e,
                 autoreset=autoreset,
+                ends_at_success=ends_at_success,
             )
             for e in range(n_envs)
         ]

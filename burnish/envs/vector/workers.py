@@ -45,6 +45,7 @@ class WorkerVectorEnv(VectorEnv):
         seed: int,
         n_workers: int,
         autoreset: bool = True,
+        ends_at_success: bool = False,
         beside: VectorEnv | None = None,
     ) -> None:
         check_sizes(n_envs, n_obs_steps, n_action_steps, max_episode_steps)
@@ -57,7 +58,7 @@ class WorkerVectorEnv(VectorEnv):
         self._memory: SharedMemory | None = None
         self._closed = False
         plans = [
-            WorkerPlan(make, indices, n_obs_steps, n_action_steps, max_episode_steps, seed, autoreset)
+            WorkerPlan(make, indices, n_obs_steps, n_action_steps, max_episode_steps, seed, autoreset, ends_at_success)
             for indices in self._indices
         ]
         shared = beside.workers if isinstance(beside, WorkerVectorEnv) else None
