@@ -45,6 +45,7 @@ ADDED = (
     *(Added(3, stage, "stage.draw_width", "narrow") for stage in CRITICS),
     *(Added(3, stage, "stage.n_step", 1) for stage in CRITICS),
     Added(3, "sdac", "stage.prior", "flat"),
+    Added(3, "dppo", "stage.desired_kl", None),
     Added(3, None, "evaluation.temperatures", []),
     Added(4, None, "ends_at_success", False),
 )

@@ -109,6 +109,7 @@ TINY = {
     "gae_lambda": 0.7,
     "gamma_denoising": 0.6,
     "actor_lr": 3e-3,
+    "desired_kl": None,
     "critic_lr": 1e-2,
     "max_grad_norm": 0.3,
     "update_epochs": 2,
@@ -286,7 +287,7 @@ def test_the_learning_rate_follows_the_divergence():
     assert rate_after(0.06, 0.19) == 1e-3
     assert rate_after(0.21) == pytest.approx(1e-3 / 1.5) and rate_after(0.04, 0.04) == pytest.approx(1e-3 * 2.25)
     assert rate_after(*[9.0] * 100) == 1e-6 and rate_after(*[0.0] * 100) == 1e-2
-    stage = DPPO(make_policy(), DPPOConfig(ft_denoising_steps=3, actor_lr=1e-3), Setting(TASK, 2, 0))
+    stage = DPPO(make_policy(), DPPOConfig(ft_denoising_steps=3, actor_lr=1e-3, desired_kl=None), Setting(TASK, 2, 0))
     stage._adapt_learning_rate(9.0)
     assert stage.actor_optimizer.param_groups[0]["lr"] == 1e-3
 

@@ -75,7 +75,11 @@ def test_the_cell_of_an_old_run_is_current(name: str, tmp_path: Path) -> None:
     command, *words = RUNS[name]
     old = load_config(folder)
     stage = old.get("stage", {}).get("name")
-    words += [f"{key}={value}" for _, of, key, value in ADDED if of in (None, stage) and has(key, old)]
+    words += [
+        f"{key}={'null' if value is None else value}"
+        for _, of, key, value in ADDED
+        if of in (None, stage) and has(key, old)
+    ]
     words += CHANGED.get(stage, [])
 
     def cell(*more: str) -> PlannedRun:

@@ -346,7 +346,7 @@ def test_bad_input_is_refused_before_anything_is_written(dataset, pretrained, tm
     with pytest.raises(BurnishError, match="not a policy folder"):
         finetune(finetune_config(run, tmp_path))
     with pytest.raises(BurnishError, match="biased"):
-        small_dppo(min_sampling_denoising_std=0.05)
+        small_dppo(min_sampling_denoising_std=0.04)
     walker = TaskConfig(name="walker2d", suite="gymnasium", env_id="Walker2d-v5", max_episode_steps=60)
     config = finetune_config(run, pretrained)
     object.__setattr__(config, "task", walker)

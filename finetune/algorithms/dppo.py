@@ -44,7 +44,7 @@ LR_FACTOR, LR_RANGE = 1.5, (1e-6, 1e-2)  # by which the learning rate is adapted
 
 @dataclass(frozen=True)
 class DPPOConfig(StageConfig):
-    """Settings of DPPO. Its defaults are those of results/compare-robot; docs/dppo.md says where the paper has others."""
+    """Settings of DPPO. The defaults are of results/compare-robot; docs/dppo.md says where the paper has others."""
 
     name: Literal["dppo"] = "dppo"
     ft_denoising_steps: int = key(10, "K', the last denoising steps, which are fine-tuned", least=1)
@@ -56,7 +56,7 @@ class DPPOConfig(StageConfig):
         None, "T, chunks in each environment between two updates (null: what rollout_episodes take)", least=1
     )
     rollout_episodes: int = key(
-        64,
+        32,
         "whole episodes between two updates, of all environments together: the advantages of a sparse reward need them",
         least=1,
     )
