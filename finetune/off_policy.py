@@ -4,9 +4,8 @@ The critic is an ensemble of Q on (observation history, executed chunk), discoun
 
     y = sum_{i<h} gamma^i r_i + gamma^h (1 - terminated) max_{n<=N'} min_j Qbar_j(s', a'_n),    a'_n ~ pi_old(. | s')
 
-over a chunk, or `n_step` of them; min_j is over all members of the ensemble, or `target_critics` of them. The draws
-a'_n serve the target and, on updates that train it, the actor: so the actor learns at next observations, unless
-`draw_at` has it draw anew at the batch's own.
+over a chunk, or `n_step` of them; min_j is over all members of the ensemble, or `target_critics` of them. Where the
+actor learns at next observations (`draw_at=next`), the draws a'_n serve it too; at the batch's own it has others.
 
 Three denoisers: `actor` is trained; `averaged`, its Polyak average, is the policy's own `finetuned` one, which acts and
 is saved; `old` is the actor as it was at the last refresh, from which the draws come.
@@ -62,7 +61,7 @@ DIVERGED = {
 
 @dataclass(frozen=True)
 class CriticStageConfig(StageConfig):
-    """Settings of acting, replay and the critic, which all have; the defaults are those of the Lift result."""
+    """Settings of acting, replay and the critic, which all have."""
 
     WITHOUT_DEMOS: ClassVar[str] = "stage.demo_ratio=0"  # what leaves demonstrations out
 

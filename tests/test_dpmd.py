@@ -157,5 +157,10 @@ def test_executed_chunks_are_weighed_by_their_advantages(old_weights, weights, m
 
 
 def test_executed_chunks_are_learned_from_where_they_were_executed():
+    DPMDConfig(rsm=RSMConfig(kl_target=3.0), batch_size=32)  # of the batch's chunks
+    with pytest.raises(BurnishError, match=r"kl_target=3.0 nats: expected less than log\(batch_size\) = 2.773"):
+        DPMDConfig(rsm=RSMConfig(kl_target=3.0), batch_size=16)
+    with pytest.raises(BurnishError, match=r"kl_target=3.0 nats: expected less than log\(draws\) = 2.079"):
+        DPMDConfig(rsm=RSMConfig(kl_target=3.0), batch_size=32, train_on="all")
     with pytest.raises(BurnishError, match=r"draw_at=next: expected current"):
         DPMDConfig(draw_at="next")

@@ -27,7 +27,7 @@ from burnish.finetune.algorithms.dppo import DPPOConfig
 from burnish.finetune.algorithms.sdac import SDACConfig
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.losses.rsm import RSMConfig
-from burnish.finetune.stage import StageConfig
+from burnish.finetune.stage import Setting, StageConfig
 from burnish.finetune.start import finetune
 from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -353,6 +353,31 @@ def test_bad_input_is_refused_before_anything_is_written(dataset, pretrained, tm
     with pytest.raises(BurnishError, match="observation dimension 11, but task=walker2d has 17"):
         finetune(config)
     assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("measure", "asked", "ends"),
+    [("success_rate", True, True), ("success_rate", False, False), ("return", True, False)],
+)
+def test_training_ends_at_success_where_there_is_one(pretrained, tmp_path, monkeypatch, measure, asked, ends):
+    """Both the stage and the environments are told."""
+
+    class Made(Exception):
+        pass
+
+    def make_stage_setting(*fields):
+        assert Setting(*fields).ends_at_success is ends
+        return Setting(*fields)
+
+    def make_envs(*_, ends_at_success, **__):
+        assert ends_at_success is ends
+        raise Made
+
+    monkeypatch.setattr(TaskConfig, "measure", measure)
+    monkeypatch.setattr("burnish.finetune.start.Setting", make_stage_setting)
+    monkeypatch.setattr("burnish.finetune.start.make_vector_env", make_envs)
+    with pytest.raises(Made):
+        finetune(finetune_config(tmp_path / "run", pretrained, ends_at_success=asked))
 
 
 def test_too_much_noise_is_said_loudly(capsys):

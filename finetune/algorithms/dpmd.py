@@ -1,7 +1,7 @@
 """DPMD: diffusion policy mirror descent (Ma et al. 2025, arXiv 2502.00361).
 
 The denoiser of pi proportional to pi_old exp(Q / lambda): clean chunks are drawn from pi_old and weighed by
-exp(Q / lambda).
+exp(Q / lambda); or, by default, executed chunks by exp(A / lambda), with the replay's policy in place of pi_old.
 
 Symbols: B states, N draws for each, R of them resampled, Tp, Da as in `burnish.policies.diffusion`.
 """

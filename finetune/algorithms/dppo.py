@@ -44,7 +44,7 @@ LR_FACTOR, LR_RANGE = 1.5, (1e-6, 1e-2)  # by which the learning rate is adapted
 
 @dataclass(frozen=True)
 class DPPOConfig(StageConfig):
-    """Settings of DPPO. The defaults are of results/compare-robot; docs/dppo.md says where the paper has others."""
+    """Settings of DPPO; docs/dppo.md says where the paper has other defaults."""
 
     name: Literal["dppo"] = "dppo"
     ft_denoising_steps: int = key(10, "K', the last denoising steps, which are fine-tuned", least=1)
