@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +14,7 @@ from burnish.compare.statistics import Estimate
 
 Value: TypeAlias = "str | int | float | Estimate | None"
 
+WIDTH = 150  # letters in a line where no terminal says otherwise
 LONG = 40  # letters in a cell, from which on it is broken into lines
 
 STYLE = """
@@ -104,6 +106,33 @@ def write_document(title: str, blocks: Sequence[Block], folder: Path, name: str)
     path = folder / f"{name}.html"
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def print_blocks(blocks: Sequence[Block]) -> None:
+    """Headings, paragraphs, items and tables as they fit into a terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape as literal
+    from rich.table import Table as Drawn
+
+    console = Console(highlight=False, **({} if sys.stdout.isatty() else {"width": WIDTH}))  # type: ignore[arg-type]
+    for block in blocks:
+        match block:
+            case Heading(text, _) | Paragraph(text):
+                console.print(literal(text))
+            case Bullets(items):
+                for item in items:
+                    console.print(f"- {literal(item)}")
+            case Table(_, columns, rows):
+                drawn = Drawn(box=SIMPLE_HEAD)
+                cells = [[literal(shown(cell, column.form)) for cell, column in zip(row, columns)] for row in rows]
+                for column, each in zip(columns, zip(*cells)):
+                    numbers = column.form is not None  # an interval is not broken
+                    width = max(map(len, each)) if numbers else None
+                    drawn.add_column(literal(column.title), justify="right" if numbers else "left", min_width=width)
+                for row in cells:
+                    drawn.add_row(*row)
+                console.print(drawn)
 
 
 def write_csv(table: Table, path: Path) -> None:

@@ -50,7 +50,7 @@ from burnish.compare.tables import (
     runs_table,
     temperature_table,
 )
-from burnish.compare.verdicts import imitation, remarks, verdict_blocks
+from burnish.compare.verdicts import imitation, remarks, sentences, verdict_blocks, verdicts
 from burnish.errors import BurnishError
 from burnish.runs.origin import commit, machine, versions, without_names
 
@@ -135,6 +135,16 @@ def write_report(
         return write_document(title, blocks, folder, "report")
     except OSError as error:
         raise BurnishError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
+
+
+def headline(cells: Sequence[PlannedRun]) -> list[Block]:
+    """Of each task what the last checkpoints reach at which temperature, and what can be said of it."""
+    blocks: list[Block] = []
+    for task in _group(cells, _read(cells, {})[0]):
+        if any(run.at_best for run in task.runs):
+            said = (*remarks(task), *sentences(task, list(verdicts(task))))
+            blocks += [Heading(task.name), temperature_table(task), *([Bullets(said)] if said else [])]
+    return blocks
 
 
 def _read(cells: Sequence[PlannedRun], failures: Mapping[PlannedRun, str]) -> tuple[dict[int, RunResult], list[str]]:

@@ -32,10 +32,12 @@ def compare(config: CompareConfig, only_report: bool = False) -> int:
     cells = plan(config)
     more = tuning_blocks(config)
     unfinished = _run(config, cells, only_report)
-    from burnish.compare.report import write_report  # draws: not needed before
+    from burnish.compare.document import print_blocks
+    from burnish.compare.report import headline, write_report  # draws: not needed before
 
     compared = [cell for cell in cells if cell.is_compared]
     report = write_report(config.name, compared, unfinished, Path(config.run_dir), more)
+    print_blocks(headline([cell for cell in compared if cell not in unfinished]))
     print(f"{len(cells) - len(unfinished)} of {len(cells)} cells finished; report: {report}")
     return 1 if unfinished else 0
 

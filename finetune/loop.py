@@ -49,7 +49,7 @@ class Loop:
         self.unlogged = (0.0, 0)  # seconds and environment steps since
         self.looked_at = 0  # environment steps when evaluations and checkpoints were last thought of
         self.noise_compared = False  # see _compare_noisy_with_clean
-        self.episodes = TrainingEpisodes()
+        self.episodes = TrainingEpisodes(config.n_envs)
         self.fallen: str | None = None  # what was said of the last evaluation, if it fell below the first
         self.best = (-math.inf, -math.inf)  # see Evaluation.score
         self.best_step = 0
@@ -165,12 +165,13 @@ class Loop:
             self.run.checkpoints.mark_best(0)
 
     def _after_update(self, metrics: dict[str, float]) -> None:
-        metrics |= self.statistics.report()
-        if self.config.policy and (fallen := self.episodes.observe(metrics)):
+        fallen = self.episodes.observe(self.statistics.successes())
+        if fallen and self.config.policy:
             warn(f'after {self.env_steps} steps {fallen}: see docs/tuning.md, "When it falls"')
+        metrics |= self.statistics.report()
         metrics["updates"] = self.updates
-        if not self.noise_compared and "train/success_rate" in metrics:
-            self._compare_noisy_with_clean(metrics["train/success_rate"])
+        if not self.noise_compared and self.episodes.began_with is not None:
+            self._compare_noisy_with_clean(self.episodes.began_with)
         metrics["nonfinite_episodes"] = self.envs.nonfinite_episodes
         if self.stage.ready():  # there is more to learn from the same steps
             self.run.log(metrics, self.env_steps)

@@ -17,6 +17,7 @@ class EpisodeStatistics:
         self.returns = np.zeros(n_envs)
         self.lengths = np.zeros(n_envs, np.int64)
         self.finished: list[tuple[float, float, float]] = []
+        self.ended_in: list[int] = []  # the environment of each
 
     def observe(self, step: ChunkStep) -> None:
         self.success |= step.success
@@ -24,6 +25,7 @@ class EpisodeStatistics:
         self.lengths += step.steps
         for e in np.flatnonzero(step.terminated | step.truncated):
             self.finished.append((float(self.success[e]), float(self.returns[e]), float(self.lengths[e])))
+            self.ended_in.append(int(e))
             self.success[e], self.returns[e], self.lengths[e] = False, 0.0, 0
 
     def report(self) -> dict[str, float]:
@@ -38,7 +40,12 @@ class EpisodeStatistics:
             "train/episodes": len(self.finished),
         }
         self.finished.clear()
+        self.ended_in.clear()
         return report
+
+    def successes(self) -> list[tuple[int, bool]]:
+        """(environment, success) of the episodes that the next report is about, in the order of their ends."""
+        return [(e, bool(success)) for e, (success, _, _) in zip(self.ended_in, self.finished)]
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self)

@@ -6,6 +6,7 @@ episodes, with their exploration noise, against those that ended before the firs
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -35,36 +36,46 @@ def values(evaluation: Evaluation, measure: str) -> np.ndarray:
 
 
 class TrainingEpisodes:
-    """Successes of the training episodes: those of the first reports against the latest."""
+    """Successes of the training episodes: the first of each environment against the latest.
 
-    def __init__(self) -> None:
+    The first that end are no fair sample where a success ends an episode: all environments begin together, and
+    successes are short. So the first few of every environment count, however long they take.
+    """
+
+    def __init__(self, n_envs: int) -> None:
+        self.counted = np.zeros(n_envs, np.int64)  # of the first episodes, in each environment
+        self.each = math.ceil(FEW / n_envs)
         self.first = (0, 0)  # successes, episodes
-        self.latest: list[tuple[int, int]] = []
+        self.latest: list[bool] = []
         self.told = False
 
-    def observe(self, report: dict[str, float]) -> str | None:
-        """Take a report of `EpisodeStatistics` -> what to say, once, where success fell by more than chance."""
-        if "train/success_rate" not in report:
+    @property
+    def began_with(self) -> float | None:
+        """Success rate of the first episodes; None until each environment had its own."""
+        return self.first[0] / self.first[1] if self.counted.min() >= self.each else None
+
+    def observe(self, ended: list[tuple[int, bool]]) -> str | None:
+        """Take (environment, success) of what ended -> what to say, once, where success fell by more than chance."""
+        for e, success in ended:
+            if self.counted[e] < self.each:
+                self.counted[e] += 1
+                self.first = self.first[0] + success, self.first[1] + 1
+            elif self.began_with is not None:
+                self.latest.append(success)
+        self.latest = self.latest[-FEW:]
+        if self.told or len(self.latest) < FEW:
             return None
-        episodes = int(report["train/episodes"])
-        found = round(report["train/success_rate"] * episodes), episodes
-        if self.first[1] < FEW:
-            self.first = self.first[0] + found[0], self.first[1] + found[1]
-            return None
-        self.latest.append(found)
-        while sum(n for _, n in self.latest[1:]) >= FEW:
-            self.latest.pop(0)
-        successes, episodes = (sum(each) for each in zip(*self.latest))
-        if self.told or episodes < FEW or wilson_interval(successes, episodes).high >= wilson_interval(*self.first).low:
+        if wilson_interval(sum(self.latest), FEW).high >= wilson_interval(*self.first).low:
             return None
         self.told = True
         return (
-            f"the training episodes succeed in {successes / episodes:.0%} (the last {episodes}) where they began with "
-            f"{self.first[0] / self.first[1]:.0%} (the first {self.first[1]})"
+            f"the training episodes succeed in {np.mean(self.latest):.0%} (the last {FEW}) where they began with "
+            f"{self.began_with:.0%} (the first {self.first[1]})"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {**vars(self), "latest": list(self.latest)}
+        return {**vars(self), "counted": self.counted.copy(), "latest": list(self.latest)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        if "counted" in state:  # older ones counted otherwise, and begin anew
+            vars(self).update(state)

@@ -21,6 +21,7 @@ from burnish.commands.evaluate import EvaluateConfig
 from burnish.commands.printing import report
 from burnish.commands.sweep import plan, run_sweep
 from burnish.commands.table import COMMANDS, Command
+from burnish.compare import start as comparing
 from burnish.compose import config_groups, group_options
 from burnish.envs.task import load_task
 from burnish.errors import BurnishError, Stopped
@@ -49,6 +50,19 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     assert time.perf_counter() - start < 3  # 0.1 s on an idle machine
     for name in ("pretrain", "finetune", "evaluate", "data", "tasks", "doctor", "demo", "toy"):
         assert name in result.stdout
+
+
+@pytest.mark.parametrize("quick", [[], ["--quick"]])
+def test_the_demo_is_a_comparison_with_the_frozen_policy(quick, capsys, monkeypatch, tmp_path) -> None:
+    compared: list[Any] = []
+    monkeypatch.setattr(comparing, "compare", lambda config: compared.append(config) or 1)
+    status, out, _ = run(capsys, "demo", "--seed=3", f"--dir={tmp_path}", *quick)
+    (config,) = compared
+    assert status == 1 and list(config.methods) == ["frozen", "dppo", "dpmd"] and config.seeds == [3]
+    words = [line.split() for line in out.splitlines() if line.startswith("  burnish")]
+    assert [line[1] for line in words] == ["pretrain", "finetune", "finetune", "finetune", "evaluate"]
+    assert all("seed=3" in line for line in words[:4]) and f"policy={tmp_path}/lift/dppo/seed3" in words[4]
+    assert ("total_env_steps=1000" in words[3]) == bool(quick)
 
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)

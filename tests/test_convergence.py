@@ -52,20 +52,35 @@ def test_a_fall_is_paired_and_beyond_chance():
     assert fall(np.full(20, 300.0), np.full(20, 500.0), "return") is None
 
 
-def report(successes: int, episodes: int) -> dict[str, float]:
-    return {"train/success_rate": successes / episodes, "train/episodes": episodes}
+def ended(successes: int, failures: int, e: int = 0) -> list[tuple[int, bool]]:
+    return [(e, True)] * successes + [(e, False)] * failures
 
 
 def test_training_episodes_that_fail_more_and_more_are_said_once():
-    watch = TrainingEpisodes()
-    assert watch.observe({}) is None
-    assert [watch.observe(report(8, 12)), watch.observe(report(8, 12))] == [None, None]  # the first 24
-    assert watch.observe(report(5, 10)) is None  # too few
-    assert watch.observe(report(6, 10)) is None  # 11 of 20
-    assert watch.observe(report(1, 10)) is None  # 7 of 20
-    copy = TrainingEpisodes()
+    watch = TrainingEpisodes(1)
+    assert watch.observe([]) is None and watch.began_with is None
+    assert [watch.observe(ended(8, 2)), watch.observe(ended(6, 4))] == [None, None]  # the first 20
+    assert watch.began_with == 0.7
+    assert watch.observe(ended(0, 19)) is None  # too few
+    copy = TrainingEpisodes(1)
     copy.load_state_dict(watch.state_dict())
     for each in (watch, copy):
-        said = each.observe(report(0, 10))
-        assert said is not None and "5% (the last 20)" in said and "67% (the first 24)" in said
-        assert each.observe(report(0, 10)) is None
+        said = each.observe(ended(1, 0))
+        assert said is not None and "5% (the last 20)" in said and "70% (the first 20)" in said
+        assert each.observe(ended(0, 10)) is None
+    watch = TrainingEpisodes(1)
+    watch.observe(ended(14, 6))
+    assert watch.observe(ended(10, 10)) is None  # by chance
+
+
+def test_where_successes_are_short_the_first_episodes_are_those_of_every_environment():
+    """Half of 10 environments fail, ten times as slowly: the first 20 that end are successes, and the rate is 50 %."""
+    watch = TrainingEpisodes(10)
+    for _ in range(10):
+        assert watch.observe([(e, True) for e in range(5)]) is None
+    assert watch.began_with is None  # not all had their two
+    for _ in range(2):
+        watch.observe([(e, False) for e in range(5, 10)])
+    assert watch.began_with == 0.5 and watch.first == (10, 20)
+    assert watch.observe(ended(8, 12)) is None
+    assert watch.observe(ended(0, 20)) is not None

@@ -27,6 +27,7 @@ from burnish.errors import BurnishError
 
 LIFT = load_task("lift")
 HOPPER = replace(load_task("hopper"), max_episode_steps=30)
+OFFSET = Faults(grasp_offset=0.025, region=0.6, no_recovery=True)
 SHIPPED_SKILL = {"action_noise": 0.3, "grasp_bias": 0.006, "speed": 0.5}
 
 
@@ -238,11 +239,14 @@ def shipped() -> Path:
     return resolve("shipped:lift")
 
 
-def test_the_shipped_file_is_as_its_readme_says(shipped):
+@pytest.mark.parametrize("name", ["lift", "lift-offset"])
+def test_a_shipped_file_is_as_its_readme_says(name):
+    shipped = resolve(f"shipped:{name}")
     episodes = load(shipped).episodes
     lengths = np.array([len(episode) for episode in episodes])
     succeeded = np.array([episode.rewards.max() == 1.0 for episode in episodes])
-    table = dict(re.findall(r"^\| ([a-z ]+) \| ([\d.]+) \|$", (shipped.parent / "README.md").read_text(), re.M))
+    _, section = (shipped.parent / "README.md").read_text().split(f"## {name}.hdf5")
+    table = dict(re.findall(r"^\| ([a-z ]+) \| ([\d.]+) \|$", section.split("\n## ")[0], re.M))
     assert table == {
         "episodes": str(len(episodes)),
         "successes": str(succeeded.sum()),
@@ -254,10 +258,13 @@ def test_the_shipped_file_is_as_its_readme_says(shipped):
     assert shipped.stat().st_size < 2e6
 
 
-def test_the_shipped_episodes_are_what_the_command_in_the_readme_makes(shipped):
+@pytest.mark.parametrize(
+    ("name", "skill"), [("lift", SHIPPED_SKILL), ("lift-offset", {"action_noise": 0.05, "faults": OFFSET})]
+)
+def test_the_shipped_episodes_are_what_the_command_in_the_readme_makes(name, skill):
     """The first steps: another mujoco rounds differently, and small differences grow."""
-    made = Recorder(CollectConfig(LIFT, "unused.hdf5", seed=0, **SHIPPED_SKILL)).record(3).episode
-    there = load(shipped).episodes[3]
+    made = Recorder(CollectConfig(LIFT, "unused.hdf5", seed=0, **skill)).record(3).episode
+    there = load(f"shipped:{name}").episodes[3]
     assert np.allclose(made.actions[:10], there.actions[:10], atol=1e-4)
     assert np.allclose(made.flat_obs(LIFT.obs_keys)[:10], there.flat_obs(LIFT.obs_keys)[:10], atol=1e-4)
 

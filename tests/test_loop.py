@@ -20,7 +20,7 @@ from burnish.envs.vector.sync import SyncVectorEnv
 from burnish.errors import Stopped
 from burnish.evaluation.evaluate import Evaluation
 from burnish.evaluation.temperatures import TrainingEvaluationConfig
-from burnish.finetune import loop
+from burnish.finetune import loop, watch
 from burnish.finetune.algorithms.dppo import DPPOConfig
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.loop import Loop
@@ -103,6 +103,7 @@ class Course:
         self.filmed: list[Any] = []
         monkeypatch.setattr(loop, "record", lambda *given: self.filmed.append(given))
         monkeypatch.setattr(loop, "StopRequest", lambda: self)
+        monkeypatch.setattr(watch, "FEW", E)  # one episode of each environment
         self.plotted: list[Any] = []
         monkeypatch.setattr(Run, "plot_curve", lambda _, *given, **__: self.plotted.append(given))
 
@@ -367,6 +368,7 @@ def test_statistics_of_training_episodes(restored_after):
             state = {name: value.copy() for name, value in statistics.state_dict().items()}
             statistics = EpisodeStatistics(3)
             statistics.load_state_dict(state)
+    assert statistics.successes() == [(1, False), (0, True), (1, True)]
     # (success, return, length): (0, 2, 1), (1, 11, 3), (1, 220, 4)
     assert statistics.report() == pytest.approx(
         {
@@ -376,6 +378,6 @@ def test_statistics_of_training_episodes(restored_after):
             "train/episodes": 3,
         }
     )
-    assert statistics.report() == {}
+    assert statistics.report() == {} and statistics.successes() == []
     assert statistics.returns.tolist() == [100, 0, 444] and statistics.lengths.tolist() == [2, 0, 6]
     assert statistics.success.tolist() == [False, False, True]

@@ -15,11 +15,11 @@ import yaml
 from rliable import metrics
 from scipy import stats
 
-from burnish.compare.document import shown
+from burnish.compare.document import print_blocks, shown
 from burnish.compare.figures import look
 from burnish.compare.grouping import Method, TaskRuns, across_tasks, group_pretrained
 from burnish.compare.plan import PlannedRun
-from burnish.compare.report import write_report
+from burnish.compare.report import headline, write_report
 from burnish.compare.reproduce import evaluations
 from burnish.compare.results import (
     RETURN,
@@ -672,6 +672,18 @@ def test_verdicts_and_remarks_in_words(with_baselines, tmp_path):
     assert "- constant, seed 0 went back to its checkpoint after 500 environment steps" in text
     told = "Whether the imitation had converged, pretrained: had converged (seeds 1, 3), had not converged (seed 2)"
     assert f"{told}, is not told (seed 0)" in text
+
+
+def test_the_headline_is_what_a_terminal_shows(with_baselines, grid, capsys):
+    print_blocks(headline(with_baselines))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "lift"
+    text = " ".join(lines)
+    assert "frozen, tau = 0 3 of 3 0 35.0% [0.0%, 55.0%] – – –" in text
+    assert re.search(r" dpmd 3 of 3 1,000 55\.0% \[55\.0%, 55\.0%\] 70\.0% \[.{12,14}\] 0: 1, 0\.5;", text)
+    assert "- dpmd, seed 1 fell below its start: it fell" in text
+    assert "- dpmd, best temperature: above frozen, best temperature (+20.0% [" in text
+    assert headline(grid) == [] == headline([])  # of older runs nothing is known at their best temperature
 
 
 def test_frozen_policies_come_first_and_have_no_budget(with_baselines, tmp_path):
