@@ -137,8 +137,9 @@ def test_executed_chunks_are_weighed_by_their_advantages(old_weights, weights, m
     policy.load_state_dict(old_weights)
     monkeypatch.setattr(policy, "values", values)
     rsm = RSMConfig(weights=weights, temperature=TEMPERATURE)
-    settings = {"rsm": rsm, "draws": 2, "train_on": "executed", "draw_at": "current"}
+    settings = {"rsm": rsm, "baseline_draws": 2, "train_on": "executed", "draw_at": "current"}
     stage = densities.make_stage("dpmd", policy, **settings)
+    assert stage.draws_for_actor == 2 != stage.config.draws
     executed = sample(policy, stage.old)
     old, mirror = histogram(executed), histogram(executed, np.exp(log_target(executed)))
     pool = torch.from_numpy(executed).view(-1, 1)
@@ -146,8 +147,10 @@ def test_executed_chunks_are_weighed_by_their_advantages(old_weights, weights, m
 
     def loss():
         batch = batch_of(512, pool[torch.randint(len(pool), (512,))])
-        q = (0.6 * batch.chunk).expand(512, 2)  # of the draws: what the states are worth, whose chunks differ
-        monkeypatch.setattr(policy, "values", lambda obs, x, critic=None: values(obs, x) + q[:, :1])
+        worth = 0.6 * batch.chunk  # of the states, whose chunks differ
+        monkeypatch.setattr(policy, "values", lambda obs, x, critic=None: values(obs, x) + worth)
+        apart = 2 * torch.randn(512, 1)
+        q = torch.cat([worth + apart, worth - apart], 1)
         return stage.actor_loss(batch, Draws(batch.obs, draws, q[None]))[0]
 
     train(stage.actor.parameters(), 700, 2e-3, loss)

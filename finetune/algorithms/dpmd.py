@@ -41,6 +41,13 @@ class DPMDConfig(OffPolicyConfig):
         "released code), weighed against those of other states (rsm.weights=paper) or not at all (constant)",
     )
 
+    baseline_draws: int = key(
+        2,
+        "with train_on=executed: draws of a state, whose mean Q is taken from the executed chunk's; sampling them is "
+        "most of a gradient step",
+        least=1,
+    )
+
     def check(self) -> None:
         super().check()
         if self.train_on == "executed" and self.draw_at != "current":
@@ -67,10 +74,11 @@ class DPMD(OffPolicyStage):
 
     @property
     def draws_for_actor(self) -> int:
-        return self.config.draws
+        return self.config.baseline_draws if self.config.train_on == "executed" else self.config.draws
 
     def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        x, q = draws.x[:, : self.config.draws], draws.q[:, : self.config.draws]
+        n = self.draws_for_actor
+        x, q = draws.x[:, :n], draws.q[:, :n]
         if self.config.train_on == "executed":
             return self._executed_loss(batch, q)
         if self.config.train_on == "best":
