@@ -10,11 +10,15 @@ import numpy as np
 
 from burnish.compose import compose
 from burnish.config import key, parse
+from burnish.datasets.load import load
+from burnish.datasets.sources import demonstrations_of
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig
 from burnish.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
 from burnish.evaluation.temperatures import compare_samplings, samplings
+from burnish.finetune.config import FinetuneConfig
+from burnish.finetune.start import finetune
 from burnish.machine.device import DeviceConfig, resolve_device
 from burnish.machine.disk import require_writable
 from burnish.policies.load import load_policy
@@ -64,6 +68,7 @@ def headroom(config: HeadroomConfig) -> dict[str, Any]:
     require_writable(folder)
     measure, seeds = config.task.measure, [config.seed + i for i in range(config.episodes)]
     how = EvaluationConfig(**{field.name: getattr(config, field.name) for field in fields(EpisodesConfig)})
+    choosing = _choosing(config, folder) if config.critic_steps and policy.config.kind == "diffusion" else None
     expert = _expert(config, measure)
     each = samplings(policy, config.temperatures, config.means_of)
     found = compare_samplings(policy, config.task, how, each, shown="frozen, ")
@@ -71,8 +76,8 @@ def headroom(config: HeadroomConfig) -> dict[str, Any]:
     for sampling, evaluation in found.items():
         values = evaluation.success if measure == "success_rate" else evaluation.returns
         rows.append(row(f"frozen, {sampling}", values, measure))
-    if config.critic_steps and policy.config.kind == "diffusion":
-        rows.append(_best_of_n(config, folder, measure))
+    if choosing:
+        rows.append(_best_of_n(choosing, measure))
     said = verdict(rows, expert, measure)
     print(f"\n{config.task.name}, {measure}, {len(seeds)} episodes from seed {config.seed} on, 95 % intervals\n")
     for line in [*rows, *([expert] if expert else [])]:
@@ -153,10 +158,13 @@ def _expert(config: HeadroomConfig, measure: str) -> Row | None:
     return row(f"expert ({config.expert})", np.array(values), measure)
 
 
-def _best_of_n(config: HeadroomConfig, folder: Path, measure: str) -> Row:
-    from burnish.finetune.config import FinetuneConfig
-    from burnish.finetune.start import finetune
-
+def _choosing(config: HeadroomConfig, folder: Path) -> FinetuneConfig:
+    """The run that learns a critic of the frozen policy. Raises BurnishError of bad demonstrations."""
+    if config.demos is not None:
+        source = demonstrations_of(config.task, config.demos)
+        if source is None:
+            raise BurnishError(f"demos=task: task={config.task.name} names none: give a file, or demos=null")
+        load(source)
     words = [
         f"policy={config.policy}",
         "stage=best_of_n",
@@ -171,7 +179,11 @@ def _best_of_n(config: HeadroomConfig, folder: Path, measure: str) -> Row:
     ]
     composed = compose("finetune", words)
     composed["task"] = config.task  # as it was given here
-    finetune(parse(FinetuneConfig, composed))
-    file = EvaluationFile.read(folder / "best-of-n" / SELECTED)
+    return parse(FinetuneConfig, composed)
+
+
+def _best_of_n(choosing: FinetuneConfig, measure: str) -> Row:
+    finetune(choosing)
+    file = EvaluationFile.read(Path(choosing.run_dir) / SELECTED)
     name = f"frozen, best of {file.candidates} by its critic"
     return row(name, np.array(file.values(measure)), measure)
