@@ -1,6 +1,7 @@
 """DPPO as a stage: it learns, its updates are those written out by hand, and it stores nothing over episode cuts."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -274,6 +275,17 @@ def test_a_rollout_holds_whole_episodes(episodes, steps):
     stage = DPPO(make_policy(), DPPOConfig(**settings), Setting(task, 2, 0))
     assert stage.chunks_per_update == len(stage.rollout.reward) == steps
     assert DPPO(make_policy(), DPPOConfig(**settings, n_steps=5), Setting(task, 2, 0)).chunks_per_update == 5
+
+
+@pytest.mark.parametrize(
+    ("suite", "n_steps", "told"), [("robosuite", 47, True), ("robosuite", 48, False), ("gymnasium", 9, False)]
+)
+def test_a_rollout_of_few_episodes_is_told_where_success_is_the_reward(suite, n_steps, told, capsys):
+    task = replace(TASK, suite=suite, max_episode_steps=6 * make_policy().config.n_action_steps)  # 16 of 6 chunks in 2
+    DPPO(make_policy(), DPPOConfig(ft_denoising_steps=3, n_steps=n_steps), Setting(task, 2, 0))
+    said = capsys.readouterr().err
+    assert ("a rollout of" in said) == told
+    assert ("holds 15.7 of the longest episodes: expected at least 16" in said and "stage.n_steps=48" in said) == told
 
 
 def test_the_learning_rate_follows_the_divergence():

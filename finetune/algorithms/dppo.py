@@ -22,7 +22,7 @@ from torch import Tensor
 from burnish.config import WrongValue, key
 from burnish.diffusion import Chain, Sampler, StdBounds, gaussian_log_prob
 from burnish.envs.base import ChunkStep
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, warn
 from burnish.finetune.losses.gae import RewardScaler, gae
 from burnish.finetune.losses.ppo import (
     chain_kl,
@@ -39,6 +39,7 @@ from burnish.policies.diffusion import DiffusionPolicy
 from burnish.runs.state import generator_state, restore_generator
 
 RATIO_TOLERANCE = 1e-5  # of |ratio - 1| before any update, for an averaged log-probability
+FEW_EPISODES = 16  # in a rollout; with a sparse reward the advantages of fewer are noise
 LR_FACTOR, LR_RANGE = 1.5, (1e-6, 1e-2)  # by which the learning rate is adapted, and within which
 
 
@@ -173,14 +174,24 @@ class DPPO(Stage):
         self.reward_scaler = RewardScaler(setting.n_envs, config.gamma, device)
         self.generator = torch.Generator(device).manual_seed(setting.seed)
         self.chunks_per_update = self.n_steps = config.n_steps or self._enough_steps(setting)
+        held = self.n_steps * setting.n_envs / self._longest_episode(setting)
+        if setting.task.measure == "success_rate" and held < FEW_EPISODES:
+            warn(
+                f"a rollout of {self.n_steps} chunks in {setting.n_envs} environments holds {held:.1f} of the longest "
+                f"episodes: expected at least {FEW_EPISODES}, as a success is rare news "
+                f"(stage.n_steps={FEW_EPISODES * self.n_steps / held:.0f}, or null with stage.rollout_episodes)"
+            )
         self.iteration = 0
         self.t = 0  # chunks in the rollout
         self.rollout = self._empty_rollout(setting.n_envs, obs_dim)
 
     def _enough_steps(self, setting: Setting) -> int:
         """Chunks in each environment that hold `rollout_episodes` of the longest episodes."""
-        chunks = math.ceil(setting.task.max_episode_steps / self.policy.config.n_action_steps)
-        return math.ceil(self.config.rollout_episodes * chunks / setting.n_envs)
+        return math.ceil(self.config.rollout_episodes * self._longest_episode(setting) / setting.n_envs)
+
+    def _longest_episode(self, setting: Setting) -> int:
+        """In chunks."""
+        return math.ceil(setting.task.max_episode_steps / self.policy.config.n_action_steps)
 
     def _empty_rollout(self, n_envs: int, obs_dim: int) -> Rollout:
         T, K_ft, config, device = (
