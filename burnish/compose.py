@@ -27,14 +27,15 @@ CONFIGS = {
     "behaviour": "burnish.datasets.collecting.sac_actor:BehaviourConfig",
 }
 """A command's YAML file -> the dataclass of its configuration."""
-PATH_KEYS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour", "stage.demos", "demos")
+PATHS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour", "demos")
+"""Last names of keys whose values need no quotes, whatever they contain."""
 FREE_DICT = "task.env_kwargs."
 
 
 def compose(command: str, overrides: list[str]) -> dict[str, Any]:
     """The resolved configuration of `configs/<command>.yaml` with `overrides` applied; not parsed yet.
 
-    Values of `PATH_KEYS` need no quotes, whatever they contain. A value that must be given stays "???".
+    A value that must be given stays "???".
     Raises BurnishError for a malformed override, an unknown key or an unknown option of a group.
     """
     from hydra import compose as hydra_compose
@@ -47,7 +48,7 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
     paths, choices, values = {}, [], []
     for override in overrides:
         key, value = split(override)
-        if key in PATH_KEYS and key not in groups:
+        if _is_path(key) and key not in groups:
             paths[key] = _unquote(value)
         elif key in groups:
             _check_option(key, value)
@@ -72,7 +73,7 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
 def parse_value(override: str) -> Any:
     """The value of one `key=value`, as `compose` would read it."""
     key, value = split(override)
-    return _unquote(value) if key in PATH_KEYS else _parsed(override).value()
+    return _unquote(value) if _is_path(key) else _parsed(override).value()
 
 
 def expand_sweep(command: str, overrides: list[str]) -> list[list[str]]:
@@ -84,7 +85,7 @@ def expand_sweep(command: str, overrides: list[str]) -> list[list[str]]:
     options = []
     for override in overrides:
         key, value = split(override)
-        if key in PATH_KEYS and key not in groups:
+        if _is_path(key) and key not in groups:
             options.append([f"{key}={part}" for part in _split_paths(value)])
             continue
         parsed = _parsed(override)
@@ -96,6 +97,10 @@ def expand_sweep(command: str, overrides: list[str]) -> list[list[str]]:
         else:
             options.append([override])
     return [list(job) for job in itertools.product(*options)]
+
+
+def _is_path(key: str) -> bool:
+    return key.rsplit(".", 1)[-1] in PATHS
 
 
 def config_class(command: str) -> type:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import yaml
 
-from burnish.compose import split
+from burnish.compose import config_text, group_options, split
 from burnish.config import Checked, key, parse
 from burnish.errors import BurnishError
+from burnish.finetune.stage import stage_class
 
 PRETRAIN = "pretrain"  # the command of the cells that others start from, and what their methods' names begin with
 FOLDER_CHARACTERS = set(string.ascii_letters + string.digits + "-_.")
@@ -84,9 +85,7 @@ class CompareConfig(Checked):
     name: str = key(doc="its title (default: the file's name)")
     run_dir: str = key(doc="folder of all runs and of the report (default: runs/compare-NAME)")
     tasks: dict[str, TaskGrid] = key(doc="task -> its keys, see below")
-    methods: dict[str, list[str]] = key(
-        doc="name -> words, such as [stage=dpmd, stage.rsm.weights=constant]; in the report's order"
-    )
+    methods: dict[str, list[str]] = key(doc="name -> words, such as [stage=NAME, n_envs=8]; in the report's order")
     seeds: list[int] = key([0, 1, 2], "of all trainings; seed s starts from the policy pretrained with seed s")
     settings: list[str] = key([], "words for every cell but the pretraining")
     total_env_steps: int | None = key(
@@ -131,9 +130,12 @@ class CompareConfig(Checked):
         """Those that the tuning chooses among; empty where it does not."""
         return self.tuning.of(task, method) if self.tuning else {}
 
-    def is_frozen(self, method: str) -> bool:
-        """Whether it learns nothing, so that there is nothing to tune."""
-        return "stage=frozen" in self.methods[method]
+    def learns(self, method: str) -> bool:
+        """Whether there is something to tune."""
+        options = [value for key, value in map(split, self.methods[method]) if key == "stage"]
+        if not options or options[-1] not in group_options("stage"):  # said where the cell is resolved
+            return True
+        return stage_class(yaml.safe_load(config_text(f"stage/{options[-1]}"))["name"]).learns
 
     def _check_tuning(self, tuning: TuningGrid) -> None:
         if not tuning.seeds or len({*tuning.seeds, *self.seeds}) < len(tuning.seeds) + len(self.seeds):
@@ -150,7 +152,7 @@ class CompareConfig(Checked):
         for task in tuning.tasks:
             _expect(f"tuning.tasks.{task}", task, self.tasks)
         for task in self.tasks:
-            numbers = {name: len(tuning.of(task, name)) for name in self.methods if not self.is_frozen(name)}
+            numbers = {name: len(tuning.of(task, name)) for name in self.methods if self.learns(name)}
             numbers = {name: number for name, number in numbers.items() if number}
             if len(set(numbers.values())) != 1:
                 found = ", ".join(f"{name} {number}" for name, number in numbers.items()) or "none"

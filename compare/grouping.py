@@ -34,6 +34,11 @@ class Method(NamedTuple):
         return not self.runs or self.runs[0].learns
 
     @property
+    def trains_policy(self) -> bool:
+        """False where the policy stays, and is evaluated as it is or with a critic that chooses."""
+        return not self.runs or self.runs[0].trains_policy
+
+    @property
     def pretrained(self) -> bool:
         """Whether its runs started from a pretrained policy rather than from nothing."""
         return bool(self.runs) and self.runs[0].policy is not None

@@ -88,11 +88,11 @@ def check_needs(cells: Sequence[PlannedRun], unfinished: Sequence[PlannedRun]) -
         try:
             if cell.is_compared:
                 _check_policy(config, made)
-                demos = getattr(config.stage, "demos", None) if getattr(config.stage, "demo_ratio", 1.0) else None
+                demos, named_by = config.stage.demonstrations, f"stage.{config.stage.DEMONSTRATIONS}"
             else:
-                demos = config.dataset or "task"
+                demos, named_by = config.dataset or "task", "dataset"
             if demos is not None:
-                _check_demonstrations(demos, config.task)
+                _check_demonstrations(demos, config.task, named_by)
         except BurnishError as error:
             raise BurnishError(f"{cell}: {error}") from error
 
@@ -114,10 +114,10 @@ def _check_policy(config: Any, made: Mapping[str, str]) -> None:
     stage_class(config.stage.name).check_installed(config.stage.name)
 
 
-def _check_demonstrations(demos: str, task: TaskConfig) -> None:
+def _check_demonstrations(demos: str, task: TaskConfig, named_by: str) -> None:
     source = demonstrations_of(task, demos)
     if source is None:
-        raise BurnishError(f"task={task.name} names no demonstrations: give dataset=FILE, or stage.demos=FILE")
+        raise BurnishError(f"task={task.name} names no demonstrations: give {named_by}=FILE")
     if not demonstrations_path(source).exists():
         raise BurnishError(
             f"{source}: no such demonstrations: burnish data collect makes them, burnish data download "

@@ -16,6 +16,7 @@ import numpy as np
 from burnish.envs.task import recorded_measure
 from burnish.errors import BurnishError
 from burnish.evaluation.intervals import Difference
+from burnish.finetune.stage import stage_class
 from burnish.policies.folder import DESCRIPTION
 from burnish.runs.checkpoint import Checkpoints
 from burnish.runs.evaluation_file import (
@@ -32,7 +33,6 @@ from burnish.runs.json_file import read_json
 from burnish.runs.metrics import METRICS, read_metrics
 from burnish.runs.summary import FinetuneSummary
 
-FROZEN, BEST_OF_N = "frozen", "best_of_n"  # stages whose policy stays as it was
 Axis = Literal["env_steps", "minutes"]
 SAME_STEP = 0.02  # evaluations of two seeds are of the same time where their steps differ by less of the whole run
 
@@ -137,13 +137,18 @@ class RunResult:
     @property
     def learns(self) -> bool:
         """Whether it is more than the policy it began with, evaluated."""
-        return self.stage != FROZEN
+        return stage_class(self.stage).learns
+
+    @property
+    def trains_policy(self) -> bool:
+        """Whether the policy becomes another."""
+        return stage_class(self.stage).trains_policy
 
     @property
     def headline(self) -> Evaluated | None:
         """What a verdict is made of: the last checkpoint at its best temperature; of best of N, which leaves the
         policy as it was, by Q."""
-        return self.last_selected if self.stage == BEST_OF_N else self.at_best
+        return self.at_best if self.trains_policy or not self.learns else self.last_selected
 
     def evaluated(self, checkpoint: str, selected: bool) -> Evaluated | None:
         """Of `checkpoint` "last" or "best"."""

@@ -99,7 +99,7 @@ def tuning_blocks(config: CompareConfig) -> list[Block]:
         return [Heading("Tuning"), Paragraph(unused)] if config.tuning else []
     tuned = read_tuned(config)
     without = [
-        name for name in config.methods if not config.is_frozen(name) and not any(name in tuned[task] for task in tuned)
+        name for name in config.methods if config.learns(name) and not any(name in tuned[task] for task in tuned)
     ]
     said: list[Block] = [Paragraph(f"Not tuned: {', '.join(without)}.")] if without else []
     path = Path(config.tuned).with_name(TRIALS)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from burnish.compare.document import Block, Bullets, Column, Heading, Paragraph, Table, Value, shown
 from burnish.compare.grouping import Method, TaskRuns
-from burnish.compare.results import BEST_OF_N, Evaluated, PairedDifference, RunResult, paired_difference
+from burnish.compare.results import Evaluated, PairedDifference, RunResult, paired_difference
 from burnish.compare.statistics import Estimate
 from burnish.compare.tables import SIGNED, actions, measure_of
 
@@ -149,13 +149,13 @@ def imitation(task: TaskRuns) -> list[str]:
 def _ways(method: Method) -> list[Contender]:
     """How it acts in verdicts; the policy of best of N without Q is the frozen one."""
     both = [Contender(method, selected) for selected in (False, True)]
-    of_n_alone = any(run.stage == BEST_OF_N for run in method.runs)
-    return [one for one in both if one.can_act and (one.selected or not of_n_alone)]
+    chooses_alone = method.learns and not method.trains_policy
+    return [one for one in both if one.can_act and (one.selected or not chooses_alone)]
 
 
 def _as_baseline(method: Method, ours: Contender) -> Contender | None:
     """How `method` acts as a baseline of `ours`: alike where it can; None where it is none."""
-    is_baseline = not method.learns or method.name in (CONSTANT, BEST_OF_N)
+    is_baseline = not method.trains_policy or method.name == CONSTANT
     ways = _ways(method) if is_baseline and method is not ours.method else []
     return next((one for one in ways if one.selected == ours.selected), ways[0] if ways else None)
 

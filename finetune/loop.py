@@ -193,11 +193,11 @@ class Loop:
         assert self.before is not None
         clean = self.before.success_rate
         self.noise_compared = True
+        key = self.config.stage.EXPLORATION
         if noisy < NOISY_SHARE * clean:
             warn(
                 f"the training policy, with its exploration noise, succeeds in {noisy:.0%} of its episodes, the same "
-                f"policy without in {clean:.0%}: too much noise "
-                "(dppo: stage.min_sampling_denoising_std; ppo: stage.log_std_init; dpmd, sdac: stage.exploration_noise)"
+                f"policy without in {clean:.0%}: too much noise{key and f' (stage.{key})'}"
             )
 
     def _save(self) -> None:

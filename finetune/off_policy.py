@@ -63,6 +63,8 @@ DIVERGED = {
 class CriticStageConfig(StageConfig):
     """Settings of acting, replay and the critic, which all have."""
 
+    EXPLORATION: ClassVar[str] = "exploration_noise"
+    FIRST_UPDATE: ClassVar[tuple[str, ...]] = ("learning_starts", "update_every")
     WITHOUT_DEMOS: ClassVar[str] = "stage.demo_ratio=0"  # what leaves demonstrations out
 
     critic: CriticConfig = key(factory=CriticConfig)
@@ -140,6 +142,10 @@ class CriticStageConfig(StageConfig):
                 f"stage.target_critics={self.target_critics}: expected at most stage.critic.n_critics="
                 f"{self.critic.n_critics}"
             )
+
+    @property
+    def demonstrations(self) -> str | None:
+        return self.demos if self.demo_ratio else None
 
     @property
     def n_demos(self) -> int:
@@ -233,7 +239,7 @@ class OffPolicyStage(Stage):
         self.policy, self.config = policy, config
         K_ft = config.ft_denoising_steps
         if policy.finetuned is None:
-            policy.start_finetuning(len(policy.sampler) if K_ft is None else K_ft)
+            policy.start_finetuning(K_ft, from_scratch=not setting.pretrained)
         elif K_ft not in (None, policy.ft_denoising_steps):
             raise BurnishError(
                 f"stage.ft_denoising_steps={K_ft}, but the policy was fine-tuned with "
@@ -266,7 +272,7 @@ class OffPolicyStage(Stage):
         if demonstrations is not None:
             self.demos = Replay(len(demonstrations.reward), obs_dim, chunk_dim, policy.device)
             self.demos.add(demonstrations._replace(reward=demonstrations.reward * config.reward_scale))
-        self.n_candidates = config.n_candidates
+        self.n_candidates, self.random_steps = config.n_candidates, config.random_steps
         if config.buffer_size < setting.n_envs:
             raise BurnishError(f"stage.buffer_size={config.buffer_size}: expected at least n_envs={setting.n_envs}")
         per_chunk = setting.n_envs * policy.config.n_action_steps
@@ -326,7 +332,7 @@ class OffPolicyStage(Stage):
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
         normalized = self.policy.normalized_obs(torch.as_tensor(obs, device=self.policy.device))
-        if self.env_steps < self.config.random_steps:
+        if self.env_steps < self.random_steps:
             shape = (len(obs), self.policy.config.horizon, self.policy.action_dim)
             x = 2 * torch.rand(shape, device=self.policy.device, generator=self.generator) - 1
         else:

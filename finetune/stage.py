@@ -47,7 +47,16 @@ class Setting(NamedTuple):
 class StageConfig(Checked):
     """Base of the stages' configs: `name` chooses the stage."""
 
+    EXPLORATION: ClassVar[str] = ""  # the key of the noise that it acts with
+    DEMONSTRATIONS: ClassVar[str] = "demos"  # that of `demonstrations`, where it has any
+    FIRST_UPDATE: ClassVar[tuple[str, ...]] = ()  # the keys that say when the first update is due
+
     name: str
+
+    @property
+    def demonstrations(self) -> str | None:
+        """What it learns from besides its own steps: a file, or "task" (those the task names); None: nothing."""
+        return None
 
     @classmethod
     def choose(cls, mapping: Mapping[str, Any]) -> type[StageConfig]:
@@ -61,10 +70,12 @@ class Stage(ABC):
     Config: ClassVar[type[StageConfig]]
     kind: ClassVar[str | None] = "diffusion"  # of the policies it trains; None: any
     learns: ClassVar[bool] = True
+    trains_policy: ClassVar[bool] = True  # False: it learns to choose among the chunks of a policy that stays
     package: ClassVar[str] = ""  # that it needs, of the `extra`
     extra: ClassVar[str] = ""
     policy: Policy  # what is evaluated and saved
     chunks_per_update: int  # chunks in each environment before the first update
+    random_steps: int = 0  # environment steps of random actions at the start
     n_candidates: int = 1  # chunks sampled for each that is executed, if the policy has a critic to choose by
 
     @classmethod

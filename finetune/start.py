@@ -16,7 +16,6 @@ from burnish.finetune.loop import Loop
 from burnish.finetune.stage import Setting, Stage, stage_class
 from burnish.machine.device import resolve_device
 from burnish.policies.base import Policy
-from burnish.policies.diffusion import DiffusionPolicy
 from burnish.policies.load import load_policy, policy_class
 from burnish.runs.checkpoint import Checkpoints
 from burnish.runs.folder import Run
@@ -43,7 +42,6 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         setting = Setting(config.task, config.n_envs, config.seed, config.policy is not None, ends_at_success)
         stage = make_stage(policy, config.stage, setting)
         check_budget(config, stage)
-        check_whole_chain(config, stage)
         envs = make_vector_env(
             config.task,
             n_envs=config.n_envs,
@@ -79,7 +77,7 @@ def check_kind(config: FinetuneConfig, kind: str) -> None:
     """Raise BurnishError where the stage does not train policies of `kind`, the kind that it would be given."""
     name, expected = config.stage.name, stage_class(config.stage.name).kind
     if expected is not None and kind != expected:
-        option = {"diffusion": "mlp", "gaussian": "gaussian"}[expected]
+        option = policy_class(expected).Config.OPTION
         given, instead = f"policy={config.policy}", f"pretrain one: burnish pretrain policy={option}"
         if config.policy is None:
             given, instead = "the network", f"give network={option}"
@@ -90,31 +88,14 @@ def check_budget(config: FinetuneConfig, stage: Stage) -> None:
     """Raise BurnishError where the steps do not suffice for one update."""
     Ta = stage.policy.config.n_action_steps
     per_update = config.n_envs * stage.chunks_per_update * Ta
-    keys = " and ".join(
-        f"stage.{key}"
-        for key in ("n_steps", "learning_starts", "update_every", "train_freq")
-        if hasattr(config.stage, key)
-    )
+    keys = " and ".join(f"stage.{key}" for key in config.stage.FIRST_UPDATE)
     if config.total_env_steps < per_update:
         raise BurnishError(
             f"total_env_steps={config.total_env_steps} is too few for one update, which takes {per_update} = n_envs * "
             f"chunks * n_action_steps = {config.n_envs} * {stage.chunks_per_update} * {Ta}; the chunks are of {keys}"
         )
-    random_steps = getattr(config.stage, "random_steps", 0)
-    if config.total_env_steps <= random_steps:
+    if config.total_env_steps <= stage.random_steps:
         raise BurnishError(
-            f"total_env_steps={config.total_env_steps}, but the first stage.random_steps={random_steps} are random "
-            "actions: expected more steps, or fewer random ones"
-        )
-
-
-def check_whole_chain(config: FinetuneConfig, stage: Stage) -> None:
-    """Raise BurnishError where a part of a fresh policy's chain would stay random."""
-    if config.network is None or not isinstance(stage.policy, DiffusionPolicy):
-        return
-    K_ft, S = stage.policy.ft_denoising_steps, len(stage.policy.sampler)
-    if K_ft < S:
-        raise BurnishError(
-            f"stage.ft_denoising_steps={K_ft}: from scratch expected {S}, all of the sampler's steps; "
-            "the others would stay random"
+            f"total_env_steps={config.total_env_steps}, but the first stage.random_steps={stage.random_steps} are "
+            "random actions: expected more steps, or fewer random ones"
         )

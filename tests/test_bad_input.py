@@ -160,6 +160,9 @@ def policy_folder(tmp_path) -> Path:
 
 def test_more_finetuned_than_denoising_steps(tmp_path, capsys, policy_folder):
     words = ("finetune", *HOPPER, f"policy={policy_folder}", f"run_dir={tmp_path / 'run'}", "backend=sync")
+    for stage in ("dppo", "dpmd"):  # from scratch
+        few = ["scratch", "task=hopper", f"stage={stage}", "stage.ft_denoising_steps=19"]
+        assert "from scratch expected 20, all" in refused(capsys, *few)
     line = refused(capsys, *words, "stage.ft_denoising_steps=21")
     assert "ft_denoising_steps=21" in line and "1 to 20" in line
     assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -9,12 +10,15 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from burnish.finetune.stage import STAGES, Stage, stage_class
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
 
@@ -97,3 +101,38 @@ def test_constraints_satisfy_the_dependencies() -> None:
         assert version, f"{pin} is not pinned"
         if pin.name.lower() in required:
             assert required[pin.name.lower()].specifier.contains(version[1])
+
+
+GENERAL = (
+    "burnish/compose.py",
+    "burnish/policies",
+    "burnish/evaluation",
+    "burnish/runs",
+    "burnish/envs",
+    "compare",
+    "pretrain",
+)
+GENERAL += (
+    "finetune/loop.py",
+    "finetune/start.py",
+    "finetune/watch.py",
+    "finetune/statistics.py",
+    "finetune/config.py",
+)
+
+
+def test_no_algorithm_is_known_outside_its_file_and_the_registry():
+    """Neither by its name nor by a key of its own, where a run is made, compared, saved or evaluated."""
+    own = {name: {field.name for field in fields(stage_class(name).Config)} - {"name"} for name in STAGES}
+    keys = {f"stage.{key}" for one in own.values() for key in one if not hasattr(Stage, key)}
+    found = []
+    for path in tracked():
+        if path.suffix != ".py" or not str(path).startswith(GENERAL):
+            continue
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("config.stage"):
+                text = f"stage.{node.attr}"
+            if text in own or any(re.search(rf"\b{re.escape(key)}\b", text) for key in keys):
+                found.append(f"{path}:{node.lineno}: {text}")
+    assert not found

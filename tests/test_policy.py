@@ -118,6 +118,14 @@ def test_impossible_number_of_finetuned_steps(steps):
         make_policy().start_finetuning(steps)
 
 
+def test_from_scratch_the_whole_chain_is_trained():
+    with pytest.raises(BurnishError, match=r"ft_denoising_steps=19 \(K'\): from scratch expected 20, all of"):
+        make_policy().start_finetuning(19, from_scratch=True)
+    policy = make_policy()
+    policy.start_finetuning(from_scratch=True)
+    assert policy.ft_denoising_steps == 20
+
+
 @pytest.mark.parametrize("ft_denoising_steps", [0, 3])
 def test_a_saved_policy_evaluates_alone(tmp_path, ft_denoising_steps):
     policy = make_policy(sampler="ddim", ddim_steps=5)

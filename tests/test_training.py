@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -384,8 +385,9 @@ def test_too_much_noise_is_said_loudly(capsys):
     instance = loop.Loop.__new__(loop.Loop)
     instance.before = EvaluationSummary(10, 0.5, 0.2, 0.8, 5.0, 2.0, 8.0, 30.0, 0, None)
     instance.noise_compared = False
+    instance.config = SimpleNamespace(stage=DPPOConfig())
     instance._compare_noisy_with_clean(0.05)
-    assert "too much noise" in capsys.readouterr().err
+    assert "too much noise (stage.min_sampling_denoising_std)" in capsys.readouterr().err
     instance._compare_noisy_with_clean(0.4)
     assert not capsys.readouterr().err
 

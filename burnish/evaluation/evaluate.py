@@ -47,7 +47,7 @@ class EpisodesConfig(Checked):
     video: int = key(0, "so many episodes are filmed", least=0)
     candidates: int = key(
         1,
-        "chunks sampled for each that is executed, chosen by the policy's critic (after stage=dpmd, sdac or best_of_n)",
+        "chunks sampled for each that is executed, chosen by the policy's critic (of a fine-tuning that learned one)",
         least=1,
     )
 

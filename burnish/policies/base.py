@@ -33,6 +33,8 @@ P = TypeVar("P", bound="Policy")
 class ChunkConfig(Checked):
     """What the config of every kind of policy has; `kind` is a key of `burnish.policies.load.POLICIES`."""
 
+    OPTION: ClassVar[str]  # the one of the config group `policy` that makes such a policy
+
     kind: str = key()
     n_obs_steps: int = key(1, "To, observation steps that it sees", least=1)
     n_action_steps: int = key(4, "Ta, executed action steps", least=1)

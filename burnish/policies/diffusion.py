@@ -31,6 +31,8 @@ from burnish.policies.base import ChunkConfig, Policy
 class PolicyConfig(ChunkConfig):
     """Everything that decides what a diffusion policy computes."""
 
+    OPTION: ClassVar[str] = "mlp"
+
     kind: Literal["diffusion"] = field(default="diffusion", kw_only=True)
     denoiser: DenoiserConfig = key(factory=DenoiserConfig)
     horizon: int = key(4, "Tp, predicted action steps", least=1)
@@ -110,13 +112,19 @@ class DiffusionPolicy(Policy):
         self.finetuned: Denoiser | None = None
         self.ft_denoising_steps = 0
 
-    def start_finetuning(self, ft_denoising_steps: int) -> None:
-        """Freeze the denoiser and add a copy of it for the last K' = `ft_denoising_steps` transitions.
+    def start_finetuning(self, ft_denoising_steps: int | None = None, *, from_scratch: bool = False) -> None:
+        """Freeze the denoiser and add a copy of it for the last K' = `ft_denoising_steps` transitions (None: all S).
 
         Raises:
-            BurnishError: K' is not in 1 .. S, or the policy is fine-tuned already.
+            BurnishError: K' is not in 1 .. S, or less than S `from_scratch`, or the policy is fine-tuned already.
         """
         S = len(self.sampler)
+        ft_denoising_steps = S if ft_denoising_steps is None else ft_denoising_steps
+        if from_scratch and ft_denoising_steps < S:
+            raise BurnishError(
+                f"ft_denoising_steps={ft_denoising_steps} (K'): from scratch expected {S}, all of the sampler's "
+                "steps; the others would stay random"
+            )
         if not 1 <= ft_denoising_steps <= S:
             raise BurnishError(
                 f"ft_denoising_steps={ft_denoising_steps} (K'): expected 1 to {S}, "

@@ -24,6 +24,8 @@ from burnish.policies.base import ChunkConfig, Policy
 class GaussianPolicyConfig(ChunkConfig):
     """Everything that decides what a Gaussian policy computes. "mean_std" would not bound its actions."""
 
+    OPTION: ClassVar[str] = "gaussian"
+
     kind: Literal["gaussian"] = "gaussian"
     hidden_sizes: list[int] = key([256, 256], "of the mean's network; [] makes it linear", least=1)
     activation: Literal["relu", "tanh", "mish", "silu", "gelu"] = key("relu", "between the layers")

@@ -31,6 +31,7 @@ class BestOfNConfig(CriticStageConfig):
 class BestOfN(DPMD):
     """See the module's docstring. It is DPMD whose actor is frozen: no other of the actor's settings has an effect."""
 
+    trains_policy = False
     Config = BestOfNConfig  # type: ignore[assignment]
 
     def __init__(self, policy: DiffusionPolicy, config: BestOfNConfig, setting: Setting):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ LR_FACTOR, LR_RANGE = 1.5, (1e-6, 1e-2)  # by which the learning rate is adapted
 @dataclass(frozen=True)
 class DPPOConfig(StageConfig):
     """Settings of DPPO; docs/dppo.md says where the paper has other defaults."""
+
+    EXPLORATION: ClassVar[str] = "min_sampling_denoising_std"
+    FIRST_UPDATE: ClassVar[tuple[str, ...]] = ("n_steps", "rollout_episodes")
 
     name: Literal["dppo"] = "dppo"
     ft_denoising_steps: int = key(10, "K', the last denoising steps, which are fine-tuned", least=1)
@@ -143,7 +146,7 @@ class DPPO(Stage):
         if policy.finetuned is None:
             if config.sampler != "inherit":
                 policy.set_sampler(config.sampler, config.ddim_steps)
-            policy.start_finetuning(config.ft_denoising_steps)
+            policy.start_finetuning(config.ft_denoising_steps, from_scratch=not setting.pretrained)
         elif policy.ft_denoising_steps != config.ft_denoising_steps:
             raise BurnishError(
                 f"stage.ft_denoising_steps={config.ft_denoising_steps}, but the policy was fine-tuned with "

@@ -27,7 +27,7 @@ class Frozen(Stage):
 
     Config = FrozenConfig
     kind = None
-    learns = False
+    learns = trains_policy = False
     chunks_per_update = 0
 
     def __init__(self, policy: Policy, config: FrozenConfig, setting: Setting):

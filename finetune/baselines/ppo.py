@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ SETTINGS = ("learning_rate", "n_steps", "batch_size", "n_epochs", "gae_lambda", 
 @dataclass(frozen=True)
 class PPOConfig(StageConfig):
     """Settings of PPO, by Stable-Baselines3's names; docs/baselines.md says where the defaults are not its own."""
+
+    EXPLORATION: ClassVar[str] = "log_std_init"
+    FIRST_UPDATE: ClassVar[tuple[str, ...]] = ("n_steps",)
 
     name: Literal["ppo"] = "ppo"
     critic_hidden_sizes: list[int] = key([64, 64], "of the value network", least=1)

@@ -186,6 +186,8 @@ def take_metrics(model: Any) -> dict[str, float]:
 class ReplayConfig(StageConfig):
     """What SAC and TD3 share, by Stable-Baselines3's names."""
 
+    FIRST_UPDATE: ClassVar[tuple[str, ...]] = ("learning_starts", "train_freq")
+
     critic_hidden_sizes: list[int] = key([256, 256], "of both Q networks", least=1)
     learning_rate: float = key(3e-4, "of all networks, by Adam", above=0)
     batch_size: int = key(256, "transitions of a batch", least=1)
@@ -201,6 +203,10 @@ class ReplayConfig(StageConfig):
         None,
         "demonstrations that the replay starts with: a file, or task (those the task names; null: none)",
     )
+
+    @property
+    def demonstrations(self) -> str | None:
+        return self.demos
 
 
 class Pending(NamedTuple):
