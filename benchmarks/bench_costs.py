@@ -183,18 +183,18 @@ def dppo_costs(rate: ProductRate, quick: bool) -> list[Cost]:
     )
 
     def sample() -> None:
-        stage.t = 0
+        stage.rollout.clear()
         stage.act(obs)
 
     def update() -> None:
-        stage._update_critic(torch.ones(n_envs * T))
-        stage._update_actor(torch.randn(n_envs * T))
+        stage.update_critic(torch.ones(n_envs * T))
+        stage.update_actor(torch.randn(n_envs * T))
 
     for _ in range(T):
         stage.act(obs)
         stage.observe(step)
     # every update is on this rollout, so that the likelihood ratio is 1 for the first alone
-    stage._check_first_ratio = lambda ratio: torch.zeros(())  # type: ignore[method-assign]
+    stage.check_first_ratio = lambda ratio: torch.zeros(())  # type: ignore[method-assign]
     setting = "40 environments, K = 20, K' = 10, 3x512 residual"
     return [
         network_cost(rate, "DPPO sampling with chain", setting, sample, calls=10, authors=(16.5, 25.6), target=8.2),

@@ -199,7 +199,7 @@ class Acting:
         self.actions = self.stage.act(self.obs)
 
     def act(self) -> None:
-        self.stage.t = 0
+        self.stage.rollout.clear()
         self.actions = self.stage.act(self.obs)
 
     def step(self) -> ChunkStep:
@@ -214,7 +214,7 @@ def acting_memory(n_envs: int) -> dict[str, float]:
     for _ in range(acting.stage.chunks_per_update):
         acting.actions = acting.stage.act(acting.obs)
         acting.stage.observe(acting.step())
-    rollout = sum(tensor.nbytes for tensor in acting.stage.rollout) / MIB
+    rollout = acting.stage.rollout.nbytes / MIB
     return {"peak memory, MiB": peak_mib() - before, "rollout of 40 chunks, MiB": rollout}
 
 
@@ -265,22 +265,22 @@ def dppo_cost(K: int = 20, horizon: int = TP, quick: bool = False) -> tuple[dict
     config = DPPOConfig(ft_denoising_steps=K, n_steps=5, update_epochs=1, batch_size=PAIRS, actor_lr=NO_LR)
     stage = filled_dppo(policy, config, n_envs)
     n, i = torch.randint(5 * n_envs, (PAIRS,)), torch.randint(K, (PAIRS,))
-    chain, advantages = stage.rollout.chain.flatten(0, 1), torch.randn(5 * n_envs)
+    advantages = torch.randn(5 * n_envs)
     obs = np.zeros((n_envs, 1, policy.obs_dim), np.float32)
 
     def minibatch() -> None:
-        clipped_step(stage.actor_optimizer, -stage._new_log_prob(chain, n, i).mean(), stage.config.max_grad_norm)
+        clipped_step(stage.actor_optimizer, -stage.new_log_prob(n, i).mean(), stage.config.max_grad_norm)
 
     def sample() -> None:
-        stage.t = 0
+        stage.rollout.clear()
         stage.act(obs)
 
     calls: dict[str, Callable[[], object]] = {
         "DPPO sampling, ms": sample,
         f"DPPO minibatch of {PAIRS:,} pairs, ms": minibatch,
-        f"DPPO epoch of {5 * n_envs} chains, ms": partial(stage._update_actor, advantages),
+        f"DPPO epoch of {5 * n_envs} chains, ms": partial(stage.update_actor, advantages),
     }
-    return calls, sum(tensor.nbytes for tensor in stage.rollout) / MIB
+    return calls, stage.rollout.nbytes / MIB
 
 
 def both(name: str, axis: str, key: str, settings: Sequence[int], options: argparse.Namespace) -> Table:

@@ -22,12 +22,11 @@ import torch
 
 from burnish.compose import compose
 from burnish.config import parse
-from burnish.finetune import loop, off_policy, start
-from burnish.finetune.algorithms import dppo
-from burnish.finetune.algorithms.dppo import DPPO
+from burnish.finetune import loop, off_policy, on_policy, start
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.losses import rsm
 from burnish.finetune.off_policy import OffPolicyStage
+from burnish.finetune.on_policy import OnPolicyStage
 from burnish.finetune.stage import stage_class
 from burnish.policies.diffusion import DiffusionPolicy
 from burnish.runs.folder import Run
@@ -85,11 +84,11 @@ def watch_parts(clock: Clock, stage: type) -> None:
         return envs
 
     start.make_vector_env = make_watched_env  # type: ignore[assignment]
-    if issubclass(stage, DPPO):
-        clock.watch(stage, "_update_critic", "critic, forward")
-        clock.watch(stage, "_update_actor", "actor, surrogate")
-        clock.watch(stage, "_new_log_prob", "actor, forward")
-        clock.watch(dppo, "clipped_step", "backward, clipping and Adam")
+    if issubclass(stage, OnPolicyStage):
+        clock.watch(stage, "update_critic", "critic, forward")
+        clock.watch(stage, "update_actor", "actor, surrogate")
+        clock.watch(stage, "new_log_prob", "actor, forward")
+        clock.watch(on_policy, "clipped_step", "backward, clipping and Adam")
     elif issubclass(stage, OffPolicyStage):
         clock.watch(stage, "_sample", "draws (denoising steps)")
         clock.watch(DiffusionPolicy, "values", "Q of draws")

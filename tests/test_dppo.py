@@ -70,7 +70,7 @@ def test_first_ratio_is_one(pretrained_weights, settings):
     stored = stage.rollout.log_prob.flatten(0, 1)
     n, i = torch.meshgrid(torch.arange(len(stored)), torch.arange(stored.shape[1]), indexing="ij")
     with torch.no_grad():
-        again = stage._new_log_prob(stage.rollout.chain.flatten(0, 1), n.flatten(), i.flatten()).view_as(stored)
+        again = stage.new_log_prob(n.flatten(), i.flatten()).view_as(stored)
     torch.testing.assert_close(again, stored, atol=2e-5, rtol=1e-5)
     assert "policy_loss" in stage.update()
 
@@ -182,7 +182,7 @@ def test_updates_are_those_by_hand(variant):
     for iteration in range(3):
         play([stage, hand], rng, T)
         assert stage.ready()
-        torch.testing.assert_close(stage.rollout.chain, torch.stack(hand.chains), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(stage.rollout.sampled, torch.stack(hand.chains), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(stage.rollout.log_prob, torch.stack(hand.old_log_probs), rtol=1e-3, atol=1e-3)
         before = {"actor": flat(hand.actor), "critic": flat(hand.critic)}
         ours, theirs = stage.update(), hand.update()
@@ -246,10 +246,10 @@ def test_one_ratio_beyond_the_tolerance_is_enough(log_prob, tolerance):
         ratio = torch.ones(100)
         ratio[7] += excess * tolerance
         if allowed:
-            assert float(stage._check_first_ratio(ratio)) == pytest.approx(0.8 * tolerance, rel=0.05)
+            assert float(stage.check_first_ratio(ratio)) == pytest.approx(0.8 * tolerance, rel=0.05)
         else:
             with pytest.raises(RuntimeError, match="the likelihood ratio differs from 1"):
-                stage._check_first_ratio(ratio)
+                stage.check_first_ratio(ratio)
 
 
 def test_the_seed_decides_how_a_stage_begins():
@@ -293,14 +293,14 @@ def test_the_learning_rate_follows_the_divergence():
         config = DPPOConfig(ft_denoising_steps=3, desired_kl=0.1, actor_lr=1e-3)
         stage = DPPO(make_policy(), config, Setting(TASK, 2, 0))
         for kl in divergences:
-            stage._adapt_learning_rate(kl)
+            stage.adapt_learning_rate(kl)
         return stage.actor_optimizer.param_groups[0]["lr"]
 
     assert rate_after(0.06, 0.19) == 1e-3
     assert rate_after(0.21) == pytest.approx(1e-3 / 1.5) and rate_after(0.04, 0.04) == pytest.approx(1e-3 * 2.25)
     assert rate_after(*[9.0] * 100) == 1e-6 and rate_after(*[0.0] * 100) == 1e-2
     stage = DPPO(make_policy(), DPPOConfig(ft_denoising_steps=3, actor_lr=1e-3, desired_kl=None), Setting(TASK, 2, 0))
-    stage._adapt_learning_rate(9.0)
+    stage.adapt_learning_rate(9.0)
     assert stage.actor_optimizer.param_groups[0]["lr"] == 1e-3
 
 

@@ -13,7 +13,7 @@ import torch
 
 from burnish.diffusion import NoiseProcess, Sampler, StdBounds, betas, gaussian_log_prob
 from burnish.envs.task import TaskConfig
-from burnish.finetune.algorithms import dppo
+from burnish.finetune import on_policy
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.losses.ppo import (
     chunk_log_prob,
@@ -184,12 +184,12 @@ def test_the_stage_makes_that_update(case, monkeypatch):
     stage.actor.load_state_dict(StubDenoiser(case.weights("moved")).state_dict())
     stage.critic = StubCritic(case["critic_w"].clone())
     stage.rollout.obs[0] = case["obs"].flatten(1)
-    stage.rollout.chain[0] = case["chain"]
+    stage.rollout.sampled[0] = case["chain"]
     stage.rollout.log_prob[0] = chunk_log_prob(case["logprob_old"], case.Ta)
     losses = []
-    monkeypatch.setattr(dppo, "gae", lambda *_, **__: (case["advantages"][None], case["returns"][None]))
-    monkeypatch.setattr(dppo, "clipped_step", lambda optimizer, loss, norm: losses.append(loss))
-    monkeypatch.setattr(stage, "_check_first_ratio", lambda ratio: ratio.mean())  # moved before the update
+    monkeypatch.setattr(on_policy, "gae", lambda *_, **__: (case["advantages"][None], case["returns"][None]))
+    monkeypatch.setattr(on_policy, "clipped_step", lambda optimizer, loss, norm: losses.append(loss))
+    monkeypatch.setattr(stage, "check_first_ratio", lambda ratio: ratio.mean())  # moved before the update
     metrics = stage.update()
     for ours, key in (("policy_loss", "pg_loss"), ("value_loss", "v_loss"), ("clip_fraction", "clip_fraction")):
         assert metrics[ours] == pytest.approx(float(case[key]), rel=1e-4), ours
