@@ -22,10 +22,10 @@ import torch
 
 from burnish.compose import compose
 from burnish.config import parse
-from burnish.finetune import loop, off_policy, on_policy, start
+from burnish.finetune import drawing, loop, off_policy, on_policy, start
 from burnish.finetune.config import FinetuneConfig
+from burnish.finetune.drawing import ReweightingStage
 from burnish.finetune.losses import rsm
-from burnish.finetune.off_policy import OffPolicyStage
 from burnish.finetune.on_policy import OnPolicyStage
 from burnish.finetune.stage import stage_class
 from burnish.policies.diffusion import DiffusionPolicy
@@ -89,15 +89,16 @@ def watch_parts(clock: Clock, stage: type) -> None:
         clock.watch(stage, "update_actor", "actor, surrogate")
         clock.watch(stage, "new_log_prob", "actor, forward")
         clock.watch(on_policy, "clipped_step", "backward, clipping and Adam")
-    elif issubclass(stage, OffPolicyStage):
+    elif issubclass(stage, ReweightingStage):
         clock.watch(stage, "_sample", "draws (denoising steps)")
         clock.watch(DiffusionPolicy, "values", "Q of draws")
         clock.watch(stage, "_batch", "batches")
         clock.watch(stage, "_update_critic", "critic, forward")
-        clock.watch(stage, "_update_actor", "actor, forward")
+        clock.watch(stage, "_actor_step", "actor, forward")
         clock.watch(rsm.Weighting, "__call__", "weights")
-        clock.watch(off_policy, "clipped_step", "backward, clipping and Adam")
-        clock.watch(off_policy, "polyak", "Polyak averages")
+        for module in (off_policy, drawing):
+            clock.watch(module, "clipped_step", "backward, clipping and Adam")
+            clock.watch(module, "polyak", "Polyak averages")
 
 
 def main() -> None:

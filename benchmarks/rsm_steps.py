@@ -10,7 +10,7 @@ import torch
 from burnish.compose import compose
 from burnish.config import parse
 from burnish.envs.task import TaskConfig
-from burnish.finetune.off_policy import OffPolicyStage
+from burnish.finetune.drawing import ReweightingStage
 from burnish.finetune.stage import Setting, stage_class
 from burnish.finetune.storage.replay import Transitions
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -48,7 +48,7 @@ class Case(NamedTuple):
     batch_size: int
 
 
-def build(case: Case, more: Sequence[str] = ()) -> OffPolicyStage:
+def build(case: Case, more: Sequence[str] = ()) -> ReweightingStage:
     """The stage of `burnish scratch` with `more` overrides, with random transitions in its replay."""
     overrides = [f"task={case.task}", f"stage={case.algorithm}_paper", f"stage.buffer_size={TRANSITIONS}"]
     overrides.append(f"stage.batch_size={case.batch_size}")
@@ -58,7 +58,7 @@ def build(case: Case, more: Sequence[str] = ()) -> OffPolicyStage:
     policy = DiffusionPolicy(parse(PolicyConfig, config["network"]), obs_dim, action_dim, ["flat"]).eval()
     make_stage = stage_class(case.algorithm)
     setting = Setting(parse(TaskConfig, config["task"]), N_ENVS, seed=0)
-    stage: OffPolicyStage = make_stage(policy, parse(make_stage.Config, config["stage"]), setting)  # type: ignore
+    stage: ReweightingStage = make_stage(policy, parse(make_stage.Config, config["stage"]), setting)  # type: ignore
     obs, next_obs = torch.randn(2, TRANSITIONS, obs_dim)
     chunk = 2 * torch.rand(TRANSITIONS, policy.config.horizon * action_dim) - 1
     stage.replay.add(Transitions(obs, chunk, torch.randn(TRANSITIONS), torch.full((TRANSITIONS,), 0.99), next_obs))
@@ -66,6 +66,6 @@ def build(case: Case, more: Sequence[str] = ()) -> OffPolicyStage:
     return stage
 
 
-def gradient_step(stage: OffPolicyStage) -> None:
+def gradient_step(stage: ReweightingStage) -> None:
     stage.owed = 1.0
     stage.update()

@@ -1,17 +1,14 @@
-"""What DPMD and SDAC share: acting with candidates, replay, the critic, the schedule of updates.
+"""What off-policy algorithms share: acting with candidates, replay, the critic, the schedule of updates.
 
 The critic is an ensemble of Q on (observation history, executed chunk), discounted by gamma per environment step:
 
-    y = sum_{i<h} gamma^i r_i + gamma^h (1 - terminated) max_{n<=N'} min_j Qbar_j(s', a'_n),    a'_n ~ pi_old(. | s')
+    y = sum_{i<h} gamma^i r_i + gamma^h (1 - terminated) max_{n<=N'} min_j Qbar_j(s', a'_n),    a'_n ~ pi(. | s')
 
-over a chunk, or `n_step` of them; min_j is over all members of the ensemble, or `target_critics` of them. Where the
-actor learns at next observations (`draw_at=next`), the draws a'_n serve it too; at the batch's own it has others.
+over a chunk, or `n_step` of them; min_j is over all members of the ensemble, or `target_critics` of them. Which a'_n
+there are, and how the actor learns, is a subclass's.
 
-Three denoisers: `actor` is trained; `averaged`, its Polyak average, is the policy's own `finetuned` one, which acts and
-is saved; `old` is the actor as it was at the last refresh, from which the draws come.
-
-Symbols: E environments, B batch, N draws of the old policy for each state, N' those of them in the target, K' (`K_ft`)
-fine-tuned steps, Tp, Ta, Do, Da as in `burnish.policies.diffusion`, h <= Ta executed steps of a chunk.
+Symbols: E environments, B batch, N candidates to act with, N' chunks in the target, Tp, Ta, Do, Da as in
+`burnish.policies.diffusion`, h <= Ta executed steps of a chunk.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ import copy
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,10 +27,9 @@ from torch.nn import functional as F
 from burnish.config import key
 from burnish.datasets.load import load
 from burnish.datasets.sources import demonstrations_of
-from burnish.diffusion import Sampler
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
-from burnish.finetune.losses.rsm import RSMConfig, Weighting, paper_temperature, resample, weighted_denoising_loss
+from burnish.finetune.losses.rsm import paper_temperature, resample
 from burnish.finetune.stage import Setting, Stage, StageConfig
 from burnish.finetune.storage.monte_carlo import MonteCarlo
 from burnish.finetune.storage.replay import (
@@ -43,16 +39,14 @@ from burnish.finetune.storage.replay import (
     demonstration_transitions,
     online_transitions,
 )
-from burnish.networks import CriticConfig, Denoiser
+from burnish.networks import CriticConfig
 from burnish.networks.averages import polyak
-from burnish.networks.compiled.mlp import why_not
 from burnish.networks.optimise import clipped_step
 from burnish.policies.diffusion import DiffusionPolicy, choose
 from burnish.runs.state import generator_state, restore_generator
 
 MOST_GRADIENT_STEPS = 500  # in one `update`: a long warm-up can be watched, stopped and resumed
-LEAST_BETWEEN_WIDTHS = 250  # gradient steps, where the old policy is refreshed more often
-TAIL_DRAWS = 8  # chunks whose mean value stands for what comes after a time limit
+TAIL_CANDIDATES = 8  # chunks whose mean value stands for what comes after a time limit
 DIVERGED = {
     "critic": "lower stage.critic_lr or stage.reward_scale, or keep stage.critic.layer_norm=true",
     "actor": "lower stage.actor_lr",
@@ -60,7 +54,7 @@ DIVERGED = {
 
 
 @dataclass(frozen=True)
-class CriticStageConfig(StageConfig):
+class OffPolicyConfig(StageConfig):
     """Settings of acting, replay and the critic, which all have."""
 
     EXPLORATION: ClassVar[str] = "exploration_noise"
@@ -68,28 +62,6 @@ class CriticStageConfig(StageConfig):
     WITHOUT_DEMOS: ClassVar[str] = "stage.demo_ratio=0"  # what leaves demonstrations out
 
     critic: CriticConfig = key(factory=CriticConfig)
-    sampler: Literal["inherit", "ddpm", "ddim"] = key(
-        "ddim", "of draws and acting candidates: inherit (the policy's), ddpm or ddim; evaluation keeps the policy's"
-    )
-    ddim_steps: int = key(5, "with sampler=ddim", least=1)
-    eta: float = key(1.0, "of DDIM", least=0, most=1)
-    draw_width: Literal["corrected", "narrow"] = key(
-        "corrected",
-        "a chain of few steps draws from less than the distribution's width (narrow), which sharpens the policy at "
-        "each refresh whatever the critic says; corrected adds the variance that is missing (arXiv 2201.06503)",
-    )
-    draw_temperature: float = key(
-        1.0, "factor on all noise of the draws; less than 1 sharpens the policy on purpose", least=0
-    )
-    acting_temperature: float = key(1.0, "factor on all noise of the chunks that act", least=0)
-    draw_precision: Literal["float32", "float16"] = key(
-        "float32",
-        "of the denoiser in draws and acting candidates (float16: a GPU, or a CPU with AVX-512 FP16); gradients and "
-        "evaluations are in float32",
-    )
-    target_candidates: int = key(
-        1, "N', draws whose best is the critic's target; of more than one the maximum overestimates", least=1
-    )
     target_critics: int | None = key(
         None,
         "members of the ensemble whose least value is the target, drawn anew for each gradient step (REDQ, RLPD: 2 of "
@@ -103,7 +75,6 @@ class CriticStageConfig(StageConfig):
     exploration_noise: float = key(
         0.0, "standard deviation of Gaussian noise on the executed chunk, which is clipped again", least=0
     )
-    draw_noise: float = key(0.0, "and on the draws", least=0)
     noise_annealing: bool = key(False, "multiply both by the paper's lambda, which falls from 5 to 1")
     gamma: float = key(0.99, "discount per environment step", above=0, most=1)
     tau: float = key(0.005, "Polyak average of the critic, in its target", above=0, most=1)
@@ -153,82 +124,15 @@ class CriticStageConfig(StageConfig):
         return round(self.demo_ratio * self.batch_size)
 
 
-@dataclass(frozen=True)
-class OffPolicyConfig(CriticStageConfig):
-    """And those of the actor's training, which DPMD and SDAC share."""
-
-    WITHOUT_DEMOS: ClassVar[str] = "stage.demo_ratio=0 stage.bc_coef=0"
-
-    rsm: RSMConfig = key(factory=RSMConfig)
-    freeze_actor: bool = key(
-        False,
-        "learn the critic alone (control: selection by Q on the pretrained policy); what concerns the actor has no "
-        "effect then",
-    )
-    ft_denoising_steps: int | None = key(
-        None, "K', how many of the policy's last denoising steps are fine-tuned (null: all)", least=1
-    )
-    draws: int = key(8, "chunks drawn for each state (N), weighed against each other", least=1)
-    draw_at: Literal["next", "current"] = key(
-        "next",
-        "where the actor learns: next observations, whose draws the target has too, or the batch's own (current), for "
-        "which is drawn anew; SDAC's noisy_from=replay has its own",
-    )
-    actor_tau: float = key(0.005, "Polyak average of the actor, which acts and is saved", above=0, most=1)
-    actor_lr: float = key(3e-4, "of Adam", above=0)
-    actor_lr_final: float = key(3e-4, "reached linearly, from lr_decay_start on", above=0)
-    lr_decay_start: int = key(25_000, "updates of the actor", least=0)
-    lr_decay_updates: int = key(50_000, "updates of the actor", least=1)
-    policy_delay: int = key(2, "the actor is trained in every so many-th gradient step", least=1)
-    actor_steps: int = key(
-        1,
-        "gradient steps it then makes on the same draws, which are what costs time, each with noise of its own",
-        least=1,
-    )
-    old_policy_every: int = key(1000, "gradient steps between refreshes of the policy that is drawn from", least=1)
-    bc_coef: float = key(0.0, "weight of the plain denoising loss on the batch's demonstrations", least=0)
-
-    def check(self) -> None:
-        super().check()
-        if self.bc_coef and not self.demo_ratio:
-            raise BurnishError(
-                f"stage.bc_coef={self.bc_coef} needs demonstrations, but stage.demo_ratio is 0 (else: stage.bc_coef=0)"
-            )
-        if not self.freeze_actor:
-            self.rsm.check_number(getattr(self, self.weighed), self.weighed)
-
-    @property
-    def weighed(self) -> str:
-        """The key that says how many chunks are weighed against each other."""
-        return "draws"
-
-
-class Draws(NamedTuple):
-    """Chunks of the old policy, n for each observation."""
-
-    obs: Tensor  # (B, To * Do)
-    x: Tensor  # (B, n, Tp, Da), noised and clipped
-    q_each: Tensor  # (members, B, n) of the target critic
-
-    @property
-    def q(self) -> Tensor:
-        """The least of them (B, n)"""
-        return self.q_each.amin(0)
-
-
 class OffPolicyStage(Stage):
-    """See the module's docstring; a subclass gives the actor's loss."""
+    """See the module's docstring; a subclass gives the chunks to act with, the target's values, the actor's update."""
 
     config: OffPolicyConfig
     policy: DiffusionPolicy
-    STATEFUL = (
+    STATEFUL: ClassVar[tuple[str, ...]] = (
         "policy",
-        "actor",
-        "old",
         "target_critic",
-        "actor_optimizer",
         "critic_optimizer",
-        "weighting",
         "replay",
         "joining",
         "monte_carlo",
@@ -237,32 +141,14 @@ class OffPolicyStage(Stage):
 
     def __init__(self, policy: DiffusionPolicy, config: OffPolicyConfig, setting: Setting):
         self.policy, self.config = policy, config
-        K_ft = config.ft_denoising_steps
-        if policy.finetuned is None:
-            policy.start_finetuning(K_ft, from_scratch=not setting.pretrained)
-        elif K_ft not in (None, policy.ft_denoising_steps):
-            raise BurnishError(
-                f"stage.ft_denoising_steps={K_ft}, but the policy was fine-tuned with "
-                f"{policy.ft_denoising_steps} before"
-            )
-        self.sampler = self._make_sampler(config.draw_temperature)
-        self.acting_sampler = self._make_sampler(config.acting_temperature)
-        self.x0_errors = torch.zeros(policy.config.denoising_steps, device=policy.device)  # of `old`, (K,)
-        self._check_precision()
         demonstrations = self._demonstrations(setting)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
             self.critic = policy.critic or policy.add_critic(config.critic)
         if policy.critic_config != config.critic:
             raise BurnishError(f"stage.critic={config.critic}, but the policy has a critic of {policy.critic_config}")
-        assert policy.finetuned is not None
-        self.averaged: Denoiser = policy.finetuned.requires_grad_(False)
-        self.actor = copy.deepcopy(self.averaged).requires_grad_(True)
-        self.old = copy.deepcopy(self.averaged)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, fused=True)
-        self.weighting = Weighting(config.rsm, policy.device)
         self.generator = torch.Generator(policy.device).manual_seed(setting.seed)
         obs_dim, chunk_dim = policy.config.n_obs_steps * policy.obs_dim, policy.config.horizon * policy.action_dim
         self.replay = Replay(config.buffer_size, obs_dim, chunk_dim, policy.device)
@@ -283,34 +169,17 @@ class OffPolicyStage(Stage):
         self.owed = float(config.critic_warmup_updates)  # gradient steps that are due
         self.pending: tuple[Tensor, Tensor] | None = None  # observation and chunk that are being executed
 
-    def _make_sampler(self, temperature: float) -> Sampler:
-        policy, config = self.policy, self.config
-        own = policy.config
-        kind, steps, eta = config.sampler, config.ddim_steps, config.eta
-        if kind == "inherit":
-            kind, steps, eta = own.sampler, own.ddim_steps, own.eta
-        try:
-            return Sampler(policy.process, kind, steps, eta, temperature).to(policy.device)
-        except BurnishError as error:
-            raise BurnishError(f"stage.{error}") from error
+    @abstractmethod
+    def candidates(self, obs: Tensor, n: int) -> Tensor:
+        """`n` chunks of the acting policy for each of `obs` (B, To * Do), normalised -> (B, n, Tp, Da)."""
 
-    def _precision(self) -> torch.autocast:
-        """While this is on, networks run in `draw_precision`; for draws alone."""
-        half = self.config.draw_precision == "float16"
-        return torch.autocast(self.policy.device.type, torch.float16, enabled=half)
+    @abstractmethod
+    def next_values(self, batch: Transitions) -> Tensor:
+        """Of the target critic, for the chunks of the target at the batch's next observations -> (members, B, N')."""
 
-    @torch.no_grad()
-    def _check_precision(self) -> None:
-        if self.config.draw_precision == "float32" or self.policy.device.type != "cpu":
-            return
-        obs = torch.zeros(1, self.policy.config.n_obs_steps * self.policy.obs_dim)
-        with self._precision():
-            if self.policy.denoiser.encode(obs).compiled is None:
-                raise BurnishError(
-                    "stage.draw_precision=float16: expected float32 here; on a CPU, float16 takes a processor with "
-                    "AVX-512 FP16, a C++ compiler that knows it (GCC 12), and an MLP whose hidden_dim is a multiple of "
-                    f"32, with mish or relu{f' ({reason})' if (reason := why_not()) else ''}"
-                )
+    @abstractmethod
+    def update_actor(self, batch: Transitions) -> dict[str, Tensor]:
+        """What is due of the actor's training in this gradient step -> metrics; nothing, where nothing is."""
 
     def _demonstrations(self, setting: Setting) -> Transitions | None:
         if not self.config.demo_ratio:
@@ -344,7 +213,7 @@ class OffPolicyStage(Stage):
 
     def _select(self, obs: Tensor, n_candidates: int) -> Tensor:
         """The chunks to execute (E, Tp, Da), chosen by Q among `n_candidates` of the present policy."""
-        x = self._sample(obs, n_candidates, self.averaged, self.acting_sampler)
+        x = self.candidates(obs, n_candidates)
         if n_candidates == 1:
             return x.squeeze(1)
         q = self.policy.values(obs, x)  # (E, N)
@@ -352,34 +221,6 @@ class OffPolicyStage(Stage):
             return choose(x, q.argmax(1))
         p = (q / self.config.selection_temperature).softmax(1)
         return choose(x, resample(p, 1, self.generator).squeeze(1))
-
-    def _sample(self, obs: Tensor, n: int, network: Denoiser, sampler: Sampler) -> Tensor:
-        """`n` chunks of `network`'s policy for each of `obs` (B, To * Do), normalised -> (B, n, Tp, Da)."""
-        noise = self.policy.draw_noise(len(obs), n, generator=self.generator, sampler=sampler)
-        with self._precision():
-            return self.policy.sample(obs, noise, sampler=sampler, finetuned=network)[0]
-
-    @property
-    def needs_width(self) -> bool:
-        """Whether it must be known how much the old policy's denoiser leaves open."""
-        return self.config.draw_width == "corrected"
-
-    @torch.no_grad()
-    def _measure_width(self, obs: Tensor) -> None:
-        """What the old policy's denoiser leaves open, at `obs` (B, To * Do), and so the width of its draws.
-
-        Its chunks come from all of the process's steps, whose own narrowing is small.
-        """
-        whole = Sampler(self.policy.process).to(self.policy.device)
-        noise = self.policy.draw_noise(len(obs), generator=self.generator, sampler=whole)
-        x0 = self.policy.within_bounds(self.policy.sample(obs, noise, sampler=whole, finetuned=self.old)[0])
-        self.x0_errors = self.policy.x0_errors(self.old, obs, x0, self.generator)
-        self._set_width()
-
-    def _set_width(self) -> None:
-        if self.config.draw_width == "corrected":
-            for sampler in (self.sampler, self.acting_sampler):
-                sampler.widen(self.x0_errors)
 
     def noised(self, x: Tensor, std: float) -> Tensor:
         """`x` with noise on it, clipped to the range of actions: what is executed is what is learned from."""
@@ -432,40 +273,13 @@ class OffPolicyStage(Stage):
     @torch.no_grad()
     def _value_of_policy(self, obs: Tensor) -> Tensor:
         """Least Q of chunks of the acting policy, their mean -> (B,)."""
-        return self.policy.values(obs, self._sample(obs, TAIL_DRAWS, self.averaged, self.acting_sampler)).mean(1)
+        return self.policy.values(obs, self.candidates(obs, TAIL_CANDIDATES)).mean(1)
 
     def _gradient_step(self) -> dict[str, Tensor]:
-        config = self.config
-        past_warmup = self.gradient_steps >= config.critic_warmup_updates and not config.freeze_actor
-        train_actor = past_warmup and self.gradient_steps % config.policy_delay == 0
         batch = self._batch()
-        if self.needs_width and self.gradient_steps % max(config.old_policy_every, LEAST_BETWEEN_WIDTHS) == 0:
-            self._measure_width(batch.next_obs)
-        shared = train_actor and config.draw_at == "next"
-        draws = self._draw(batch.next_obs, max(config.target_candidates, self.draws_for_actor if shared else 0))
-        metrics = self._update_critic(batch, draws.q_each[:, :, : config.target_candidates])
-        if train_actor and not shared:
-            draws = self._draw(batch.obs, self.draws_for_actor)
-        for _ in range(config.actor_steps if train_actor else 0):
-            metrics |= self._update_actor(batch, draws)
+        metrics = self._update_critic(batch, self.next_values(batch)) | self.update_actor(batch)
         self.gradient_steps += 1
-        if self.gradient_steps % config.old_policy_every == 0:
-            self.old.load_state_dict(self.actor.state_dict())
         return metrics
-
-    @torch.no_grad()
-    def _draw(self, obs: Tensor, n: int) -> Draws:
-        x = self.noised(self._sample(obs, n, self.old, self.sampler), self.noise_scale * self.config.draw_noise)
-        return Draws(obs, x, self.target_critic(obs, self.policy.executed(x).flatten(2)))
-
-    def _update_actor(self, batch: Transitions, draws: Draws) -> dict[str, Tensor]:
-        loss, metrics = self.actor_loss(batch, draws)
-        if self.config.bc_coef:
-            loss = loss + self.config.bc_coef * self._bc_loss(batch)
-        self._decay_actor_lr()
-        clipped_step(self.actor_optimizer, loss, self.config.max_grad_norm)
-        polyak(self.averaged, self.actor, self.config.actor_tau)
-        return {"actor_loss": loss.detach()} | metrics
 
     def _batch(self) -> Transitions:
         """Demonstrations first, then online transitions."""
@@ -498,32 +312,6 @@ class OffPolicyStage(Stage):
         """The executed part of the batch's chunks (B, 1, Ta, Da)."""
         return self.policy.executed(self.chunks(batch))
 
-    def _bc_loss(self, batch: Transitions) -> Tensor:
-        """Plain denoising loss on the batch's demonstrations."""
-        n = self.config.n_demos
-        x0 = self.chunks(batch)[:n]
-        output, target = self.policy.denoise_noised(
-            self.actor, batch.obs[:n], x0, self.generator, self.policy.finetuned_timesteps
-        )
-        return weighted_denoising_loss(output, target, x0.new_ones(n, 1))
-
-    @property
-    @abstractmethod
-    def draws_for_actor(self) -> int:
-        """How many draws of the old policy `actor_loss` needs."""
-
-    @abstractmethod
-    def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted denoising loss at the observations of `draws`, and metrics."""
-
-    def _decay_actor_lr(self) -> None:
-        config = self.config
-        steps = max(0, self.gradient_steps - config.critic_warmup_updates) // config.policy_delay
-        done = (steps * config.actor_steps - config.lr_decay_start) / config.lr_decay_updates
-        done = min(max(done, 0.0), 1.0)
-        for group in self.actor_optimizer.param_groups:
-            group["lr"] = config.actor_lr + done * (config.actor_lr_final - config.actor_lr)
-
     def cut_episodes(self) -> None:
         if (waiting := self.joining.flush()) is not None:
             self.replay.add(waiting)
@@ -534,7 +322,6 @@ class OffPolicyStage(Stage):
             **{name: getattr(self, name).state_dict() for name in self.STATEFUL},
             **{name: getattr(self, name) for name in self.COUNTERS},
             "generator": generator_state(self.generator),
-            "x0_errors": self.x0_errors,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -544,6 +331,3 @@ class OffPolicyStage(Stage):
         for name in self.COUNTERS:
             setattr(self, name, state[name])
         restore_generator(self.generator, state["generator"])
-        if "x0_errors" in state:
-            self.x0_errors = state["x0_errors"].to(self.policy.device)
-            self._set_width()

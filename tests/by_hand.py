@@ -19,7 +19,7 @@ from burnish.envs.base import ChunkStep
 from burnish.finetune.algorithms import dpmd, sdac
 from burnish.finetune.algorithms.dppo import DPPO
 from burnish.finetune.algorithms.sdac import SDACConfig
-from burnish.finetune.off_policy import OffPolicyStage
+from burnish.finetune.drawing import ReweightingStage
 from burnish.finetune.storage.replay import Transitions
 
 
@@ -243,7 +243,7 @@ class OffPolicyByHand:
 
     NETWORKS = ("critic", "target_critic", "actor", "averaged", "old")
 
-    def __init__(self, stage: OffPolicyStage, monkeypatch: pytest.MonkeyPatch):
+    def __init__(self, stage: ReweightingStage, monkeypatch: pytest.MonkeyPatch):
         self.stage, self.config, self.policy = stage, stage.config, stage.policy
         for name in self.NETWORKS:
             setattr(self, name, copy.deepcopy(getattr(stage, name)).requires_grad_(name in ("critic", "actor")))

@@ -12,8 +12,8 @@ from scipy import stats
 
 from burnish.errors import BurnishError
 from burnish.finetune.algorithms.dpmd import DPMDConfig
+from burnish.finetune.drawing import Draws
 from burnish.finetune.losses.rsm import RSMConfig
-from burnish.finetune.off_policy import Draws
 from burnish.finetune.storage.replay import Transitions
 
 OLD_MEAN, OLD_STD = 0.3, 0.5

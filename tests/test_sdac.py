@@ -13,8 +13,8 @@ from scipy import stats
 from burnish.diffusion import NoiseProcess, betas
 from burnish.finetune.algorithms import sdac
 from burnish.finetune.algorithms.sdac import reverse_noise
+from burnish.finetune.drawing import Draws
 from burnish.finetune.losses.rsm import RSMConfig
-from burnish.finetune.off_policy import Draws
 from burnish.finetune.storage.replay import Transitions
 from burnish.networks.compiled import mlp as compiled_mlp
 

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from burnish.config import WrongValue
-from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
-from burnish.finetune.off_policy import CriticStageConfig
-from burnish.finetune.stage import Setting
-from burnish.policies.diffusion import DiffusionPolicy
+from burnish.finetune.drawing import DrawingConfig, DrawingStage
 
 
 @dataclass(frozen=True)
-class BestOfNConfig(CriticStageConfig):
-    """Settings of best of N, see `CriticStageConfig`."""
+class BestOfNConfig(DrawingConfig):
+    """Settings of best of N, see `DrawingConfig`."""
 
     name: Literal["best_of_n"] = "best_of_n"
 
@@ -28,12 +25,8 @@ class BestOfNConfig(CriticStageConfig):
             raise WrongValue(f"n_candidates={self.n_candidates}: expected at least 2 to choose from")
 
 
-class BestOfN(DPMD):
-    """See the module's docstring. It is DPMD whose actor is frozen: no other of the actor's settings has an effect."""
+class BestOfN(DrawingStage):
+    """See the module's docstring."""
 
     trains_policy = False
-    Config = BestOfNConfig  # type: ignore[assignment]
-
-    def __init__(self, policy: DiffusionPolicy, config: BestOfNConfig, setting: Setting):
-        shared = {name: value for name, value in vars(config).items() if name != "name"}
-        super().__init__(policy, DPMDConfig(**shared, freeze_actor=True), setting)
+    Config = BestOfNConfig

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from burnish.config import key
 from burnish.errors import BurnishError
+from burnish.finetune.drawing import Draws, ReweightingConfig, ReweightingStage
 from burnish.finetune.losses.rsm import resample, weighted_denoising_loss
-from burnish.finetune.off_policy import Draws, OffPolicyConfig, OffPolicyStage
 from burnish.finetune.storage.replay import Transitions
 from burnish.policies.diffusion import choose
 
 
 @dataclass(frozen=True)
-class DPMDConfig(OffPolicyConfig):
-    """Settings of DPMD, see `OffPolicyConfig`."""
+class DPMDConfig(ReweightingConfig):
+    """Settings of DPMD, see `ReweightingConfig`."""
 
     name: Literal["dpmd"] = "dpmd"
     resample: int = key(
@@ -66,7 +66,7 @@ class DPMDConfig(OffPolicyConfig):
         return "batch_size" if self.train_on == "executed" else "draws"
 
 
-class DPMD(OffPolicyStage):
+class DPMD(ReweightingStage):
     """See the module's docstring."""
 
     Config = DPMDConfig

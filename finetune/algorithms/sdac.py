@@ -19,8 +19,8 @@ from torch import Tensor
 
 from burnish.config import key
 from burnish.errors import BurnishError
+from burnish.finetune.drawing import Draws, ReweightingConfig, ReweightingStage
 from burnish.finetune.losses.rsm import RSMConfig, weighted_denoising_loss
-from burnish.finetune.off_policy import Draws, OffPolicyConfig, OffPolicyStage
 from burnish.finetune.stage import Setting
 from burnish.finetune.storage.replay import Transitions
 from burnish.policies.diffusion import DiffusionPolicy, choose, encode_for
@@ -29,8 +29,8 @@ SMALLEST_UNIFORM = 2**-25  # torch.rand gives 0 once in 2^24 numbers, which woul
 
 
 @dataclass(frozen=True)
-class SDACConfig(OffPolicyConfig):
-    """Settings of SDAC, see `OffPolicyConfig`; by default anchored to the demonstrations."""
+class SDACConfig(ReweightingConfig):
+    """Settings of SDAC, see `ReweightingConfig`; by default anchored to the demonstrations."""
 
     name: Literal["sdac"] = "sdac"
     rsm: RSMConfig = key(factory=lambda: RSMConfig(kl_target=2.0))
@@ -60,7 +60,7 @@ class SDACConfig(OffPolicyConfig):
     )
 
 
-class SDAC(OffPolicyStage):
+class SDAC(ReweightingStage):
     """See the module's docstring."""
 
     Config = SDACConfig
