@@ -17,7 +17,7 @@ def sampled_std(sampler: Sampler, std: float) -> float:
     """Standard deviation of `sampler`'s samples with the perfect denoiser of N(0, std^2)."""
     variance = 1.0  # the chain starts from N(0, 1)
     for i in range(len(sampler)):
-        abar = float(sampler.process.alphas_cumprod[sampler.timestep(i)])
+        abar = float(sampler.process.power[sampler.timestep(i)])
         # E[x_0 | x_k] = sqrt(abar) std^2 / (abar std^2 + 1 - abar) x_k
         slope = abar**0.5 * std**2 / (abar * std**2 + 1 - abar)
         factor = float(sampler.coef_x0[i]) * slope + float(sampler.coef_x[i])

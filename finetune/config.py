@@ -12,6 +12,7 @@ from burnish.errors import BurnishError
 from burnish.evaluation.temperatures import TrainingEvaluationConfig
 from burnish.finetune.stage import StageConfig
 from burnish.policies.diffusion import PolicyConfig
+from burnish.policies.flow import FlowPolicyConfig
 from burnish.policies.gaussian import GaussianPolicyConfig
 from burnish.runs.config import RunConfig
 
@@ -28,7 +29,7 @@ class FinetuneConfig(RunConfig):
     policy: str | None = key(
         None, "folder of the pretrained policy, e.g. runs/pretrain-lift-seed0/checkpoints/best (from scratch: null)"
     )
-    network: PolicyConfig | GaussianPolicyConfig | None = key(None)
+    network: PolicyConfig | FlowPolicyConfig | GaussianPolicyConfig | None = key(None)
     evaluation: TrainingEvaluationConfig = key(factory=TrainingEvaluationConfig)
     total_env_steps: int = key(51_200, "primitive (not chunk) steps in all environments together", least=1)
     max_minutes: float | None = key(

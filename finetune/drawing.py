@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -154,9 +154,9 @@ class DrawingStage(OffPolicyStage):
         policy, config = self.policy, self.config
         own = policy.config
         kind, steps, eta = config.sampler, config.ddim_steps, config.eta
-        if kind == "inherit":
-            kind, steps, eta = own.sampler, own.ddim_steps, own.eta
         try:
+            if kind == "inherit":
+                return replace(own, temperature=temperature).chain_sampler(policy.process).to(policy.device)
             return Sampler(policy.process, kind, steps, eta, temperature).to(policy.device)
         except BurnishError as error:
             raise BurnishError(f"stage.{error}") from error

@@ -68,7 +68,7 @@ class Stage(ABC):
     """An algorithm: how to act, what to store, when and how to update. The loop knows nothing else about it."""
 
     Config: ClassVar[type[StageConfig]]
-    kind: ClassVar[str | None] = "diffusion"  # of the policies it trains; None: any
+    kinds: ClassVar[tuple[str, ...] | None] = ("diffusion", "flow")  # of policies that it trains; None: any
     learns: ClassVar[bool] = True
     trains_policy: ClassVar[bool] = True  # False: it learns to choose among the chunks of a policy that stays
     package: ClassVar[str] = ""  # that it needs, of the `extra`

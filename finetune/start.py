@@ -75,13 +75,14 @@ def fresh_policy(config: FinetuneConfig, device: torch.device) -> Policy:
 
 def check_kind(config: FinetuneConfig, kind: str) -> None:
     """Raise BurnishError where the stage does not train policies of `kind`, the kind that it would be given."""
-    name, expected = config.stage.name, stage_class(config.stage.name).kind
-    if expected is not None and kind != expected:
-        option = policy_class(expected).Config.OPTION
+    name, expected = config.stage.name, stage_class(config.stage.name).kinds
+    if expected is not None and kind not in expected:
+        option = policy_class(expected[0]).Config.OPTION
         given, instead = f"policy={config.policy}", f"pretrain one: burnish pretrain policy={option}"
         if config.policy is None:
             given, instead = "the network", f"give network={option}"
-        raise BurnishError(f"stage={name} trains a {expected} policy, but {given} is a {kind} one: {instead}")
+        trained = " or a ".join(expected)
+        raise BurnishError(f"stage={name} trains a {trained} policy, but {given} is a {kind} one: {instead}")
 
 
 def check_budget(config: FinetuneConfig, stage: Stage) -> None:

@@ -195,7 +195,7 @@ def test_samples_are_as_narrow_as_the_closed_form_says(kind, steps, eta):
     narrowing = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(narrowing)
     sampler = Sampler(NoiseProcess(betas("cosine", 20), clip_sample=None), kind, steps, eta)
-    abar = sampler.process.alphas_cumprod.float()
+    abar = sampler.process.power.float()
 
     def denoise(x, i):  # eps = (x - sqrt(abar) E[x_0 | x]) / sqrt(1 - abar)
         a = abar[sampler.timestep(i)]
@@ -226,7 +226,7 @@ def test_temperature_is_a_factor_on_all_noise(kind, temperature):
 def test_widened_chains_are_as_wide_as_the_data(kind, steps, eta, temperature):
     """Of data N(0, s^2) the best denoiser is x0hat = c x; with its errors a chain of few steps is exact."""
     s, forward = 0.4, process(clip_sample=None)
-    abar = forward.alphas_cumprod
+    abar = forward.power
     gain = abar.sqrt() * s**2 / (abar * s**2 + 1 - abar)
     errors = s**2 * (1 - abar) / (abar * s**2 + 1 - abar)
     sampler = Sampler(forward, kind, steps, eta, temperature)

@@ -1,17 +1,18 @@
-"""Our transitions, log-probabilities and losses against numbers of DPPO's and RSM's own code.
+"""Our transitions, log-probabilities and losses against numbers of the authors' own code.
 
 The files hold a stub network's weights and what the authors' code made of them; see their README. Every
-`dppo_*.npz` and `rsm_*.npz` in $BURNISH_PARITY_DIR (default: ../shared/data/parity) is tried.
+`dppo_*.npz`, `rsm_*.npz` and `flow_bc.npz` in $BURNISH_PARITY_DIR (default: ../shared/data/parity) is tried.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from burnish.diffusion import NoiseProcess, Sampler, StdBounds, betas, gaussian_log_prob
+from burnish.diffusion import FlowProcess, NoiseProcess, Sampler, StdBounds, betas, gaussian_log_prob
 from burnish.envs.task import TaskConfig
 from burnish.finetune import on_policy
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
@@ -27,6 +28,7 @@ from burnish.finetune.stage import Setting
 from burnish.networks import DenoiserConfig
 from burnish.networks.encoded import Encoded
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+from burnish.policies.flow import FlowPolicy, FlowPolicyConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("BURNISH_PARITY_DIR", ROOT.parent / "shared" / "data" / "parity"))
@@ -284,3 +286,61 @@ def test_rsm_posterior(rsm):
         ours = sampler.mean(rsm.eps(x, torch.full((len(x),), k)), x, i)
         torch.testing.assert_close(ours, mean, **CLOSE)
         assert float(sampler.std[i]) == pytest.approx(float(std), rel=1e-5, abs=1e-7)
+
+
+class FlowStub(torch.nn.Module):
+    """v(x, t, s) = tanh(flat(x) Wx + flat(s) Ws + t u + b), told the timestep k of a process."""
+
+    def __init__(self, case: dict[str, torch.Tensor], process: FlowProcess):
+        super().__init__()
+        for name in ("Wx", "Ws", "u", "b"):
+            self.register_parameter(name, torch.nn.Parameter(case[name].clone()))
+        self.process = process
+
+    def encode(self, obs):
+        return obs
+
+    def forward(self, x, k, obs):
+        t = self.process.signal[k].expand(len(x))[:, None]
+        return (x.flatten(1) @ self.Wx + obs @ self.Ws + t * self.u + self.b).tanh().view_as(x)
+
+
+@pytest.fixture(params=files("flow_bc.npz"))
+def flow(request) -> dict[str, torch.Tensor]:
+    return numbers(request.param)
+
+
+def test_flow_matching_loss_and_gradient(flow, monkeypatch):
+    """At the file's times, which are the policy's grid here, and with its noise."""
+    policy = FlowPolicy(FlowPolicyConfig(horizon=4, n_action_steps=4, clip_sample=None), 5, 3, ["flat"])
+    policy.process = FlowProcess(flow["t"])
+    stub = FlowStub(flow, policy.process)
+    drawn = iter([flow["x0"]])
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.arange(32))
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: next(drawn))
+    k = torch.arange(32)
+    torch.testing.assert_close(policy.process.add_noise(flow["x1"], flow["x0"], k), flow["xt"], **CLOSE)
+    output, target = policy.denoise_noised(stub, flow["obs"].flatten(1), flow["x1"])
+    torch.testing.assert_close(output, flow["v_pred"], **CLOSE)
+    torch.testing.assert_close(target, flow["v_target"], **CLOSE)
+    loss = (output - target).square().mean()
+    loss.backward()
+    assert float(loss) == pytest.approx(float(flow["loss"]), rel=1e-5)
+    for name, parameter in stub.named_parameters():
+        torch.testing.assert_close(parameter.grad, flow[f"grad_{name}"], rtol=1e-4, atol=1e-6)
+
+
+def test_euler_s_steps_of_a_flow(flow):
+    """The uniform grid, every state on the way; of the clipped variant the file clips each state, we the predicted
+    action, which is the same after the last step."""
+    config = FlowPolicyConfig(denoising_steps=4, euler_steps=4, horizon=4, n_action_steps=4, clip_sample=None)
+    sampler = config.chain_sampler()
+    torch.testing.assert_close(sampler.process.signal[sampler.timesteps], flow["grid_uniform"])
+    stub, obs = FlowStub(flow, sampler.process), flow["obs"].flatten(1)
+    noise = torch.cat([flow["z"][None], torch.zeros(4, *flow["z"].shape)])
+    _, chain = sampler.sample(lambda x, i: stub(x, sampler.timesteps[i], obs), noise, keep=4)
+    torch.testing.assert_close(chain.x[:, 1:], flow["sample_uniform_noclip"], **CLOSE)
+    bounded = replace(config, clip_sample=1.0).chain_sampler()
+    last = flow["sample_uniform_clip"][:, -2]
+    output = stub(last, bounded.timesteps[3], obs)
+    torch.testing.assert_close(bounded.mean(output, last, 3), flow["sample_uniform_clip"][:, -1], **CLOSE)

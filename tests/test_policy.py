@@ -205,7 +205,7 @@ def test_loss_is_the_mean_squared_error_of_the_noise():
     generator = torch.Generator().manual_seed(1)
     k = torch.randint(20, (6,), generator=generator)
     eps = torch.randn(6, 4, 3, generator=generator)
-    abar = policy.process.alphas_cumprod[k].float()[:, None, None]
+    abar = policy.process.power[k].float()[:, None, None]
     x = abar.sqrt() * actions + (1 - abar).sqrt() * eps
     expected = (policy.denoiser(x, k, policy.denoiser.encode(obs.flatten(1))) - eps).square().mean()
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -334,7 +334,7 @@ def test_every_timestep_is_noised_to_with_its_own_noise(prediction_type):
         _, target = policy.denoise_noised(network, torch.zeros(400, 5), x0, generator, n_timesteps)
         x, k, _ = given.pop()
         assert k.shape == (400, 2) and set(k.flatten().tolist()) == set(range(n_timesteps or 20))
-        abar = policy.process.alphas_cumprod[k].float()[:, :, None, None]
+        abar = policy.process.power[k].float()[:, :, None, None]
         eps = (x - abar.sqrt() * x0) / (1 - abar).sqrt()
         assert abs(eps.mean()) < 0.02 and abs(eps.std() - 1) < 0.02
         expected = eps if prediction_type == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * x0

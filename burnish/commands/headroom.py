@@ -18,6 +18,7 @@ from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig
 from burnish.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
 from burnish.evaluation.temperatures import compare_samplings, samplings
 from burnish.finetune.config import FinetuneConfig
+from burnish.finetune.stage import stage_class
 from burnish.finetune.start import finetune
 from burnish.machine.device import DeviceConfig, resolve_device
 from burnish.machine.disk import require_writable
@@ -68,7 +69,9 @@ def headroom(config: HeadroomConfig) -> dict[str, Any]:
     require_writable(folder)
     measure, seeds = config.task.measure, [config.seed + i for i in range(config.episodes)]
     how = EvaluationConfig(**{field.name: getattr(config, field.name) for field in fields(EpisodesConfig)})
-    choosing = _choosing(config, folder) if config.critic_steps and policy.config.kind == "diffusion" else None
+    kinds = stage_class("best_of_n").kinds
+    chooses = kinds is None or policy.config.kind in kinds
+    choosing = _choosing(config, folder) if config.critic_steps and chooses else None
     expert = _expert(config, measure)
     each = samplings(policy, config.temperatures, config.means_of)
     found = compare_samplings(policy, config.task, how, each, shown="frozen, ")

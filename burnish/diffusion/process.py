@@ -1,4 +1,8 @@
-"""The forward process: noising clean actions, and what a network is trained to predict.
+"""Forward processes: noising clean actions, and what a network is trained to predict.
+
+A process is its levels: x_k = signal_k x_0 + noise_k eps. Diffusion has signal_k = sqrt(abar_k) and noise_k =
+sqrt(1 - abar_k) (Ho et al. 2020, eq. 4); flow matching the straight line signal_k = t, noise_k = 1 - t from noise at
+t = 0 to the action at t = 1 (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003).
 
 Symbols: K denoising steps, k timestep index 0 .. K-1 (0 is the least noisy), abar_k = prod_{j<=k} (1 - beta_j).
 """
@@ -10,40 +14,40 @@ from torch import Tensor, nn
 
 from burnish.errors import BurnishError
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "velocity")
 
 
-class NoiseProcess(nn.Module):
-    """x_k = sqrt(abar_k) x_0 + sqrt(1 - abar_k) eps (Ho et al. 2020, eq. 4).
+class Process(nn.Module):
+    """x_k = signal_k x_0 + noise_k eps.
 
     Args:
-        betas: float64 (K,)
-        prediction_type: what the network gives: "epsilon", "sample" (x_0) or "v_prediction"
-            (v = sqrt(abar) eps - sqrt(1 - abar) x_0; Salimans & Ho 2022), in diffusers' words.
+        power, variance: signal_k^2 and noise_k^2, float64 (K,)
+        prediction_type: what the network gives: "epsilon", "sample" (x_0), "v_prediction" (v = signal eps - noise x_0;
+            Salimans & Ho 2022), in diffusers' words, or "velocity" (x_0 - eps, where signal + noise = 1).
         clip_sample: bound of the predicted x_0, or None.
     """
 
-    signal: Tensor  # sqrt(abar_k), (K,)
-    noise: Tensor  # sqrt(1 - abar_k), (K,)
+    begins_with_noise = False  # few steps of it begin at its noisiest level, whatever they leave out after it
+    signal: Tensor  # (K,)
+    noise: Tensor  # (K,)
 
-    def __init__(self, betas: Tensor, prediction_type: str = "epsilon", clip_sample: float | None = 1.0):
+    def __init__(self, power: Tensor, variance: Tensor, prediction_type: str, clip_sample: float | None):
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
             raise BurnishError(f"prediction_type={prediction_type}: expected one of {', '.join(PREDICTION_TYPES)}")
         self.prediction_type = prediction_type
         self.clip_sample = clip_sample
-        self.betas = betas.double()
-        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
-        self.register_buffer("signal", self.alphas_cumprod.sqrt().float(), persistent=False)
-        self.register_buffer("noise", (1 - self.alphas_cumprod).sqrt().float(), persistent=False)
+        self.power, self.variance = power, variance
+        self.register_buffer("signal", power.sqrt().float(), persistent=False)
+        self.register_buffer("noise", variance.sqrt().float(), persistent=False)
         self._levels = list(zip(self.signal.tolist(), self.noise.tolist()))  # a chain must not wait for a device
 
     @property
     def denoising_steps(self) -> int:
-        return len(self.betas)
+        return len(self.power)
 
     def levels(self, k: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_k) and sqrt(1 - abar_k), shaped to multiply `x`, whose leading dimensions are k's."""
+        """signal_k and noise_k, shaped to multiply `x`, whose leading dimensions are k's."""
         shape = k.shape + (1,) * (x.dim() - k.dim())
         return self.signal[k].reshape(shape), self.noise[k].reshape(shape)
 
@@ -58,6 +62,8 @@ class NoiseProcess(nn.Module):
             return eps
         if self.prediction_type == "sample":
             return x0
+        if self.prediction_type == "velocity":
+            return x0 - eps
         signal, noise = self.levels(k, x0)
         return signal * eps - noise * x0
 
@@ -69,6 +75,8 @@ class NoiseProcess(nn.Module):
             return torch.stack([one, noise, signal], 1)
         if self.prediction_type == "sample":
             return torch.stack([0 * one, -one, one], 1)
+        if self.prediction_type == "velocity":
+            return torch.stack([one, -noise, one], 1)
         return torch.stack([signal, noise, one], 1)
 
     def predict_x0(self, output: Tensor, x: Tensor, k: Tensor | int) -> Tensor:
@@ -78,6 +86,35 @@ class NoiseProcess(nn.Module):
             x0 = (x - noise * output) / signal
         elif self.prediction_type == "sample":
             x0 = output
+        elif self.prediction_type == "velocity":
+            x0 = x + noise * output
         else:
             x0 = signal * x - noise * output
         return x0 if self.clip_sample is None else x0.clamp(-self.clip_sample, self.clip_sample)
+
+
+class NoiseProcess(Process):
+    """Diffusion: signal_k^2 = abar_k, noise_k^2 = 1 - abar_k. `betas`: float64 (K,); the rest as in `Process`."""
+
+    def __init__(self, betas: Tensor, prediction_type: str = "epsilon", clip_sample: float | None = 1.0):
+        abar = torch.cumprod(1 - betas.double(), dim=0)
+        super().__init__(abar, 1 - abar, prediction_type, clip_sample)
+        self.betas = betas.double()
+
+
+class FlowProcess(Process):
+    """Flow matching: signal_k = t_k, noise_k = 1 - t_k, and the network gives the velocity x_0 - eps.
+
+    `times`: t_k, float64 (K,), decreasing with k; `flow_times` has the grid.
+    """
+
+    begins_with_noise = True
+
+    def __init__(self, times: Tensor, clip_sample: float | None = 1.0):
+        times = times.double()
+        super().__init__(times.square(), (1 - times).square(), "velocity", clip_sample)
+
+
+def flow_times(K: int) -> Tensor:
+    """t_k = 1 - (k + 1) / K: from 0 (all noise, k = K - 1) in steps of 1 / K -> float64 (K,)."""
+    return 1 - torch.arange(1, K + 1, dtype=torch.float64) / K

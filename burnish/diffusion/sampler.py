@@ -5,8 +5,10 @@ are both linear in the predicted x_0 and the present x, so one table of three nu
 
     mean_i = coef_x0[i] * x0hat + coef_x[i] * x        std_i = std[i]
 
-Symbols: B batch, S transitions (DDPM: S = K; DDIM: S <= K), abar_k and abar_j the signal levels of a transition's
-start and end (abar = 1 after the last).
+Both are written here for any process: of a flow, DDIM's step with eta = 0 is Euler's, x + (t' - t) v.
+
+Symbols: B batch, S transitions (DDPM: S = K; DDIM: S <= K), k and j a transition's start and end, p = signal^2 and
+v = noise^2 there (p_j = 1, v_j = 0 after the last); of diffusion p = abar and v = 1 - abar.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from burnish.diffusion.process import NoiseProcess
+from burnish.diffusion.process import Process
 from burnish.errors import BurnishError
 from burnish.networks.encoded import Encoded
 
@@ -52,12 +54,13 @@ class Chain(NamedTuple):
 
 
 class Sampler(nn.Module):
-    """The transitions of DDPM (Ho et al. 2020, eq. 7) or DDIM (Song et al. 2021, eqs. 12 and 16).
+    """The transitions of DDPM (Ho et al. 2020, eq. 7) or DDIM (Song et al. 2021, eqs. 12 and 16), of any process.
 
     Args:
         process: the forward process that the network was trained with.
         kind: "ddpm" (all K steps) or "ddim".
-        ddim_steps: S for DDIM; timesteps are spaced evenly from 0 (diffusers' "leading").
+        ddim_steps: S for DDIM; timesteps are spaced evenly from 0 (diffusers' "leading"), of a flow up to K - 1
+            ("trailing"), which is t = 0.
         eta: DDIM's noise: 0 deterministic, 1 like DDPM's posterior. Ignored for DDPM.
         temperature: tau, factor on all noise of the chain, the initial one included.
     """
@@ -70,7 +73,7 @@ class Sampler(nn.Module):
 
     def __init__(
         self,
-        process: NoiseProcess,
+        process: Process,
         kind: str = "ddpm",
         ddim_steps: int = 5,
         eta: float = 0.0,
@@ -87,22 +90,24 @@ class Sampler(nn.Module):
         if not 0 <= eta <= 1:
             raise BurnishError(f"eta={eta}: expected 0 to 1")
         self.process, self.temperature = process, temperature
-        timesteps = torch.arange(K) if kind == "ddpm" else torch.arange(ddim_steps) * (K // ddim_steps)
-        abar_k = process.alphas_cumprod[timesteps]
-        abar_j = torch.cat([torch.ones(1, dtype=abar_k.dtype), abar_k[:-1]])
+        between = 1 if kind == "ddpm" else K // ddim_steps
+        timesteps = torch.arange(between - 1 if process.begins_with_noise else 0, K, between)
+        p_k, v_k = process.power[timesteps], process.variance[timesteps]
+        p_j, v_j = torch.cat([torch.ones_like(p_k[:1]), p_k[:-1]]), torch.cat([torch.zeros_like(v_k[:1]), v_k[:-1]])
+        # variance of x_k given x_j: v_k - p_k / p_j v_j, written so that diffusion's is 1 - abar_k / abar_j
+        added = (p_k + v_k) - p_k / p_j * (p_j + v_j)
         if kind == "ddpm":
-            beta = process.betas
-            # mean = beta_k sqrt(abar_j) / (1 - abar_k) x0 + (1 - abar_j) sqrt(1 - beta_k) / (1 - abar_k) x
-            coef_x0 = beta * abar_j.sqrt() / (1 - abar_k)
-            coef_x = (1 - abar_j) * (1 - beta).sqrt() / (1 - abar_k)
-            # var = beta_k (1 - abar_j) / (1 - abar_k)
-            std = (beta * (1 - abar_j) / (1 - abar_k)).sqrt()
+            # mean = added sqrt(p_j) / v_k x0 + v_j sqrt(p_k / p_j) / v_k x
+            coef_x0 = added * p_j.sqrt() / v_k
+            coef_x = v_j * (p_k / p_j).sqrt() / v_k
+            # var = added v_j / v_k
+            std = (added * v_j / v_k).sqrt()
         else:
-            # sigma = eta sqrt((1 - abar_j) / (1 - abar_k)) sqrt(1 - abar_k / abar_j)
-            std = eta * ((1 - abar_j) / (1 - abar_k)).sqrt() * (1 - abar_k / abar_j).sqrt()
-            # mean = sqrt(abar_j) x0 + sqrt(1 - abar_j - sigma^2) eps', eps' = (x - sqrt(abar_k) x0) / sqrt(1 - abar_k)
-            coef_x = ((1 - abar_j - std**2).clamp(min=0) / (1 - abar_k)).sqrt()
-            coef_x0 = abar_j.sqrt() - coef_x * abar_k.sqrt()
+            # sigma = eta sqrt(v_j / v_k) sqrt(added)
+            std = eta * (v_j / v_k).sqrt() * added.sqrt()
+            # mean = sqrt(p_j) x0 + sqrt(v_j - sigma^2) eps', eps' = (x - sqrt(p_k) x0) / sqrt(v_k)
+            coef_x = ((v_j - std**2).clamp(min=0) / v_k).sqrt()
+            coef_x0 = p_j.sqrt() - coef_x * p_k.sqrt()
         self._variance = std.flip(0) ** 2  # (S,) float64, at temperature 1
         for name, table in (("coef_x0", coef_x0), ("coef_x", coef_x), ("std", temperature * std)):
             self.register_buffer(name, table.flip(0).float(), persistent=False)

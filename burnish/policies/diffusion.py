@@ -13,6 +13,7 @@ dimensions.
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -21,33 +22,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from burnish.config import WrongValue, key, parse
-from burnish.diffusion import SCHEDULES, Chain, NoiseProcess, Sampler, StdBounds, betas
+from burnish.diffusion import SCHEDULES, Chain, NoiseProcess, Process, Sampler, StdBounds, betas
 from burnish.errors import BurnishError
 from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, Encoded, QEnsemble, build_denoiser
 from burnish.policies.base import ChunkConfig, Policy
 
 
 @dataclass(frozen=True)
-class PolicyConfig(ChunkConfig):
-    """Everything that decides what a diffusion policy computes."""
+class ChainConfig(ChunkConfig):
+    """What every policy has that samples by a chain of denoising steps."""
 
-    OPTION: ClassVar[str] = "mlp"
-
-    kind: Literal["diffusion"] = field(default="diffusion", kw_only=True)
     denoiser: DenoiserConfig = key(factory=DenoiserConfig)
     horizon: int = key(4, "Tp, predicted action steps", least=1)
     denoising_steps: int = key(20, "K, timesteps of the forward process", least=1)
-    schedule: str = key("cosine", "of the noise's variance over the timesteps", options=SCHEDULES)
-    schedule_scale: float = key(1.0, "factor on every variance", above=0)
-    beta_start: float = key(1e-4, "first noise variance of the linear and the sigmoid schedule")
-    beta_end: float = key(0.999, "last noise variance of the linear and the sigmoid schedule")
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = key("epsilon", "what the network predicts")
     clip_sample: float | None = key(1.0, "bound of the predicted clean, normalised action (null: none)", above=0)
-    sampler: Literal["ddpm", "ddim"] = key("ddpm", "ddpm goes through all K steps, ddim through ddim_steps of them")
-    ddim_steps: int = key(5, "transitions of DDIM, a divisor of K", least=1)
-    eta: float = key(
-        0.0, "DDIM's noise when the policy acts (0: deterministic given the initial noise)", least=0, most=1
-    )
 
     def check(self) -> None:
         if self.n_action_steps > self.horizon:
@@ -64,8 +52,34 @@ class PolicyConfig(ChunkConfig):
         except BurnishError as error:
             raise WrongValue(str(error)) from error
 
-    def noise_process(self) -> NoiseProcess:
+    @abstractmethod
+    def noise_process(self) -> Process:
         """The forward process that this configuration describes."""
+
+    @abstractmethod
+    def chain_sampler(self, process: Process | None = None, eta: float | None = None) -> Sampler:
+        """With which the policy acts, or with another `eta`."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig(ChainConfig):
+    """Everything that decides what a diffusion policy computes."""
+
+    OPTION: ClassVar[str] = "mlp"
+
+    kind: Literal["diffusion"] = field(default="diffusion", kw_only=True)
+    schedule: str = key("cosine", "of the noise's variance over the timesteps", options=SCHEDULES)
+    schedule_scale: float = key(1.0, "factor on every variance", above=0)
+    beta_start: float = key(1e-4, "first noise variance of the linear and the sigmoid schedule")
+    beta_end: float = key(0.999, "last noise variance of the linear and the sigmoid schedule")
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = key("epsilon", "what the network predicts")
+    sampler: Literal["ddpm", "ddim"] = key("ddpm", "ddpm goes through all K steps, ddim through ddim_steps of them")
+    ddim_steps: int = key(5, "transitions of DDIM, a divisor of K", least=1)
+    eta: float = key(
+        0.0, "DDIM's noise when the policy acts (0: deterministic given the initial noise)", least=0, most=1
+    )
+
+    def noise_process(self) -> NoiseProcess:
         beta = betas(
             self.schedule,
             self.denoising_steps,
@@ -75,10 +89,9 @@ class PolicyConfig(ChunkConfig):
         )
         return NoiseProcess(beta, self.prediction_type, self.clip_sample)
 
-    def chain_sampler(self, process: NoiseProcess | None = None) -> Sampler:
-        """With which the policy acts."""
-        process = process or self.noise_process()
-        return Sampler(process, self.sampler, self.ddim_steps, self.eta, self.temperature)
+    def chain_sampler(self, process: Process | None = None, eta: float | None = None) -> Sampler:
+        eta = self.eta if eta is None else eta
+        return Sampler(process or self.noise_process(), self.sampler, self.ddim_steps, eta, self.temperature)
 
 
 class DiffusionPolicy(Policy):
@@ -95,10 +108,10 @@ class DiffusionPolicy(Policy):
         task: name of the task it was trained for; for information.
     """
 
-    Config: ClassVar[type[ChunkConfig]] = PolicyConfig
-    config: PolicyConfig
+    Config: ClassVar[type[ChainConfig]] = PolicyConfig
+    config: ChainConfig
 
-    def __init__(self, config: PolicyConfig, obs_dim: int, action_dim: int, obs_keys: list[str], task: str = ""):
+    def __init__(self, config: ChainConfig, obs_dim: int, action_dim: int, obs_keys: list[str], task: str = ""):
         super().__init__(config, obs_dim, action_dim, obs_keys, task)
         self.process = config.noise_process()
         self.sampler = config.chain_sampler(self.process)
@@ -128,7 +141,7 @@ class DiffusionPolicy(Policy):
         if not 1 <= ft_denoising_steps <= S:
             raise BurnishError(
                 f"ft_denoising_steps={ft_denoising_steps} (K'): expected 1 to {S}, "
-                f"the transitions of this policy's sampler ({self.config.sampler})"
+                "the transitions of this policy's sampler"
             )
         if self.finetuned is not None:
             raise BurnishError("this policy is fine-tuned already: start from the pretrained one, or resume that run")
@@ -159,6 +172,8 @@ class DiffusionPolicy(Policy):
         """
         if self.finetuned is not None:
             raise BurnishError("the sampler of a fine-tuned policy cannot be changed")
+        if not isinstance(self.config, PolicyConfig):
+            raise BurnishError(f"sampler={sampler}: a {self.config.kind} policy has a sampler of its own: inherit")
         self.config = replace(self.config, sampler=sampler, ddim_steps=ddim_steps, eta=0.0)
         self.sampler = self.config.chain_sampler(self.process).to(self.device)
 

@@ -13,6 +13,7 @@ from burnish.registry import load
 
 POLICIES = {
     "diffusion": "burnish.policies.diffusion:DiffusionPolicy",
+    "flow": "burnish.policies.flow:FlowPolicy",
     "gaussian": "burnish.policies.gaussian:GaussianPolicy",
 }
 """Kind -> module:class; the class names its config in `Config`."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from burnish.config import WrongValue, key
-from burnish.diffusion import Chain, Sampler, StdBounds, gaussian_log_prob
+from burnish.diffusion import Chain, StdBounds, gaussian_log_prob
 from burnish.errors import BurnishError
 from burnish.finetune.losses.ppo import chain_kl, chunk_log_prob, clip_range, denoising_discount
 from burnish.finetune.on_policy import RATIO_TOLERANCE, Explored, OnPolicyConfig, OnPolicyStage
@@ -93,18 +93,15 @@ class DPPO(OnPolicyStage):
                 f"stage.ft_denoising_steps={config.ft_denoising_steps}, but the policy was fine-tuned with "
                 f"{policy.ft_denoising_steps} before"
             )
-        elif config.sampler not in ("inherit", policy.config.sampler):
-            raise BurnishError(
-                f"stage.sampler={config.sampler}, but the policy was fine-tuned with {policy.config.sampler} before"
-            )
+        elif config.sampler not in ("inherit", own := getattr(policy.config, "sampler", "inherit")):
+            raise BurnishError(f"stage.sampler={config.sampler}, but the policy was fine-tuned with {own} before")
         assert policy.finetuned is not None
         self.actor: Denoiser = policy.finetuned
         K_ft, own, device = config.ft_denoising_steps, policy.config, policy.device
         chain = (K_ft + 1, own.horizon, policy.action_dim)
         super().__init__(policy, config, setting, actor=self.actor, n_terms=K_ft, sampled=chain)
         # DDIM: eta = 1 to train, so that every transition has noise; the policy's own sampler evaluates
-        self.sampler = Sampler(policy.process, own.sampler, own.ddim_steps, eta=1.0, temperature=own.temperature)
-        self.sampler.to(device)
+        self.sampler = own.chain_sampler(policy.process, eta=1.0).to(device)
         self.logprob_std = self.sampler.bounded_std(config.logprob_bounds())  # (S,)
         self.first = len(self.sampler) - K_ft  # transition of i = 0
         self.discount = denoising_discount(K_ft, config.gamma_denoising, device)

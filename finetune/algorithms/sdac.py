@@ -69,10 +69,16 @@ class SDAC(ReweightingStage):
     def __init__(self, policy: DiffusionPolicy, config: SDACConfig, setting: Setting):
         if policy.config.clip_sample is None:
             raise BurnishError("stage=sdac: the policy's actions have no bounds (policy.clip_sample=null)")
-        if config.reverse == "clipped" and policy.config.prediction_type != "epsilon":
+        predicted = policy.process.prediction_type
+        if config.reverse == "clipped" and predicted != "epsilon":
             raise BurnishError(
-                f"stage.reverse=clipped: its draws have no bounds, which a policy of prediction_type="
-                f"{policy.config.prediction_type} would have to predict: expected epsilon, or stage.reverse=truncated"
+                f"stage.reverse=clipped: its draws have no bounds, which a policy of prediction_type={predicted} would "
+                "have to predict: expected epsilon, or stage.reverse=truncated"
+            )
+        if config.prior == "flat" and not policy.process.signal.all():
+            raise BurnishError(
+                f"stage.prior=flat: at its noisiest a {policy.config.kind} policy sees noise alone, of which a clean "
+                "chunk can be anything: expected stage.prior=policy"
             )
         super().__init__(policy, config, setting)
 

@@ -26,7 +26,7 @@ class Frozen(Stage):
     """See the module's docstring."""
 
     Config = FrozenConfig
-    kind = None
+    kinds = None
     learns = trains_policy = False
     chunks_per_update = 0
 

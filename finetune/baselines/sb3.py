@@ -69,7 +69,7 @@ class SB3Stage(Stage):
             what is evaluated and saved.
     """
 
-    kind: ClassVar[str] = "gaussian"
+    kinds: ClassVar[tuple[str, ...]] = ("gaussian",)
     package: ClassVar[str] = "stable-baselines3"
     extra: ClassVar[str] = "baselines"
     SQUASH: ClassVar[bool]  # whether the actor ends in a tanh
