@@ -9,9 +9,10 @@ import difflib
 import itertools
 from collections.abc import Iterator
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
-from burnish.config import completed, unknown_key
+from burnish.config import completed, parse, section_class, unknown_key
 from burnish.errors import BurnishError
 from burnish.registry import load
 from burnish.renamed import instead_of
@@ -46,10 +47,13 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
 
     groups = config_groups(command)
     paths, choices, values = {}, [], []
+    files: dict[str, Any] = {}
     for override in overrides:
         key, value = split(override)
         if _is_path(key) and key not in groups:
             paths[key] = _unquote(value)
+        elif key in groups and is_file(value):
+            files[key] = _checked_option(command, key, value)
         elif key in groups:
             _check_option(key, value)
             choices.append(override)
@@ -58,7 +62,7 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             differences: Any = OmegaConf.to_container(hydra_compose(command, choices))
-        config = OmegaConf.create(completed(config_class(command), differences))
+        config = OmegaConf.create(completed(config_class(command), {**differences, **files}))
         known: Any = OmegaConf.to_container(config)
         for key, value in [*map(_read, values), *paths.items()]:
             _check_key(key, known)
@@ -120,8 +124,28 @@ def config_groups(command: str) -> dict[str, list[str]]:
     }
 
 
+def is_file(option: str) -> bool:
+    """Whether an option of a group is a YAML file of the user's, by its name."""
+    return option.endswith((".yaml", ".yml"))
+
+
+def read_option(group: str, path: str) -> dict[str, Any]:
+    """What a YAML file says in place of an option of `group`: its keys. Raises BurnishError where it cannot be read."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise BurnishError(f"{group}={path} cannot be read: {reason}") from error
+    if not isinstance(content, dict):
+        shown = ", as `burnish tasks lift --show` prints them" if group == "task" else ""
+        raise BurnishError(f"{group}={path}: expected keys and values{shown}")
+    return content
+
+
 def group_options(group: str) -> list[str]:
-    """The options of one config group, by name."""
+    """The options of one config group that come with the package, by name."""
     folder = resources.files(CONFIG_MODULE) / group
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
@@ -169,7 +193,18 @@ def _check_option(group: str, value: str) -> None:
         raise BurnishError(f"{group}={value}: several values need --multirun")
     near = difflib.get_close_matches(value, options, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise BurnishError(f"{group}={value}: {hint}expected one of {', '.join(options)}")
+    raise BurnishError(f"{group}={value}: {hint}expected one of {', '.join(options)}, or a YAML file")
+
+
+def _checked_option(command: str, group: str, path: str) -> dict[str, Any]:
+    """`read_option`. Raises BurnishError, naming the file, where it does not make one."""
+    content = read_option(group, path)
+    cls: Any = section_class(get_type_hints(config_class(command))[group], content, group)
+    try:
+        parse(cls, content, group)
+    except BurnishError as error:
+        raise BurnishError(f"{path}: {error}") from error
+    return content
 
 
 def _check_key(key: str, config: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ FOLDER_CHARACTERS = set(string.ascii_letters + string.digits + "-_.")
 class TaskGrid(Checked):
     """What is particular to one task."""
 
+    task: str | None = key(None, "the task: a name, or a YAML file (null: the name of this section)")
     policy: str | None = key(
         None, "folder of the pretrained policy to start from; {seed} in it is replaced (null: see pretrain)"
     )

@@ -143,7 +143,7 @@ def pretraining_cells(config: CompareConfig) -> list[PlannedRun]:
     """Those that make the policies to start from."""
     cores = _on_cores(config.cell_cores, "evaluation.")
     return [
-        _made(config, task, name, seed, PRETRAIN, [f"task={task}", *cores, *words])
+        _made(config, task, name, seed, PRETRAIN, [f"task={grid.task or task}", *cores, *words])
         for task, grid in config.tasks.items()
         for name, words in grid.pretrainings.items()
         for seed in config.seeds
@@ -156,7 +156,7 @@ def compared_cell(
     """A method's cell; the words in `last` win over all others. With a `setting` it has a folder, and a name, in the
     method's."""
     grid = config.tasks[task]
-    words = [f"task={task}", *_on_cores(config.cell_cores, "", "evaluation.")]
+    words = [f"task={grid.task or task}", *_on_cores(config.cell_cores, "", "evaluation.")]
     words += [f"{key}={value}" for key in ("total_env_steps", "max_minutes") if (value := getattr(config, key))]
     if not grid.from_scratch:
         words.append(f"policy={grid.policy or next(iter(grid.pretrainings))}")

@@ -311,3 +311,50 @@ def test_resume_takes_the_old_configuration(
         configure(command("finetune"), [f"resume={moved}"])
     with pytest.raises(BurnishError, match="takes no resume"):
         configure(command("evaluate"), [f"resume={moved}"])
+
+
+PENDULUM = """name: mine
+suite: gymnasium
+env_id: InvertedPendulum-v5
+max_episode_steps: 20
+"""
+
+
+def test_a_task_can_be_a_file_of_one_s_own(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text(PENDULUM)
+    status, out, _ = run(capsys, "tasks", str(file), "--check")
+    assert status == 0 and re.search(r"^mine +gymnasium +InvertedPendulum-v5 +20 .* yes$", out, re.M)
+    status, out, _ = run(capsys, "scratch", f"task={file}", "stage=dppo_scratch", "task.max_episode_steps=30", "--cfg")
+    config = yaml.safe_load(out)
+    assert status == 0 and config["task"] == {
+        **dict.fromkeys(("dataset",)),
+        **{"name": "mine", "suite": "gymnasium", "env_id": "InvertedPendulum-v5", "max_episode_steps": 30},
+        **{"obs_keys": ["flat"], "env_kwargs": {}, "fast": True},
+    }
+    assert "mine" in config["run_dir"]
+
+
+def test_what_shows_a_task_makes_a_file_of_it(tmp_path, capsys):
+    status, out, _ = run(capsys, "tasks", "lift", "--show")
+    (tmp_path / "mine.yaml").write_text(out)
+    assert status == 0 and load_task(str(tmp_path / "mine.yaml")) == load_task("lift")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file"),
+        ("- a", "expected keys and values, as `burnish tasks lift --show` prints them"),
+        (PENDULUM.replace("suite", "suit"), "suit"),
+        (PENDULUM.replace("gymnasium", "gymnasia"), "suite=gymnasia"),
+        (PENDULUM.replace("name: mine\n", ""), "task.name is missing"),
+    ],
+)
+@pytest.mark.parametrize("words", [["tasks"], ["scratch", "stage=dppo_scratch"]], ids=lambda words: words[0])
+def test_a_bad_file_of_a_task_is_told(tmp_path, capsys, words, content, said):
+    file = tmp_path / "mine.yaml"
+    if content is not None:
+        file.write_text(content)
+    status, _, err = run(capsys, *words, str(file) if words == ["tasks"] else f"task={file}")
+    assert status == 2 and said in err and "Traceback" not in err

@@ -743,3 +743,12 @@ def test_agreement_is_absolute_for_success_and_relative_for_returns(capsys):
     capsys.readouterr()
     assert reproduce.judge([returns], [returns, returns._replace(method="new")]) == 0
     assert "hopper new after" in (told := capsys.readouterr().out) and "not committed, not compared" in told
+
+
+def test_a_task_of_a_comparison_can_be_a_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nsuite: gymnasium\nenv_id: InvertedPendulum-v5\nmax_episode_steps: 20\n")
+    path = write(tmp_path / "a.yaml", seeds=[0], tasks={"pendulum": {"task": str(file)}})
+    cells = cells_of(path)
+    assert {cell.task for cell in cells} == {"pendulum"}
+    assert all(f"task={file}" in cell.words and resolve(cell).task.name == "mine" for cell in cells)

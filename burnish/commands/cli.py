@@ -110,8 +110,10 @@ def _parser() -> argparse.ArgumentParser:
             commands.add_parser(command.name, help=command.summary)
     _add_data(commands)
     _add_policy(commands)
-    tasks = commands.add_parser("tasks", help="list the tasks and whether they run here")
+    tasks = commands.add_parser("tasks", help="list the tasks and whether they run here, or check one of your own")
+    tasks.add_argument("tasks", nargs="*", metavar="TASK", help="a name, or a YAML file (default: all of the package)")
     tasks.add_argument("--check", action="store_true", help="make each environment and step it")
+    tasks.add_argument("--show", action="store_true", help="print the keys of each, to start a file of your own from")
     tasks.set_defaults(run=_tasks)
     commands.add_parser("doctor", help="check this installation").set_defaults(run=_doctor)
     commands.add_parser("compare", help="run a grid of trainings from the same checkpoints, and report")
@@ -228,7 +230,7 @@ def _set_policy(options: argparse.Namespace) -> int:
 def _tasks(options: argparse.Namespace) -> int:
     from burnish.commands.tasks import print_tasks
 
-    return print_tasks(check=options.check)
+    return print_tasks(options.tasks, check=options.check, show=options.show)
 
 
 def _doctor(options: argparse.Namespace) -> int:

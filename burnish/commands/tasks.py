@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
+
+from burnish.config import about
 from burnish.envs.task import TaskConfig, load_task
 
 
@@ -23,29 +27,43 @@ def try_task(task: TaskConfig) -> str | None:
     return None if np.isfinite(obs).all() else "its observation is not finite"
 
 
-def print_tasks(*, check: bool = False) -> int:
-    """Print a table of all tasks -> exit status, 1 where one does not run here.
+def print_tasks(names: Sequence[str] = (), *, check: bool = False, show: bool = False) -> int:
+    """Print a table of the tasks `names` (none: all of the package) -> exit status, 1 where one does not run here.
 
-    Without `check` a task counts as running here if its suite is installed.
+    Without `check` a task counts as running here if its suite is installed. `show` prints their keys instead.
     """
     from importlib.util import find_spec
 
     from burnish.compose import group_options
 
+    tasks = [load_task(name) for name in names or group_options("task")]
+    if show:
+        print("\n".join(shown(task) for task in tasks), end="")
+        return 0
     print(_row("task", "suite", "environment", "steps", "demonstrations", "runs here"))
     all_run = True
-    for name in group_options("task"):
-        task = load_task(name)
+    for task in tasks:
         problem = None if find_spec(task.suite) else f"no: pip install {task.suite}"
         if check and problem is None:
             problem = try_task(task)
         all_run &= problem is None
         dataset = task.dataset or "give dataset=..."
         print(
-            _row(name, task.suite, task.env_id, str(task.max_episode_steps), dataset, problem or "yes"),
+            _row(task.name, task.suite, task.env_id, str(task.max_episode_steps), dataset, problem or "yes"),
             flush=True,
         )
     return 0 if all_run else 1
+
+
+def shown(task: TaskConfig) -> str:
+    """The task as a YAML file says it, each key with its meaning."""
+    import yaml
+
+    lines = []
+    for field in fields(task):
+        value = yaml.safe_dump(getattr(task, field.name), default_flow_style=True, width=1000)
+        lines.append(f"# {about(TaskConfig, field.name).doc}\n{field.name}: {value.splitlines()[0]}\n")
+    return "".join(lines)
 
 
 def _row(*cells: str) -> str:

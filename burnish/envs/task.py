@@ -48,17 +48,22 @@ def recorded_measure(task: Mapping[str, Any]) -> MeasureName:
 
 
 def load_task(name: str) -> TaskConfig:
-    """The task of that name. Raises BurnishError, naming the nearest, where there is none."""
+    """The task of that name, or of a YAML file. Raises BurnishError, naming the nearest, where there is none."""
     import difflib
 
     import yaml
 
-    from burnish.compose import config_text, group_options
+    from burnish.compose import config_text, group_options, is_file, read_option
     from burnish.config import parse
 
+    if is_file(name):
+        try:
+            return parse(TaskConfig, read_option("task", name), "task")
+        except BurnishError as error:
+            raise BurnishError(f"{name}: {error}") from error
     names = group_options("task")
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise BurnishError(f"task={name}: {hint}expected one of {', '.join(names)}")
+        raise BurnishError(f"task={name}: {hint}expected one of {', '.join(names)}, or a YAML file")
     return parse(TaskConfig, yaml.safe_load(config_text(f"task/{name}")), "task")
