@@ -1,6 +1,6 @@
 """How long a fine-tuning takes to its first update, and how much memory it and its workers hold.
 
-    python benchmarks/bench_start.py task=lift stage=dppo policy=runs/demo/pretrain-seed0 evaluation.episodes=100
+    python benchmarks/bench_start.py task=lift stage=dppo policy=runs/demo/lift/pretrain/seed0 evaluation.episodes=100
 
 Takes the words of `burnish finetune`, runs it as a process of its own in a temporary folder and stops it after its
 first update. Memory is the proportional set size of the process and its children: pages that they share count once.
