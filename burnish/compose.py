@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -33,8 +33,9 @@ PATHS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour", "demos")
 FREE_DICT = "task.env_kwargs."
 
 
-def compose(command: str, overrides: list[str]) -> dict[str, Any]:
-    """The resolved configuration of `configs/<command>.yaml` with `overrides` applied; not parsed yet.
+def compose(command: str, overrides: list[str], sections: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The resolved configuration of `configs/<command>.yaml` with `overrides` applied; not parsed yet. `sections` stand
+    in for options of config groups that are not given.
 
     A value that must be given stays "???".
     Raises BurnishError for a malformed override, an unknown key or an unknown option of a group.
@@ -47,7 +48,7 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
 
     groups = config_groups(command)
     paths, choices, values = {}, [], []
-    files: dict[str, Any] = {}
+    files = dict(sections or {})
     for override in overrides:
         key, value = split(override)
         if _is_path(key) and key not in groups:
@@ -55,6 +56,7 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
         elif key in groups and is_file(value):
             files[key] = _checked_option(command, key, value)
         elif key in groups:
+            files.pop(key, None)
             _check_option(key, value)
             choices.append(override)
         else:

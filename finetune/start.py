@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from burnish.config import to_dict
 from burnish.envs import make_simulator, make_vector_env
 from burnish.errors import BurnishError, warn
-from burnish.evaluation.evaluate import evaluation_envs
+from burnish.evaluation.evaluate import check_task, evaluation_envs
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.loop import Loop
 from burnish.finetune.stage import Setting, Stage, stage_class
@@ -35,6 +36,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     source = latest or config.policy
     policy = load_policy(source, device) if source else fresh_policy(config, device)
     check_kind(config, policy.config.kind)
+    check_task(policy, config.task, config.evaluation.allow)
+    policy.trained_in = to_dict(config.task)
     with ExitStack() as stack:
         eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
         make_stage: Any = stage_class(config.stage.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from burnish.commands.table import Command
-from burnish.compose import compose, parse_value, split
+from burnish.compose import compose, config_groups, parse_value, split
 from burnish.errors import BurnishError
 
 
@@ -17,7 +17,20 @@ def configure(command: Command, overrides: list[str]) -> dict[str, Any]:
     """
     given = {split(override)[0]: override for override in overrides}
     run = parse_value(given.pop("resume")) if "resume" in given else None
-    return compose(command.config, overrides) if run is None else _resumed(command, run, given)
+    if run is not None:
+        return _resumed(command, run, given)
+    return compose(command.config, overrides, _from_policy(command, given))
+
+
+def _from_policy(command: Command, given: dict[str, str]) -> dict[str, Any]:
+    """The task that the policy knows, where none is given."""
+    from burnish.policies.folder import known_task
+
+    groups = config_groups(command.config)
+    if "task" not in groups or "task" in given or "policy" not in given or "policy" in groups:
+        return {}
+    task = known_task(parse_value(given["policy"]))
+    return {} if task is None else {"task": task}
 
 
 def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from burnish.config import key
 from burnish.envs.task import TaskConfig
-from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig, about, evaluate
+from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig, about, check_task, evaluate
 from burnish.evaluation.temperatures import Sampling, best, compare_samplings, table
 from burnish.evaluation.video import record
 from burnish.machine.device import DeviceConfig, resolve_device
@@ -64,6 +64,7 @@ def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
     Raises BurnishError where the policy cannot be read or does not fit the task, or `out` cannot be written.
     """
     policy = load_policy(config.policy, resolve_device(config.device, config.torch_threads))
+    check_task(policy, config.task, config.allow)
     each, how = config.samplings(policy), config.evaluation()
     for sampling in each:
         with policy.sampling(*sampling):

@@ -14,7 +14,7 @@ from burnish.datasets.load import load
 from burnish.datasets.sources import demonstrations_of
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig
+from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig, check_task
 from burnish.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
 from burnish.evaluation.temperatures import compare_samplings, samplings
 from burnish.finetune.config import FinetuneConfig
@@ -65,6 +65,7 @@ def headroom(config: HeadroomConfig) -> dict[str, Any]:
     Raises BurnishError where the policy cannot be read or does not fit, or there is no such expert.
     """
     policy = load_policy(config.policy, resolve_device(config.device, config.torch_threads))
+    check_task(policy, config.task, config.allow)
     folder = Path(config.out) if config.out else Path(config.policy) / "headroom"
     require_writable(folder)
     measure, seeds = config.task.measure, [config.seed + i for i in range(config.episodes)]
@@ -175,6 +176,7 @@ def _choosing(config: HeadroomConfig, folder: Path) -> FinetuneConfig:
         f"evaluation.seed={config.seed}",
         f"evaluation.episodes={config.episodes}",
         f"evaluation.n_envs={config.n_envs}",
+        f"evaluation.allow=[{','.join(config.allow)}]",
         "evaluation.temperatures=[]",
         f"run_dir={folder / 'best-of-n'}",
         "overwrite=true",

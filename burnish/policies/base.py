@@ -72,6 +72,7 @@ class Policy(nn.Module, ABC):
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.obs_keys = list(obs_keys)
         self.task = task
+        self.trained_in: dict[str, Any] | None = None  # the whole task, as plain data
         self.obs_normalizer = Normalizer(obs_dim)
         self.action_normalizer = Normalizer(action_dim)
         self.critic: QEnsemble | None = None
@@ -204,6 +205,7 @@ class Policy(nn.Module, ABC):
             "format": FORMAT,
             "kind": self.config.kind,
             "task": self.task,
+            **({"trained_in": self.trained_in} if self.trained_in else {}),
             "obs_dim": self.obs_dim,
             "action_dim": self.action_dim,
             "obs_keys": self.obs_keys,
@@ -215,7 +217,9 @@ class Policy(nn.Module, ABC):
         """A policy without its weights. Raises BurnishError, KeyError or TypeError where it does not make sense."""
         config = parse(cls.Config, description["config"], where="config")
         sizes = description["obs_dim"], description["action_dim"]
-        return cls(config, *sizes, description["obs_keys"], description["task"])
+        policy = cls(config, *sizes, description["obs_keys"], description["task"])
+        policy.trained_in = description.get("trained_in")
+        return policy
 
     @classmethod
     def load(cls: type[P], folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> P:

@@ -38,6 +38,15 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
     return hashlib.sha256((policy_folder(folder) / WEIGHTS).read_bytes()).hexdigest()
 
 
+def known_task(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The task (`TaskConfig` as plain data) that the policy in a policy's or a run's folder was trained in; None where
+    there is no such folder, or a policy of a version that did not tell."""
+    try:
+        return read_description(policy_folder(folder)).get("trained_in")
+    except BurnishError:  # said by whoever loads it
+        return None
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """The content of policy.json.
 
