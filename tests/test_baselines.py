@@ -248,7 +248,7 @@ def test_a_policy_folder_without_a_kind_is_a_diffusion_policy(tmp_path):
     path.write_text(json.dumps(description))
     assert isinstance(load_policy(tmp_path / "policy"), DiffusionPolicy)
     path.write_text(json.dumps(description | {"kind": "tabular"}))
-    with pytest.raises(BurnishError, match="kind=tabular: expected one of diffusion, gaussian"):
+    with pytest.raises(BurnishError, match="kind=tabular: expected one of diffusion, flow, gaussian"):
         load_policy(tmp_path / "policy")
 
 
@@ -358,7 +358,7 @@ def test_stage_and_policy_must_be_of_one_kind(pretrained, tmp_path):
         finetune(finetune_config(tmp_path / "run", SACConfig(), network=diffusion))
     from burnish.finetune.algorithms.dppo import DPPOConfig
 
-    message = r"stage=dppo trains a diffusion policy, but policy=.* is a gaussian one: pretrain one: burnish pretrain"
+    message = r"stage=dppo trains a diffusion or a flow policy, but policy=.* is a gaussian one: pretrain one: burnish pretrain"
     with pytest.raises(BurnishError, match=message):
         finetune(finetune_config(tmp_path / "run", DPPOConfig(), policy=str(pretrained)))
     assert not (tmp_path / "run").exists()
