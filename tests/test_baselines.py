@@ -358,7 +358,7 @@ def test_stage_and_policy_must_be_of_one_kind(pretrained, tmp_path):
         finetune(finetune_config(tmp_path / "run", SACConfig(), network=diffusion))
     from burnish.finetune.algorithms.dppo import DPPOConfig
 
-    message = r"stage=dppo trains a diffusion or a flow policy, but policy=.* is a gaussian one: pretrain one: burnish pretrain"
+    message = r"stage=dppo trains a diffusion or a flow policy, but policy=.* is a gaussian one: pretrain one: burnish "
     with pytest.raises(BurnishError, match=message):
         finetune(finetune_config(tmp_path / "run", DPPOConfig(), policy=str(pretrained)))
     assert not (tmp_path / "run").exists()

@@ -179,7 +179,7 @@ def test_a_policy_that_is_not_there_is_told_before_anything_runs(tmp_path, capsy
 def test_a_method_that_cannot_train_such_a_policy_is_told_before_anything_runs(tmp_path, capsys, tasks, words, message):
     path = write(tmp_path / "a.yaml", tasks=tasks, settings=[], methods={"a": ["stage=dppo", *words]}, run_dir="runs/a")
     assert main(["compare", "--plan", str(path)]) == 2
-    assert f"a seed 0: stage=dppo trains a diffusion policy, {message}" in capsys.readouterr().err
+    assert f"a seed 0: stage=dppo trains a diffusion or a flow policy, {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import copy
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shutil
@@ -353,7 +354,7 @@ def test_a_compiled_chain_is_the_same_bit_for_bit(prediction_type, sampler, clip
 
 
 def test_all_code_chains_bit_for_bit(variant):
-    for prediction_type, sampler in zip(PREDICTION_TYPES, SAMPLERS, strict=True):
+    for prediction_type, sampler in zip(PREDICTION_TYPES, itertools.cycle(SAMPLERS), strict=False):
         test_a_compiled_chain_is_the_same_bit_for_bit(prediction_type, sampler, 1.0, sampler == SAMPLERS[0])
 
 
