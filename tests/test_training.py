@@ -351,7 +351,7 @@ def test_bad_input_is_refused_before_anything_is_written(dataset, pretrained, tm
     walker = TaskConfig(name="walker2d", suite="gymnasium", env_id="Walker2d-v5", max_episode_steps=60)
     config = finetune_config(run, pretrained)
     object.__setattr__(config, "task", walker)
-    with pytest.raises(BurnishError, match="task.env_id=Walker2d-v5, but the policy was trained in env_id=Hopper-v5"):
+    with pytest.raises(BurnishError, match=r"task.env_id=Walker2d-v5, but the policy was trained in env_id=Hopper-v5"):
         finetune(config)
     object.__setattr__(config, "evaluation", replace(config.evaluation, allow=["env_id"]))
     with pytest.raises(BurnishError, match="observation dimension 11, but task=walker2d has 17"):
