@@ -135,8 +135,9 @@ class ObsSpec:
 
         if isinstance(array, torch.Tensor):
             return array.to(device, self.dtype)
-        numbers = array if self.is_state else np.ascontiguousarray(array)[..., None].view(np.uint8)
-        return torch.as_tensor(numbers, dtype=self.dtype, device=device)
+        if not self.is_state:
+            array = np.ascontiguousarray(array).view(np.uint8).reshape(*array.shape, self.width)
+        return torch.as_tensor(array, dtype=self.dtype, device=device)
 
     def split(self, obs: Tensor) -> dict[str, Tensor]:
         """(..., W) -> the parts (..., *shape)."""
