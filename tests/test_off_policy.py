@@ -27,7 +27,7 @@ from densities import batch_of, values
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.diffusion import Sampler
 from burnish.errors import BurnishError
-from burnish.finetune import off_policy
+from burnish.finetune import off_policy, offline
 from burnish.finetune.losses.rsm import RSMConfig
 from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.networks.compiled import mlp as compiled_mlp
@@ -97,7 +97,7 @@ def test_where_the_actor_draws_and_learns(pretrained_weights, name, draw_at, mon
     """At next observations the target's draws serve it; at the present ones it draws anew, with their Q."""
     stage = make_stage(name, pretrained_weights, critic_warmup_updates=0, policy_delay=2, draw_at=draw_at)
     play(stage, np.random.default_rng(0), 2, learn=False)
-    actor_loss, critic_update, given, targets = stage.actor_loss, stage._update_critic, [], []
+    actor_loss, critic_update, given, targets = stage.actor_loss, stage.critic.update, [], []
 
     def watch_actor(batch, draws):
         given.append((batch, draws))
@@ -108,7 +108,7 @@ def test_where_the_actor_draws_and_learns(pretrained_weights, name, draw_at, mon
         return critic_update(batch, q)
 
     monkeypatch.setattr(stage, "actor_loss", watch_actor)
-    monkeypatch.setattr(stage, "_update_critic", watch_critic)
+    monkeypatch.setattr(stage.critic, "update", watch_critic)
     drawn, draw = [], stage._draw
     monkeypatch.setattr(stage, "_draw", lambda obs, n: drawn.append((obs, n, draw(obs, n))) or drawn[-1][2])
     for _ in range(2):
@@ -159,9 +159,9 @@ def test_updates_are_counted(pretrained_weights):
 def test_critic_target_by_hand(pretrained_weights, monkeypatch):
     """y = r + gamma^h (1 - terminated) max over candidates of the least Q."""
     stage = make_stage("dpmd", pretrained_weights, target_candidates=3, reward_scale=0.1, gamma=0.9)
-    monkeypatch.setattr(stage, "target_critic", KnownCritic())
+    monkeypatch.setattr(stage.critic, "target", KnownCritic())
     seen = []
-    monkeypatch.setattr(stage, "_update_critic", lambda batch, q: seen.append((batch, q)) or {})
+    monkeypatch.setattr(stage.critic, "update", lambda batch, q: seen.append((batch, q)) or {})
     draws = torch.linspace(-1.2, 0.6, 128 * 16 * TA * DA).view(128, 16, TA, DA)
     monkeypatch.setattr(stage, "_sample", lambda obs, n, network, sampler: draws[: len(obs), :n])
     obs = np.random.default_rng(0).normal(size=(E, 1, 2)).astype(np.float32)
@@ -181,17 +181,20 @@ def test_critic_target_by_hand(pretrained_weights, monkeypatch):
     with torch.no_grad():
         executed = batch.chunk.clamp(-1, 1)[:, None]
         y = 0.5 + batch.discount * sums.amax(1)
-        expected = (stage.critic(batch.obs, executed)[:, :, 0] - y).square().mean()
-    metrics = stage._update_critic(batch, q)
+        expected = (stage.critic.network(batch.obs, executed)[:, :, 0] - y).square().mean()
+    metrics = stage.critic.update(batch, q)
     assert float(metrics["critic_loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
 class KnownCritic(torch.nn.Module):
     """Two members: the sum of the actions plus the first number of the observation, and one more than that."""
 
-    def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def outputs(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         q = actions.sum(-1) + obs[:, :1]
         return torch.stack([q, q + 1])
+
+    def mean(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs
 
 
 def test_the_critic_learns_the_value_of_a_chain(pretrained_weights):
@@ -212,12 +215,13 @@ def test_the_critic_learns_the_value_of_a_chain(pretrained_weights):
 def test_target_networks_are_polyak_averages(pretrained_weights):
     stage = make_stage("dpmd", pretrained_weights, tau=0.25, actor_tau=0.5, critic_warmup_updates=0, old_policy_every=2)
     play(stage, np.random.default_rng(0), 2, learn=False)
-    modules = {"target_critic": stage.critic, "averaged": stage.actor}
-    before = {name: [p.clone() for p in getattr(stage, name).parameters()] for name in modules}
+    modules = {"target": stage.critic.network, "averaged": stage.actor}
+    averages = {"target": stage.critic.target, "averaged": stage.averaged}
+    before = {name: [p.clone() for p in averages[name].parameters()] for name in modules}
     old = [p.clone() for p in stage.old.parameters()]
     stage._gradient_step()
-    for name, tau in (("target_critic", 0.25), ("averaged", 0.5)):
-        for p, start, now in zip(getattr(stage, name).parameters(), before[name], modules[name].parameters()):
+    for name, tau in (("target", 0.25), ("averaged", 0.5)):
+        for p, start, now in zip(averages[name].parameters(), before[name], modules[name].parameters()):
             torch.testing.assert_close(p, (1 - tau) * start + tau * now, rtol=1e-6, atol=1e-7)
     assert all(torch.equal(p, q) for p, q in zip(stage.old.parameters(), old))
     stage._gradient_step()
@@ -315,7 +319,7 @@ def test_candidates_are_chosen_by_q(pretrained_weights, monkeypatch, selection):
 
 @pytest.mark.parametrize("demo_ratio", [0.25, 0.5])
 def test_so_much_of_a_batch_is_demonstrations(pretrained_weights, monkeypatch, demo_ratio):
-    monkeypatch.setattr(off_policy, "load", demonstrations)
+    monkeypatch.setattr(offline, "load", demonstrations)
     stage = make_stage("dpmd", pretrained_weights, demos="demos.hdf5", demo_ratio=demo_ratio, reward_scale=0.5)
     play(stage, np.random.default_rng(0), 1)
     batch = stage._batch()
@@ -327,7 +331,7 @@ def test_so_much_of_a_batch_is_demonstrations(pretrained_weights, monkeypatch, d
 
 
 def test_bc_term_is_plain_denoising_of_the_demonstrations(pretrained_weights, monkeypatch):
-    monkeypatch.setattr(off_policy, "load", demonstrations)
+    monkeypatch.setattr(offline, "load", demonstrations)
     stage = make_stage("dpmd", pretrained_weights, demos="demos.hdf5", demo_ratio=0.5, bc_coef=1.0)
     play(stage, np.random.default_rng(0), 1)
     batch = stage._batch()
@@ -364,7 +368,7 @@ def test_going_on_with_a_finetuned_policy(pretrained_weights):
     with torch.no_grad():
         next(stage.averaged.parameters()).add_(1)
     again = make_stage("sdac", policy=stage.policy)
-    assert again.critic is stage.critic
+    assert again.critic.network is stage.critic.network
     for network in (again.actor, again.averaged, again.old):
         assert torch.equal(parameters(network), parameters(stage.averaged))
     with pytest.raises(BurnishError, match=r"stage.ft_denoising_steps=4, but the policy was fine-tuned with 10 before"):
@@ -461,12 +465,12 @@ CONSTANT = RSMConfig(weights="constant")
 )
 def test_gradient_steps_are_those_by_hand(monkeypatch, name, settings):
     """Losses and all five networks, over the warm-up, several refreshes and the whole fall of the learning rate."""
-    monkeypatch.setattr(off_policy, "load", random_demonstrations)
+    monkeypatch.setattr(offline, "load", random_demonstrations)
     torch.manual_seed(1)
     policy = make_policy(horizon=TA + 1, denoiser=DenoiserConfig(hidden_dim=16))
     stage = make_stage(name, policy=policy, **(BY_HAND | settings))
     with torch.no_grad():  # the three denoisers differ from the pretrained one, and from each other
-        for network in (stage.actor, stage.averaged, stage.old, stage.target_critic):
+        for network in (stage.actor, stage.averaged, stage.old, stage.critic.target):
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
     play(stage, np.random.default_rng(0), 2, learn=False)
@@ -475,7 +479,7 @@ def test_gradient_steps_are_those_by_hand(monkeypatch, name, settings):
     for _ in range(9):
         hand.step()
         for network in hand.NETWORKS:
-            ours, theirs = parameters(getattr(stage, network)), parameters(getattr(hand, network))
+            ours, theirs = parameters(hand.of_stage(network)), parameters(getattr(hand, network))
             tolerance = 2e-3 * (theirs - before[network]).norm() + 1e-6
             assert (ours - theirs).norm() <= tolerance, f"{network} after {hand.steps} steps"
     assert hand.timesteps == (set(range(6)) if name == "sdac" else set())
@@ -544,7 +548,7 @@ def test_the_averaged_actor_acts(pretrained_weights, monkeypatch):
 def test_noise_on_draws_and_on_what_is_executed(pretrained_weights, monkeypatch, annealing):
     noise = {"draw_noise": 0.05, "exploration_noise": 0.02, "noise_annealing": annealing}
     stage = make_stage("dpmd", pretrained_weights, **noise)
-    monkeypatch.setattr(stage, "target_critic", KnownCritic())
+    monkeypatch.setattr(stage.critic, "target", KnownCritic())
     chunks = 0.1 * torch.arange(3.0).view(1, 3, 1, 1).expand(1000, 3, TA, DA)
     monkeypatch.setattr(stage, "_sample", lambda obs, n, network, sampler: chunks[: len(obs), :n])
     obs = torch.randn(1000, 2)
@@ -617,10 +621,11 @@ def test_a_stage_begins_alike(pretrained_weights):
         assert torch.equal(parameters(network), start)
         assert {p.requires_grad for p in network.parameters()} == {name == "actor"}
     assert len({id(one.actor), id(one.averaged), id(one.old), id(one.policy.denoiser)}) == 4
-    assert torch.equal(parameters(one.critic), parameters(two.critic))
-    assert torch.equal(parameters(one.critic), parameters(one.target_critic)) and one.critic is one.policy.critic
-    assert all(p.requires_grad for p in one.critic.parameters())
-    assert not any(p.requires_grad for p in one.target_critic.parameters())
+    assert torch.equal(parameters(one.critic.network), parameters(two.critic.network))
+    assert torch.equal(parameters(one.critic.network), parameters(one.critic.target))
+    assert one.critic.network is one.policy.critic
+    assert all(p.requires_grad for p in one.critic.network.parameters())
+    assert not any(p.requires_grad for p in one.critic.target.parameters())
     other = make_stage("dpmd", pretrained_weights, policy=make_policy(), seed=1)
-    assert not torch.equal(parameters(one.critic), parameters(other.critic))
+    assert not torch.equal(parameters(one.critic.network), parameters(other.critic.network))
     assert not torch.equal(one.generator.get_state(), other.generator.get_state())

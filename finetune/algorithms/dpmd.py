@@ -99,7 +99,7 @@ class DPMD(ReweightingStage):
         """L = sum_b w_b || f(sqrt(abar_k) a_b + sqrt(1 - abar_k) eps, k, s_b) - target ||^2, w = softmax_b(A / lambda),
         A = Q(s_b, a_b) - mean_n Q(s_b, a_n); `q_of_draws` (B, N)."""
         x = self.chunks(batch)  # (B, 1, Tp, Da)
-        advantages = self.policy.values(batch.obs, x, self.target_critic) - q_of_draws.mean(1, keepdim=True)  # (B, 1)
+        advantages = self.critic.values(batch.obs, x, target=True) - q_of_draws.mean(1, keepdim=True)  # (B, 1)
         weighted = self.weighting(advantages.T, self.gradient_steps)
         output, target = self.policy.denoise_noised(
             self.actor, batch.obs, x, self.generator, self.policy.finetuned_timesteps

@@ -103,7 +103,7 @@ class SDAC(ReweightingStage):
             else:
                 eps = reverse_noise(x, signal, sigma, self.config.draws, bound, self.config.reverse, self.generator)
                 x0 = (x - sigma * eps) / signal  # (B, M, Tp, Da)
-            weighted = self.weighting(self.policy.values(obs, x0, self.target_critic), self.gradient_steps)
+            weighted = self.weighting(self.critic.values(obs, x0, target=True), self.gradient_steps)
         # L = E_{s,k,a_k} sum_m w_m || f(a_k, k, s) - target_m ||^2
         output = self.actor(x, k, encode_for(self.actor, obs, x))
         target = process.target(x0, eps, k)
