@@ -310,12 +310,12 @@ def replay(task: str, size: int, capacity: int) -> dict[str, float]:
     new = Transitions(obs, chunk, number, number, obs)
     generator = torch.Generator().manual_seed(0)
     few = Transitions(*(tensor[:40] for tensor in new))
-    Replay(40, few).add(few)  # the first brings in code
+    Replay(40, few).store(few)  # the first brings in code
     before = resident_mib()
     ring = Replay(capacity, few)
     empty = resident_mib() - before
     for _ in range(size // rows):
-        ring.add(new)
+        ring.store(new)
     filled = resident_mib() - before
     state = ring.state_dict()
     saved = resident_mib() - before

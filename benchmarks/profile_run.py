@@ -22,8 +22,9 @@ import torch
 
 from burnish.compose import compose
 from burnish.config import parse
-from burnish.finetune import drawing, loop, off_policy, on_policy, start
+from burnish.finetune import drawing, loop, on_policy, start
 from burnish.finetune.config import FinetuneConfig
+from burnish.finetune.critics import QCritic, base
 from burnish.finetune.drawing import ReweightingStage
 from burnish.finetune.losses import rsm
 from burnish.finetune.on_policy import OnPolicyStage
@@ -93,10 +94,10 @@ def watch_parts(clock: Clock, stage: type) -> None:
         clock.watch(stage, "_sample", "draws (denoising steps)")
         clock.watch(DiffusionPolicy, "values", "Q of draws")
         clock.watch(stage, "_batch", "batches")
-        clock.watch(stage, "_update_critic", "critic, forward")
+        clock.watch(QCritic, "update", "critic, forward")
         clock.watch(stage, "_actor_step", "actor, forward")
         clock.watch(rsm.Weighting, "__call__", "weights")
-        for module in (off_policy, drawing):
+        for module in (base, drawing):
             clock.watch(module, "clipped_step", "backward, clipping and Adam")
             clock.watch(module, "polyak", "Polyak averages")
 

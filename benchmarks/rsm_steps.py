@@ -61,7 +61,7 @@ def build(case: Case, more: Sequence[str] = ()) -> ReweightingStage:
     stage: ReweightingStage = make_stage(policy, parse(make_stage.Config, config["stage"]), setting)  # type: ignore
     obs, next_obs = torch.randn(2, TRANSITIONS, obs_dim)
     chunk = 2 * torch.rand(TRANSITIONS, policy.config.horizon * action_dim) - 1
-    stage.replay.add(Transitions(obs, chunk, torch.randn(TRANSITIONS), torch.full((TRANSITIONS,), 0.99), next_obs))
+    stage.replay.store(Transitions(obs, chunk, torch.randn(TRANSITIONS), torch.full((TRANSITIONS,), 0.99), next_obs))
     stage.env_steps = stage.config.random_steps
     return stage
 

@@ -21,6 +21,7 @@ CONFIG_MODULE = "burnish.configs"
 CONFIGS = {
     "pretrain": "burnish.pretrain.behaviour_cloning:PretrainConfig",
     "finetune": "burnish.finetune.config:FinetuneConfig",
+    "offline": "burnish.finetune.config:FinetuneConfig",
     "scratch": "burnish.finetune.config:FinetuneConfig",
     "evaluate": "burnish.commands.evaluate:EvaluateConfig",
     "headroom": "burnish.commands.headroom:HeadroomConfig",
@@ -31,6 +32,7 @@ CONFIGS = {
 PATHS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour", "demos")
 """Last names of keys whose values need no quotes, whatever they contain."""
 FREE_DICT = "task.env_kwargs."
+KIND = ".kind"
 
 
 def compose(command: str, overrides: list[str], sections: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -64,9 +66,14 @@ def compose(command: str, overrides: list[str], sections: Mapping[str, Any] | No
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             differences: Any = OmegaConf.to_container(hydra_compose(command, choices))
-        config = OmegaConf.create(completed(config_class(command), {**differences, **files}))
+        given = [*map(_read, values), *paths.items()]
+        chosen = OmegaConf.create({**differences, **files})
+        for key, value in given:
+            if key.endswith(KIND):  # decides which other keys its section has
+                OmegaConf.update(chosen, key, value)
+        config = OmegaConf.create(completed(config_class(command), OmegaConf.to_container(chosen)))  # type: ignore[arg-type]
         known: Any = OmegaConf.to_container(config)
-        for key, value in [*map(_read, values), *paths.items()]:
+        for key, value in given:
             _check_key(key, known)
             OmegaConf.update(config, key, value, force_add=key.startswith(FREE_DICT))
         resolved = OmegaConf.to_container(config, resolve=True)

@@ -29,6 +29,7 @@ def key(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    kw_only: bool = False,
 ) -> Any:
     """A field of a `Checked` dataclass.
 
@@ -37,11 +38,14 @@ def key(
         doc: what the key means; its line in the --help.
         options: the texts that it may be, where its type does not say.
         least, above, most, below: range of a number, and of each number of a list. Infinity must be an end itself.
+        kw_only: given by its name alone; False: as the class has it.
     """
     if isinstance(default, list):
         default, factory = MISSING, lambda found=default: copy.copy(found)
     about = About(doc, tuple(options), Range(least, above, most, below))
-    return dataclasses.field(default=default, default_factory=factory, metadata={About: about})
+    return dataclasses.field(
+        default=default, default_factory=factory, metadata={About: about}, kw_only=kw_only or MISSING
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""What a run of `burnish finetune` or `burnish scratch` is."""
+"""What a run of `burnish finetune`, `burnish offline` or `burnish scratch` is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from burnish.config import key
+from burnish.config import Checked, key
 from burnish.envs import BACKENDS
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -17,9 +17,23 @@ from burnish.policies.gaussian import GaussianPolicyConfig
 from burnish.runs.config import RunConfig
 
 
+@dataclass(frozen=True)
+class OfflinePhaseConfig(Checked):
+    """The phase before the first environment step, in which a stage learns from its demonstrations alone."""
+
+    steps: int = key(0, "gradient steps on the demonstrations alone, before the first environment step", least=0)
+    eval_every: int = key(
+        0,
+        "gradient steps of this phase between evaluations (0: only at its end, and before and after the run)",
+        least=0,
+    )
+    checkpoint_every: int = key(5000, "gradient steps of this phase between checkpoints (0: only at its end)", least=0)
+    report_every: int = key(100, "gradient steps of this phase whose means are a line of metrics.jsonl", least=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunConfig):
-    """One run of `burnish finetune` or `burnish scratch`.
+    """One run of `burnish finetune`, `burnish offline` or `burnish scratch`: an offline phase, then an online one.
 
     Either `policy` (the folder of a pretrained one) or `network` (what a fresh one shall be) is given.
     """
@@ -31,7 +45,10 @@ class FinetuneConfig(RunConfig):
     )
     network: PolicyConfig | FlowPolicyConfig | GaussianPolicyConfig | None = key(None)
     evaluation: TrainingEvaluationConfig = key(factory=TrainingEvaluationConfig)
-    total_env_steps: int = key(51_200, "primitive (not chunk) steps in all environments together", least=1)
+    offline: OfflinePhaseConfig = key(factory=OfflinePhaseConfig)
+    total_env_steps: int = key(
+        51_200, "primitive (not chunk) steps in all environments together (0: the offline phase alone)", least=0
+    )
     max_minutes: float | None = key(
         None, "of training (acting and updates) after which it stops as well (null: no limit)", above=0
     )
@@ -67,4 +84,6 @@ class FinetuneConfig(RunConfig):
             for name in ("obs_normalization", "action_normalization"):
                 if (given := getattr(self.network, name)) != "none":
                     raise BurnishError(f"network.{name}={given}: expected none, there are no data to take it from")
+        if not self.total_env_steps and not self.offline.steps:
+            raise BurnishError("total_env_steps=0 and offline.steps=0: expected steps of one of the two phases")
         self.evaluation.require_single()

@@ -24,7 +24,7 @@ from burnish.errors import BurnishError
 from burnish.finetune.losses.rsm import RSMConfig, Weighting, weighted_denoising_loss
 from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
 from burnish.finetune.stage import Setting
-from burnish.finetune.storage.replay import Transitions
+from burnish.finetune.storage.replay import Batch
 from burnish.networks import Denoiser
 from burnish.networks.averages import polyak
 from burnish.networks.compiled.mlp import why_not
@@ -119,6 +119,7 @@ class Draws(NamedTuple):
     obs: Tensor  # (B, To * Do)
     x: Tensor  # (B, n, Tp, Da), noised and clipped
     q_each: Tensor  # (members, B, n) of the target critic
+    outputs: Tensor  # the same, or the distributions whose means they are: see `QEnsemble.outputs`
 
     @property
     def q(self) -> Tensor:
@@ -209,21 +210,28 @@ class DrawingStage(OffPolicyStage):
             for sampler in (self.sampler, self.acting_sampler):
                 sampler.widen(self.x0_errors)
 
-    def next_values(self, batch: Transitions) -> Tensor:
-        return self._draw_next(batch, self.config.target_candidates).q_each[:, :, : self.config.target_candidates]
+    @property
+    def target_draws(self) -> int:
+        """How many draws the critic's target needs."""
+        return self.config.target_candidates if self.critic.bootstraps_from_chunks else 0
 
-    def _draw_next(self, batch: Transitions, n: int) -> Draws:
-        """`n` draws at the batch's next observations, of the width that is due."""
+    def next_values(self, batch: Batch) -> Tensor | None:
+        draws = self._draw_next(batch, self.target_draws)
+        return draws and draws.outputs
+
+    def _draw_next(self, batch: Batch, n: int) -> Draws | None:
+        """`n` draws at the batch's next observations, of the width that is due; None where none are asked for."""
         if self.needs_width and self.gradient_steps % max(self.refresh_every, LEAST_BETWEEN_WIDTHS) == 0:
             self._measure_width(batch.next_obs)
-        return self._draw(batch.next_obs, n)
+        return self._draw(batch.next_obs, n) if n else None
 
     @torch.no_grad()
     def _draw(self, obs: Tensor, n: int) -> Draws:
         x = self.noised(self._sample(obs, n, self.old, self.sampler), self.noise_scale * self.config.draw_noise)
-        return Draws(obs, x, self.target_critic(obs, self.policy.executed(x).flatten(2)))
+        outputs = self.critic.target.outputs(obs, self.policy.executed(x).flatten(2))
+        return Draws(obs, x, self.critic.target.mean(outputs), outputs)
 
-    def update_actor(self, batch: Transitions) -> dict[str, Tensor]:
+    def update_actor(self, batch: Batch) -> dict[str, Tensor]:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -256,7 +264,7 @@ class ReweightingStage(DrawingStage):
         """How many draws of the old policy `actor_loss` needs."""
 
     @abstractmethod
-    def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted denoising loss at the observations of `draws`, and metrics."""
 
     @property
@@ -264,13 +272,13 @@ class ReweightingStage(DrawingStage):
         past_warmup = self.gradient_steps >= self.config.critic_warmup_updates and not self.config.freeze_actor
         return past_warmup and self.gradient_steps % self.config.policy_delay == 0
 
-    def next_values(self, batch: Transitions) -> Tensor:
-        n, shared = self.config.target_candidates, self.actor_is_due and self.config.draw_at == "next"
+    def next_values(self, batch: Batch) -> Tensor | None:
+        n, shared = self.target_draws, self.actor_is_due and self.config.draw_at == "next"
         draws = self._draw_next(batch, max(n, self.draws_for_actor if shared else 0))
         self._next_draws = draws if shared else None
-        return draws.q_each[:, :, :n]
+        return draws.outputs[:, :, :n] if draws and n else None
 
-    def update_actor(self, batch: Transitions) -> dict[str, Tensor]:
+    def update_actor(self, batch: Batch) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
         if self.actor_is_due:
             draws = self._next_draws or self._draw(batch.obs, self.draws_for_actor)
@@ -280,7 +288,7 @@ class ReweightingStage(DrawingStage):
             self.old.load_state_dict(self.actor.state_dict())
         return metrics
 
-    def _actor_step(self, batch: Transitions, draws: Draws) -> dict[str, Tensor]:
+    def _actor_step(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         loss, metrics = self.actor_loss(batch, draws)
         if self.config.bc_coef:
             loss = loss + self.config.bc_coef * self._bc_loss(batch)
@@ -289,7 +297,7 @@ class ReweightingStage(DrawingStage):
         polyak(self.averaged, self.actor, self.config.actor_tau)
         return {"actor_loss": loss.detach()} | metrics
 
-    def _bc_loss(self, batch: Transitions) -> Tensor:
+    def _bc_loss(self, batch: Batch) -> Tensor:
         """Plain denoising loss on the batch's demonstrations."""
         n = self.config.n_demos
         x0 = self.chunks(batch)[:n]

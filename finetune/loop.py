@@ -1,8 +1,12 @@
-"""The one fine-tuning loop: act, step, observe, update, log, evaluate, save. Algorithms are stages."""
+"""The one fine-tuning loop: act, step, observe, update, log, evaluate, save. Algorithms are stages.
+
+A run has an offline phase, of gradient steps on demonstrations alone, and then an online one; either may be empty. Its
+`step`, which numbers lines of metrics.jsonl and checkpoints, counts the gradient steps of the one and the environment
+steps of the other.
+"""
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -10,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from burnish.envs.base import VectorEnv
-from burnish.errors import Stopped, warn
+from burnish.errors import warn
 from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate
 from burnish.evaluation.temperatures import Sampling, best, compare_samplings, samplings
 from burnish.evaluation.video import record
@@ -21,6 +25,7 @@ from burnish.finetune.watch import TrainingEpisodes, fall, values
 from burnish.machine.memory import peak_memory_mib
 from burnish.policies.folder import WEIGHTS
 from burnish.runs.checkpoint import FinetuneState
+from burnish.runs.course import Course, passed
 from burnish.runs.evaluation_file import (
     AT_BEST_TEMPERATURE,
     AT_TEMPERATURE,
@@ -40,9 +45,11 @@ NOISY_SHARE = 0.2  # a training policy that succeeds less often than this share 
 class Loop:
     """State and course of one fine-tuning run."""
 
-    def __init__(self, config: FinetuneConfig, stage: Stage, envs: VectorEnv, eval_envs: VectorEnv, run: Run):
+    def __init__(self, config: FinetuneConfig, stage: Stage, envs: VectorEnv | None, eval_envs: VectorEnv, run: Run):
         self.config, self.stage, self.envs, self.eval_envs, self.run = config, stage, envs, eval_envs, run
+        self.course = Course(run, "finetune", self._save)
         self.statistics = EpisodeStatistics(config.n_envs)
+        self.offline_steps = 0  # gradient steps of the offline phase
         self.env_steps = 0
         self.updates = 0
         self.training_seconds = 0.0  # acting and updating, as logged
@@ -51,31 +58,70 @@ class Loop:
         self.noise_compared = False  # see _compare_noisy_with_clean
         self.episodes = TrainingEpisodes(config.n_envs)
         self.fallen: str | None = None  # what was said of the last evaluation, if it fell below the first
-        self.best = (-math.inf, -math.inf)  # see Evaluation.score
-        self.best_step = 0
+        self.best_env_steps = 0
         self.before: EvaluationSummary | None = None  # the first evaluation
-        self.obs = np.empty(0, np.float32)
+        self.obs: Any = None  # the environments' last, where there are any
 
     def run_to_end(self) -> dict[str, Any]:
-        """Start or resume, and go on to the last environment step."""
+        """Start or resume, and go on to the last step of the last phase."""
         with StopRequest() as stop:  # the evaluations before and after included
             state = self.run.load_checkpoint(FinetuneState)
             if state is None:
-                self.obs = self.envs.reset()
+                if self.envs is not None:
+                    self.obs = self.envs.reset()
                 self._evaluate_pretrained()
             else:
                 self._load_state(state)
-            self._learn(stop)
+            if self.offline_steps < self.config.offline.steps:
+                self._learn_offline(stop)
+            if self.envs is not None:
+                self._learn(self.envs, stop)
             return self._finish()
 
-    def _learn(self, stop: StopRequest) -> None:
+    @property
+    def step(self) -> int:
+        """Of both phases."""
+        return self.offline_steps + self.env_steps
+
+    def _accounts(self, phase: str) -> dict[str, Any]:
+        """What is added to a line of metrics.jsonl where `step` alone does not tell; nothing where it does."""
+        if not self.config.offline.steps:
+            return {}
+        return {"phase": phase, "offline_steps": self.offline_steps, "env_steps": self.env_steps}
+
+    def _learn_offline(self, stop: StopRequest) -> None:
+        how, name = self.config.offline, self.config.stage.name
+        with self.run.progress(how.steps, f"{name} offline", initial=self.offline_steps) as progress:
+            while self.offline_steps < how.steps and not self._out_of_time():
+                began, before = time.perf_counter(), self.offline_steps
+                n = min(how.report_every - before % how.report_every, how.steps - before)
+                metrics: dict[str, Any] = self.stage.update_offline(n)
+                self.offline_steps += n
+                seconds = time.perf_counter() - began
+                self.training_seconds += seconds
+                metrics |= {"time/update": seconds, "time/training": seconds} | self._accounts("offline")
+                self._after_offline(metrics, before)
+                progress.update(n)
+                self.course.stop_if_asked(stop, f"after {self.offline_steps} offline gradient steps")
+
+    def _after_offline(self, metrics: dict[str, Any], before: int) -> None:
+        """Evaluate, log and save what is due, also where an online phase follows; the end of the run does its own."""
+        how, now, is_best = self.config.offline, self.offline_steps, False
+        ends = now >= how.steps or self._out_of_time()
+        if (ends and self.envs is not None) or (not ends and passed(how.eval_every, before, now)):
+            metrics |= self._evaluate_now()
+            is_best = self.course.best_step == self.step
+        self.run.log(metrics, self.step)
+        self.course.keep(self.step, is_best=is_best, due=ends or passed(how.checkpoint_every, before, now))
+
+    def _learn(self, envs: VectorEnv, stop: StopRequest) -> None:
         total, name = self.config.total_env_steps, self.config.stage.name
         with self.run.progress(total, name, initial=self.env_steps) as progress:
             seconds, steps = self.unlogged  # of before a stop
             last_time, last_steps = time.perf_counter() - seconds, self.env_steps - steps
             while self.stage.learns and (not self._used_up() or self.stage.ready()):
                 if not self.stage.ready():
-                    step = self.envs.step(self.stage.act(self.obs))
+                    step = envs.step(self.stage.act(self.obs))
                     self.stage.observe(step)
                     self.statistics.observe(step)
                     self.obs = step.obs
@@ -92,22 +138,19 @@ class Loop:
                     self.training_seconds += now - last_time
                     metrics["time/env_steps_per_second"] = (self.env_steps - last_steps) / (now - last_time)
                     self.unlogged = (0.0, 0)
-                    self._after_update(metrics)
+                    self._after_update(metrics, envs.nonfinite_episodes)
                     shown = {"success": "train/success_rate", "ret": "train/return", "gradient_steps": "gradient_steps"}
                     progress.update(0, **{name: metrics[key] for name, key in shown.items() if key in metrics})
                     last_time, last_steps = time.perf_counter(), self.env_steps
-                if stop.requested:
-                    self._save()
-                    raise Stopped(
-                        f"stopped after {self.env_steps} environment steps; "
-                        f"go on with: burnish finetune resume={self.run.folder}"
-                    )
+                self.course.stop_if_asked(stop, f"after {self.env_steps} environment steps")
 
     def _used_up(self) -> bool:
         """Whether the budget, of environment steps or of minutes, is."""
+        return self._out_of_time() or self.env_steps >= self.config.total_env_steps
+
+    def _out_of_time(self) -> bool:
         minutes = self.config.max_minutes
-        out_of_time = minutes is not None and self.training_seconds >= 60 * minutes
-        return out_of_time or self.env_steps >= self.config.total_env_steps
+        return minutes is not None and self.training_seconds >= 60 * minutes
 
     def _evaluate(self, config: EvaluationConfig | None = None) -> Evaluation:
         return evaluate(self.stage.policy, self.config.task, config or self.config.evaluation, envs=self.eval_envs)
@@ -134,37 +177,35 @@ class Loop:
 
     def _judge(self, evaluation: Evaluation) -> None:
         """Is it the best one, and has the policy fallen below where it began?"""
-        if evaluation.score >= self.best:  # of equals the later
-            self.best, self.best_step = evaluation.score, self.env_steps
+        if self.course.judge(evaluation.score, self.step):
+            self.best_env_steps = self.env_steps
         if self.config.policy is None:
             return
         measure = self.config.task.measure
         before = np.array(EvaluationFile.read(self.run.folder / BEFORE).values(measure))
         fallen = fall(before, values(evaluation, measure), measure)
         if fallen and not self.fallen:
-            warn(f'after {self.env_steps} steps {fallen}: see docs/tuning.md, "When it falls"')
+            warn(f'after {self.step} steps {fallen}: see docs/tuning.md, "When it falls"')
         self.fallen = fallen
 
     def _due(self, every: int) -> bool:
         """Whether a multiple of `every` environment steps was passed since this was last asked."""
-        return bool(every) and self.env_steps // every > self.looked_at // every
+        return passed(every, self.looked_at, self.env_steps)
 
     def _evaluate_pretrained(self) -> None:
         evaluation = self._evaluate_shown("before")
         self.before = evaluation.summary()
         evaluation.save(self.run.folder / BEFORE, about(self.config.policy, self.config.task, self.config.evaluation))
-        self.run.log(evaluation.metrics(), 0)
+        self.run.log(evaluation.metrics() | self._accounts("offline"), 0)
         if self.config.policy and self.config.task.measure == "success_rate" and not evaluation.success.any():
             warn(
                 f"the pretrained policy never succeeded in {len(evaluation.seeds)} episodes: with a sparse reward "
                 "there is nothing to learn from. Pretrain longer or on more demonstrations first."
             )
         if self.config.policy:
-            self.best = evaluation.score
-            self._save()
-            self.run.checkpoints.mark_best(0)
+            self.course.keep(0, is_best=self.course.judge(evaluation.score, 0), due=True)
 
-    def _after_update(self, metrics: dict[str, float]) -> None:
+    def _after_update(self, metrics: dict[str, Any], nonfinite_episodes: int) -> None:
         fallen = self.episodes.observe(self.statistics.successes())
         if fallen and self.config.policy:
             warn(f'after {self.env_steps} steps {fallen}: see docs/tuning.md, "When it falls"')
@@ -172,21 +213,19 @@ class Loop:
         metrics["updates"] = self.updates
         if not self.noise_compared and self.episodes.began_with is not None:
             self._compare_noisy_with_clean(self.episodes.began_with)
-        metrics["nonfinite_episodes"] = self.envs.nonfinite_episodes
+        metrics["nonfinite_episodes"] = nonfinite_episodes
+        metrics |= self._accounts("online")
         if self.stage.ready():  # there is more to learn from the same steps
-            self.run.log(metrics, self.env_steps)
+            self.run.log(metrics, self.step)
             return
         is_best = False
         if self._due(self.config.eval_every) and not self._used_up():
             metrics |= self._evaluate_now()
-            is_best = self.best_step == self.env_steps
-        self.run.log(metrics, self.env_steps)
+            is_best = self.course.best_step == self.step
+        self.run.log(metrics, self.step)
         due = self._due(self.config.checkpoint_every)
         self.looked_at = self.env_steps
-        if is_best or due:
-            self._save()
-        if is_best:
-            self.run.checkpoints.mark_best(self.env_steps)
+        self.course.keep(self.step, is_best=is_best, due=due)
 
     def _compare_noisy_with_clean(self, noisy: float) -> None:
         """Exploration noise that hides every success is the usual reason for no learning: say so."""
@@ -201,12 +240,12 @@ class Loop:
             )
 
     def _save(self) -> None:
-        self.run.save_checkpoint(self.env_steps, self.stage.policy.write, self._state())
+        self.run.save_checkpoint(self.step, self.stage.policy.write, self._state())
 
     def _state(self) -> FinetuneState:
         assert self.before is not None
         try:
-            envs = self.envs.state_dict()
+            envs = None if self.envs is None else self.envs.state_dict()
         except NotImplementedError:  # the episodes start anew at resume
             envs = None
         return FinetuneState(
@@ -221,9 +260,11 @@ class Loop:
             unlogged=self.unlogged,
             looked_at=self.looked_at,
             noise_compared=self.noise_compared,
-            best=self.best,
-            best_step=self.best_step,
+            best=self.course.best,
+            best_step=self.course.best_step,
             before=self.before.to_json(),
+            offline_steps=self.offline_steps,
+            best_env_steps=self.best_env_steps,
         )
 
     def _load_state(self, state: FinetuneState) -> None:
@@ -234,11 +275,17 @@ class Loop:
         self.env_steps, self.updates = state.env_steps, state.updates
         self.training_seconds, self.unlogged = state.training_seconds, state.unlogged
         self.looked_at, self.noise_compared = state.looked_at, state.noise_compared
-        self.best, self.best_step = state.best, state.best_step
+        self.course.best, self.course.best_step = state.best, state.best_step
+        self.offline_steps = state.offline_steps
+        self.best_env_steps = state.best_step if state.best_env_steps is None else state.best_env_steps
         self.before = EvaluationSummary.from_json(state.before)
+        if self.envs is None:
+            return
         if state.envs is not None:
             self.envs.load_state_dict(state.envs)
             self.obs = state.obs
+        elif state.obs is None:  # the offline phase was to be the whole run
+            self.obs = self.envs.reset()
         else:
             warn(f"task={self.config.task.name}: the simulator's state cannot be restored, its episodes start anew")
             self.obs = self.envs.reset()
@@ -252,7 +299,7 @@ class Loop:
         self._judge(evaluation)
         went_back_to = None
         if self.fallen and self.config.when_worse == "go_back":
-            went_back_to, evaluation = self.best_step, self._go_back()
+            went_back_to, evaluation = self.course.best_step, self._go_back()
         metrics = evaluation.metrics()
         metrics["time/training"] = self.unlogged[0]  # of a rollout that was not learned from
         self.training_seconds += self.unlogged[0]
@@ -263,9 +310,9 @@ class Loop:
             metrics |= selected.metrics("eval_selected")
         at_best, tried = self._at_best_temperature(evaluation)
         metrics |= at_best.metrics("eval_best_temperature")
-        self.run.log(metrics, self.env_steps)
-        if self.best_step == self.env_steps:
-            self.run.checkpoints.mark_best(self.env_steps)
+        self.run.log(metrics | self._accounts("online" if self.env_steps else "offline"), self.step)
+        if self.course.best_step == self.step:
+            self.run.checkpoints.mark_best(self.step)
         latest = str(self.run.checkpoints.latest())
         evaluation.save(self.run.folder / EVALUATION, about(latest, self.config.task, self.config.evaluation))
         if selected and selecting:
@@ -276,7 +323,9 @@ class Loop:
         self.run.plot_curve(
             "step",
             [f"{kind}/{key}" for key in ("success_rate", "return") for kind in ("eval", "eval_selected", "train")],
-            x_label="environment steps",
+            x_label="environment steps"
+            if not self.config.offline.steps
+            else "offline gradient steps, then environment steps",
         )
         assert self.before is not None
         content = FinetuneSummary(
@@ -286,11 +335,12 @@ class Loop:
             before=self.before,
             after=evaluation.summary(),
             after_selected=selected.summary() if selected else None,
-            best=Best(self.best_step, *self.best),
+            best=Best(self.best_env_steps, *self.course.best),
             at_best_temperature=AtBestTemperature(at_best.temperature, at_best.summary(), tried),
             fell=self.fallen,
             went_back_to=went_back_to,
             imitation_converged=converged(self.config.policy),
+            offline_steps=self.offline_steps,
             n_parameters=sum(parameter.numel() for parameter in self.stage.policy.parameters()),
             peak_memory_mib=peak_memory_mib(),
             training_minutes=self.training_seconds / 60,
@@ -304,7 +354,8 @@ class Loop:
         assert best is not None
         self.stage.policy.load_weights(best / WEIGHTS)
         self._save()
-        warn(f"went back to the policy after {self.best_step} environment steps, the best")
+        unit = "steps of both phases" if self.config.offline.steps else "environment steps"
+        warn(f"went back to the policy after {self.course.best_step} {unit}, the best")
         return self._evaluate_shown("after going back")
 
     def _at_best_temperature(self, own: Evaluation) -> tuple[Evaluation, dict[float, float]]:

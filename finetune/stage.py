@@ -71,6 +71,7 @@ class Stage(ABC):
     kinds: ClassVar[tuple[str, ...] | None] = ("diffusion", "flow")  # of policies that it trains; None: any
     learns: ClassVar[bool] = True
     trains_policy: ClassVar[bool] = True  # False: it learns to choose among the chunks of a policy that stays
+    online: ClassVar[bool] = True  # False: it learns from demonstrations alone
     package: ClassVar[str] = ""  # that it needs, of the `extra`
     extra: ClassVar[str] = ""
     policy: Policy  # what is evaluated and saved
@@ -99,6 +100,14 @@ class Stage(ABC):
     @abstractmethod
     def update(self) -> dict[str, float]:
         """Learn -> metrics. Called again before the next action where `ready` still says so."""
+
+    def why_not_offline(self) -> str | None:
+        """Why it cannot learn from demonstrations alone, by `update_offline`; None where it can."""
+        return "it learns from its own steps alone"
+
+    def update_offline(self, gradient_steps: int) -> dict[str, float]:
+        """So many gradient steps on demonstrations alone -> metrics, `gradient_steps` (all so far) among them."""
+        raise NotImplementedError
 
     @abstractmethod
     def cut_episodes(self) -> None:

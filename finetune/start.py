@@ -24,7 +24,8 @@ from burnish.runs.summary import converged
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Improve a policy online, evaluate before and after, and leave a run folder -> the content of summary.json.
+    """Improve a policy, offline, online or both, evaluate before and after, and leave a run folder -> the content of
+    summary.json.
 
     Raises:
         BurnishError: bad input; nothing was started.
@@ -44,19 +45,22 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ends_at_success = config.ends_at_success and config.task.measure == "success_rate"
         setting = Setting(config.task, config.n_envs, config.seed, config.policy is not None, ends_at_success)
         stage = make_stage(policy, config.stage, setting)
-        check_budget(config, stage)
-        envs = make_vector_env(
-            config.task,
-            n_envs=config.n_envs,
-            n_obs_steps=policy.config.n_obs_steps,
-            n_action_steps=policy.config.n_action_steps,
-            seed=config.seed,
-            backend=config.backend,
-            n_workers=config.n_workers,
-            ends_at_success=ends_at_success,
-            beside=eval_envs,
-        )
-        stack.callback(envs.close)
+        check_phases(config, stage)
+        envs = None
+        if config.total_env_steps:
+            check_budget(config, stage)
+            envs = make_vector_env(
+                config.task,
+                n_envs=config.n_envs,
+                n_obs_steps=policy.config.n_obs_steps,
+                n_action_steps=policy.config.n_action_steps,
+                seed=config.seed,
+                backend=config.backend,
+                n_workers=config.n_workers,
+                ends_at_success=ends_at_success,
+                beside=eval_envs,
+            )
+            stack.callback(envs.close)
         run = stack.enter_context(Run.open(config))
         if config.resume is None and converged(config.policy) is False:
             warn(
@@ -86,6 +90,21 @@ def check_kind(config: FinetuneConfig, kind: str) -> None:
             given, instead = "the network", f"give network={option}"
         trained = " or a ".join(expected)
         raise BurnishError(f"stage={name} trains a {trained} policy, but {given} is a {kind} one: {instead}")
+
+
+def check_phases(config: FinetuneConfig, stage: Stage) -> None:
+    """Raise BurnishError where the stage does not learn in a phase of the run."""
+    name, reason = config.stage.name, stage.why_not_offline()
+    if config.offline.steps and reason is not None:
+        raise BurnishError(
+            f"offline.steps={config.offline.steps}, but stage={name} has no offline phase ({reason}): expected "
+            "offline.steps=0, or another stage"
+        )
+    if config.total_env_steps and not stage.online:
+        raise BurnishError(
+            f"total_env_steps={config.total_env_steps}, but stage={name} learns offline alone: expected 0, as "
+            "`burnish offline` has"
+        )
 
 
 def check_budget(config: FinetuneConfig, stage: Stage) -> None:

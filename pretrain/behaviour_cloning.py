@@ -22,7 +22,7 @@ from burnish.datasets.split import split_episodes
 from burnish.datasets.windows import Windows
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
-from burnish.errors import BurnishError, Stopped, warn
+from burnish.errors import BurnishError, warn
 from burnish.evaluation.evaluate import Evaluation, about, evaluate, evaluation_envs
 from burnish.evaluation.temperatures import (
     Sampling,
@@ -44,6 +44,7 @@ from burnish.policies.load import policy_class
 from burnish.pretrain.convergence import still_improving
 from burnish.runs.checkpoint import PretrainState
 from burnish.runs.config import RunConfig
+from burnish.runs.course import Course, passed
 from burnish.runs.evaluation_file import EVALUATION
 from burnish.runs.folder import Run
 from burnish.runs.state import generator_state, restore_generator
@@ -246,7 +247,7 @@ class Pretraining:
 
     def __init__(self, config: PretrainConfig, trainer: BehaviourCloning, envs: VectorEnv, run: Run):
         self.config, self.trainer, self.envs, self.run = config, trainer, envs, run
-        self.best = (-math.inf, -math.inf)  # see Evaluation.score
+        self.course = Course(run, "pretrain", self._save)
         self.evaluation: Evaluation | None = None
 
     def run_to_end(self) -> dict[str, Any]:
@@ -268,44 +269,37 @@ class Pretraining:
                     last_time, last_step = time.perf_counter(), trainer.step
                 elif self._due(self.config.train.checkpoint_every):
                     self._save()
-                if stop.requested and trainer.step < total:
-                    self._save()
-                    raise Stopped(
-                        f"stopped at step {trainer.step}; go on with: burnish pretrain resume={self.run.folder}"
-                    )
+                if trainer.step < total:
+                    self.course.stop_if_asked(stop, f"at step {trainer.step}")
         return self._finish()
 
     def _due(self, every: int) -> bool:
         """Whether this is the last step, or one of each `every`."""
         step = self.trainer.step
-        return step == self.trainer.total_steps or bool(every and step % every == 0)
+        return step == self.trainer.total_steps or passed(every, step - 1, step)
 
     def _report(self, metrics: dict[str, float], evaluation_due: bool) -> None:
         is_best = False
         if evaluation_due:
             evaluation = self._evaluate()
             metrics |= evaluation.metrics()
-            is_best = evaluation.score >= self.best
-            self.best = max(self.best, evaluation.score)
+            is_best = self.course.judge(evaluation.score, self.trainer.step)
         self.run.log(metrics, self.trainer.step)
-        if is_best or self._due(self.config.train.checkpoint_every):
-            self._save()
-        if is_best:
-            self.run.checkpoints.mark_best(self.trainer.step)
+        self.course.keep(self.trainer.step, is_best=is_best, due=self._due(self.config.train.checkpoint_every))
 
     def _evaluate(self) -> Evaluation:
         self.evaluation = evaluate(self.trainer.ema.module, self.config.task, self.config.evaluation, envs=self.envs)
         return self.evaluation
 
     def _save(self) -> None:
-        state = PretrainState(self.trainer.state_dict(), self.best)
+        state = PretrainState(self.trainer.state_dict(), self.course.best)
         self.run.save_checkpoint(self.trainer.step, self.trainer.ema.module.write, state)
 
     def _resume(self) -> None:
         state = self.run.load_checkpoint(PretrainState)
         if state is not None:
             self.trainer.load_state_dict(state.trainer)
-            self.best = state.best
+            self.course.best = state.best
 
     def _finish(self) -> dict[str, Any]:
         """Evaluation file, videos, curve, the table over temperatures and summary.json."""

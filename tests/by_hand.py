@@ -243,10 +243,15 @@ class OffPolicyByHand:
 
     NETWORKS = ("critic", "target_critic", "actor", "averaged", "old")
 
+    def of_stage(self, name: str) -> torch.nn.Module:
+        """The stage's network of that name."""
+        critic = self.stage.critic
+        return {"critic": critic.network, "target_critic": critic.target}.get(name) or getattr(self.stage, name)
+
     def __init__(self, stage: ReweightingStage, monkeypatch: pytest.MonkeyPatch):
         self.stage, self.config, self.policy = stage, stage.config, stage.policy
         for name in self.NETWORKS:
-            setattr(self, name, copy.deepcopy(getattr(stage, name)).requires_grad_(name in ("critic", "actor")))
+            setattr(self, name, copy.deepcopy(self.of_stage(name)).requires_grad_(name in ("critic", "actor")))
         self.critic_adam = Adam(self.critic, self.config.critic_lr, self.config.max_grad_norm)
         self.actor_adam = Adam(self.actor, self.config.actor_lr, self.config.max_grad_norm)
         self.steps = self.actor_updates = 0

@@ -42,7 +42,7 @@ def test_the_best_draw_alone_is_trained_on(pretrained_weights):
         draws = torch.linspace(-1, 1, 8 * 4 * TA * DA).view(8, 4, TA, DA)
         draws[:, :3] *= scale
         q = torch.tensor([0.0, 1.0, 2.0, 3.0]).expand(8, 4)  # the last is the best
-        losses.append(stage.actor_loss(batch, Draws(obs, draws, q[None]))[0].item())
+        losses.append(stage.actor_loss(batch, Draws(obs, draws, q[None], q[None]))[0].item())
     assert losses[0] == losses[1]
 
 
@@ -85,7 +85,7 @@ def test_dpmd_learns_one_mirror_step(old_weights, weights, resample):
     def loss():
         draws = pool[torch.randint(len(pool), (states, 64))]
         batch = batch_of(states)
-        return stage.actor_loss(batch, Draws(batch.next_obs, draws, values(None, draws)[None]))[0]
+        return stage.actor_loss(batch, Draws(batch.next_obs, draws, *[values(None, draws)[None]] * 2))[0]
 
     train(stage.actor.parameters(), 700, 2e-3, loss)
     after = sample(policy, stage.actor)
@@ -119,7 +119,9 @@ def test_constant_weights_give_exactly_the_gradient_of_behaviour_cloning(draws):
             "dpmd", copy.deepcopy(policy), rsm=RSMConfig(weights=weights), draws=draws, resample=0
         )
         stage.generator.manual_seed(5)
-        ours, _ = stage.actor_loss(batch, Draws(normalized, policy.action_normalizer.normalize(actions), q[None]))
+        ours, _ = stage.actor_loss(
+            batch, Draws(normalized, policy.action_normalizer.normalize(actions), q[None], q[None])
+        )
         ours.backward()
         if weights == "constant":
             torch.testing.assert_close(ours, theirs)
@@ -151,7 +153,7 @@ def test_executed_chunks_are_weighed_by_their_advantages(old_weights, weights, m
         monkeypatch.setattr(policy, "values", lambda obs, x, critic=None: values(obs, x) + worth)
         apart = 2 * torch.randn(512, 1)
         q = torch.cat([worth + apart, worth - apart], 1)
-        return stage.actor_loss(batch, Draws(batch.obs, draws, q[None]))[0]
+        return stage.actor_loss(batch, Draws(batch.obs, draws, q[None], q[None]))[0]
 
     train(stage.actor.parameters(), 700, 2e-3, loss)
     after = sample(policy, stage.actor)

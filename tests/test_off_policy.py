@@ -27,7 +27,8 @@ from densities import batch_of, values
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.diffusion import Sampler
 from burnish.errors import BurnishError
-from burnish.finetune import off_policy
+from burnish.finetune import off_policy, offline
+from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
 from burnish.finetune.losses.rsm import RSMConfig
 from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.networks.compiled import mlp as compiled_mlp
@@ -97,7 +98,7 @@ def test_where_the_actor_draws_and_learns(pretrained_weights, name, draw_at, mon
     """At next observations the target's draws serve it; at the present ones it draws anew, with their Q."""
     stage = make_stage(name, pretrained_weights, critic_warmup_updates=0, policy_delay=2, draw_at=draw_at)
     play(stage, np.random.default_rng(0), 2, learn=False)
-    actor_loss, critic_update, given, targets = stage.actor_loss, stage._update_critic, [], []
+    actor_loss, critic_update, given, targets = stage.actor_loss, stage.critic.update, [], []
 
     def watch_actor(batch, draws):
         given.append((batch, draws))
@@ -108,7 +109,7 @@ def test_where_the_actor_draws_and_learns(pretrained_weights, name, draw_at, mon
         return critic_update(batch, q)
 
     monkeypatch.setattr(stage, "actor_loss", watch_actor)
-    monkeypatch.setattr(stage, "_update_critic", watch_critic)
+    monkeypatch.setattr(stage.critic, "update", watch_critic)
     drawn, draw = [], stage._draw
     monkeypatch.setattr(stage, "_draw", lambda obs, n: drawn.append((obs, n, draw(obs, n))) or drawn[-1][2])
     for _ in range(2):
@@ -159,9 +160,9 @@ def test_updates_are_counted(pretrained_weights):
 def test_critic_target_by_hand(pretrained_weights, monkeypatch):
     """y = r + gamma^h (1 - terminated) max over candidates of the least Q."""
     stage = make_stage("dpmd", pretrained_weights, target_candidates=3, reward_scale=0.1, gamma=0.9)
-    monkeypatch.setattr(stage, "target_critic", KnownCritic())
+    monkeypatch.setattr(stage.critic, "target", KnownCritic())
     seen = []
-    monkeypatch.setattr(stage, "_update_critic", lambda batch, q: seen.append((batch, q)) or {})
+    monkeypatch.setattr(stage.critic, "update", lambda batch, q: seen.append((batch, q)) or {})
     draws = torch.linspace(-1.2, 0.6, 128 * 16 * TA * DA).view(128, 16, TA, DA)
     monkeypatch.setattr(stage, "_sample", lambda obs, n, network, sampler: draws[: len(obs), :n])
     obs = np.random.default_rng(0).normal(size=(E, 1, 2)).astype(np.float32)
@@ -181,17 +182,20 @@ def test_critic_target_by_hand(pretrained_weights, monkeypatch):
     with torch.no_grad():
         executed = batch.chunk.clamp(-1, 1)[:, None]
         y = 0.5 + batch.discount * sums.amax(1)
-        expected = (stage.critic(batch.obs, executed)[:, :, 0] - y).square().mean()
-    metrics = stage._update_critic(batch, q)
+        expected = (stage.critic.network(batch.obs, executed)[:, :, 0] - y).square().mean()
+    metrics = stage.critic.update(batch, q)
     assert float(metrics["critic_loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
 class KnownCritic(torch.nn.Module):
     """Two members: the sum of the actions plus the first number of the observation, and one more than that."""
 
-    def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def outputs(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         q = actions.sum(-1) + obs[:, :1]
         return torch.stack([q, q + 1])
+
+    def mean(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs
 
 
 def test_the_critic_learns_the_value_of_a_chain(pretrained_weights):
@@ -212,12 +216,13 @@ def test_the_critic_learns_the_value_of_a_chain(pretrained_weights):
 def test_target_networks_are_polyak_averages(pretrained_weights):
     stage = make_stage("dpmd", pretrained_weights, tau=0.25, actor_tau=0.5, critic_warmup_updates=0, old_policy_every=2)
     play(stage, np.random.default_rng(0), 2, learn=False)
-    modules = {"target_critic": stage.critic, "averaged": stage.actor}
-    before = {name: [p.clone() for p in getattr(stage, name).parameters()] for name in modules}
+    modules = {"target": stage.critic.network, "averaged": stage.actor}
+    averages = {"target": stage.critic.target, "averaged": stage.averaged}
+    before = {name: [p.clone() for p in averages[name].parameters()] for name in modules}
     old = [p.clone() for p in stage.old.parameters()]
     stage._gradient_step()
-    for name, tau in (("target_critic", 0.25), ("averaged", 0.5)):
-        for p, start, now in zip(getattr(stage, name).parameters(), before[name], modules[name].parameters()):
+    for name, tau in (("target", 0.25), ("averaged", 0.5)):
+        for p, start, now in zip(averages[name].parameters(), before[name], modules[name].parameters()):
             torch.testing.assert_close(p, (1 - tau) * start + tau * now, rtol=1e-6, atol=1e-7)
     assert all(torch.equal(p, q) for p, q in zip(stage.old.parameters(), old))
     stage._gradient_step()
@@ -315,7 +320,7 @@ def test_candidates_are_chosen_by_q(pretrained_weights, monkeypatch, selection):
 
 @pytest.mark.parametrize("demo_ratio", [0.25, 0.5])
 def test_so_much_of_a_batch_is_demonstrations(pretrained_weights, monkeypatch, demo_ratio):
-    monkeypatch.setattr(off_policy, "load", demonstrations)
+    monkeypatch.setattr(offline, "load", demonstrations)
     stage = make_stage("dpmd", pretrained_weights, demos="demos.hdf5", demo_ratio=demo_ratio, reward_scale=0.5)
     play(stage, np.random.default_rng(0), 1)
     batch = stage._batch()
@@ -327,7 +332,7 @@ def test_so_much_of_a_batch_is_demonstrations(pretrained_weights, monkeypatch, d
 
 
 def test_bc_term_is_plain_denoising_of_the_demonstrations(pretrained_weights, monkeypatch):
-    monkeypatch.setattr(off_policy, "load", demonstrations)
+    monkeypatch.setattr(offline, "load", demonstrations)
     stage = make_stage("dpmd", pretrained_weights, demos="demos.hdf5", demo_ratio=0.5, bc_coef=1.0)
     play(stage, np.random.default_rng(0), 1)
     batch = stage._batch()
@@ -364,7 +369,7 @@ def test_going_on_with_a_finetuned_policy(pretrained_weights):
     with torch.no_grad():
         next(stage.averaged.parameters()).add_(1)
     again = make_stage("sdac", policy=stage.policy)
-    assert again.critic is stage.critic
+    assert again.critic.network is stage.critic.network
     for network in (again.actor, again.averaged, again.old):
         assert torch.equal(parameters(network), parameters(stage.averaged))
     with pytest.raises(BurnishError, match=r"stage.ft_denoising_steps=4, but the policy was fine-tuned with 10 before"):
@@ -405,7 +410,7 @@ def test_a_shift_of_q_does_not_change_the_actor(monkeypatch, name):
         monkeypatch.setattr(policy, "values", lambda obs, x, critic=None, shift=shift: values(obs, x) + shift)
         extra = {"resample": 0} if name == "dpmd" else {}
         stage = densities.make_stage(name, policy, batch_size=32, critic_warmup_updates=0, policy_delay=1, **extra)
-        stage.replay.add(batch_of(64))
+        stage.replay.store(batch_of(64))
         for _ in range(10):
             stage._gradient_step()
         actors.append(torch.cat([p.detach().flatten() for p in stage.actor.parameters()]))
@@ -461,12 +466,12 @@ CONSTANT = RSMConfig(weights="constant")
 )
 def test_gradient_steps_are_those_by_hand(monkeypatch, name, settings):
     """Losses and all five networks, over the warm-up, several refreshes and the whole fall of the learning rate."""
-    monkeypatch.setattr(off_policy, "load", random_demonstrations)
+    monkeypatch.setattr(offline, "load", random_demonstrations)
     torch.manual_seed(1)
     policy = make_policy(horizon=TA + 1, denoiser=DenoiserConfig(hidden_dim=16))
     stage = make_stage(name, policy=policy, **(BY_HAND | settings))
     with torch.no_grad():  # the three denoisers differ from the pretrained one, and from each other
-        for network in (stage.actor, stage.averaged, stage.old, stage.target_critic):
+        for network in (stage.actor, stage.averaged, stage.old, stage.critic.target):
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
     play(stage, np.random.default_rng(0), 2, learn=False)
@@ -475,7 +480,7 @@ def test_gradient_steps_are_those_by_hand(monkeypatch, name, settings):
     for _ in range(9):
         hand.step()
         for network in hand.NETWORKS:
-            ours, theirs = parameters(getattr(stage, network)), parameters(getattr(hand, network))
+            ours, theirs = parameters(hand.of_stage(network)), parameters(getattr(hand, network))
             tolerance = 2e-3 * (theirs - before[network]).norm() + 1e-6
             assert (ours - theirs).norm() <= tolerance, f"{network} after {hand.steps} steps"
     assert hand.timesteps == (set(range(6)) if name == "sdac" else set())
@@ -511,7 +516,7 @@ def test_what_a_chunk_led_to_is_stored(pretrained_weights):
         chunk = stage.pending[1].flatten(1).clone()
         rewards = np.stack([rng.normal(size=E), np.where(steps == 2, rng.normal(size=E), 0)], 1)
         stage.observe(chunk_step(after, rewards, terminated, truncated, final, steps))
-        data = [tensor[stored] for tensor in stage.replay.data]
+        data = stage.replay.at(torch.arange(2 * E)[stored])
         torch.testing.assert_close(data[0], (torch.from_numpy(obs[:, 0]) - 1) / 2)
         assert torch.equal(data[1], chunk)
         np.testing.assert_allclose(data[2], 0.1 * (rewards[:, 0] + 0.5 * rewards[:, 1]), rtol=1e-5)
@@ -544,7 +549,7 @@ def test_the_averaged_actor_acts(pretrained_weights, monkeypatch):
 def test_noise_on_draws_and_on_what_is_executed(pretrained_weights, monkeypatch, annealing):
     noise = {"draw_noise": 0.05, "exploration_noise": 0.02, "noise_annealing": annealing}
     stage = make_stage("dpmd", pretrained_weights, **noise)
-    monkeypatch.setattr(stage, "target_critic", KnownCritic())
+    monkeypatch.setattr(stage.critic, "target", KnownCritic())
     chunks = 0.1 * torch.arange(3.0).view(1, 3, 1, 1).expand(1000, 3, TA, DA)
     monkeypatch.setattr(stage, "_sample", lambda obs, n, network, sampler: chunks[: len(obs), :n])
     obs = torch.randn(1000, 2)
@@ -617,10 +622,54 @@ def test_a_stage_begins_alike(pretrained_weights):
         assert torch.equal(parameters(network), start)
         assert {p.requires_grad for p in network.parameters()} == {name == "actor"}
     assert len({id(one.actor), id(one.averaged), id(one.old), id(one.policy.denoiser)}) == 4
-    assert torch.equal(parameters(one.critic), parameters(two.critic))
-    assert torch.equal(parameters(one.critic), parameters(one.target_critic)) and one.critic is one.policy.critic
-    assert all(p.requires_grad for p in one.critic.parameters())
-    assert not any(p.requires_grad for p in one.target_critic.parameters())
+    assert torch.equal(parameters(one.critic.network), parameters(two.critic.network))
+    assert torch.equal(parameters(one.critic.network), parameters(one.critic.target))
+    assert one.critic.network is one.policy.critic
+    assert all(p.requires_grad for p in one.critic.network.parameters())
+    assert not any(p.requires_grad for p in one.critic.target.parameters())
     other = make_stage("dpmd", pretrained_weights, policy=make_policy(), seed=1)
-    assert not torch.equal(parameters(one.critic), parameters(other.critic))
+    assert not torch.equal(parameters(one.critic.network), parameters(other.critic.network))
     assert not torch.equal(one.generator.get_state(), other.generator.get_state())
+
+
+# -- own episodes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_share_of_a_batch_is_of_own_successes_and_their_returns_are_known(pretrained_weights, monkeypatch):
+    """Episodes of 3 chunks, all begun together; the first environment succeeds in its second chunk."""
+    monkeypatch.setattr(DPMD, "keeps_returns", True)
+    stage = make_stage(
+        "dpmd", pretrained_weights, success_ratio=0.25, batch_size=32, n_step=2, gamma=0.5, reward_scale=0.1
+    )
+    rng, rewards = np.random.default_rng(0), []
+    for t in range(6):
+        obs = rng.normal(size=(E, 1, 2)).astype(np.float32)
+        stage.act(obs)
+        rewards.append(rng.normal(size=E).astype(np.float32))
+        step = chunk_step(obs, rewards[t], terminated=t % 3 == 2)
+        stage.observe(step._replace(success=(np.arange(E) == 0) & (t == 1)))
+        if t == 1:
+            assert len(stage._batch().sources) == 1  # no episode has ended
+    batch = stage._batch()
+    (_, online), (_, own) = batch.sources
+    assert (len(online), len(own)) == (24, 8)
+    succeeded = stage.replay.at(own)
+    mine = [torch.from_numpy(rewards[t][:1]) * 0.1 for t in range(3)]
+    # R_t = r_t + gamma^Ta R_{t+1}, of chunks of Ta steps whose reward comes with the first
+    g = 0.5**TA
+    returns = torch.cat([mine[0] + g * (mine[1] + g * mine[2]), mine[1] + g * mine[2], mine[2]])
+    assert set(succeeded.extra["return_to_go"].tolist()) <= set(returns.tolist())
+    assert len(set(succeeded.extra["return_to_go"].tolist())) > 1
+    all_of_them = stage.replay.at(torch.arange(6 * E)).extra["return_to_go"]
+    assert all_of_them.ne(0).all()
+    again = make_stage("dpmd", pretrained_weights, success_ratio=0.25, batch_size=32, n_step=2)
+    again.load_state_dict(stage.state_dict())
+    ours, theirs = stage._batch(), again._batch()
+    assert torch.equal(ours.obs, theirs.obs) and torch.equal(ours.rows, theirs.rows)
+
+
+def test_shares_that_leave_nothing_online_are_refused():
+    with pytest.raises(
+        BurnishError, match=r"demo_ratio=0.5 and stage.success_ratio=0.5: expected less than 1 together"
+    ):
+        DPMDConfig(demo_ratio=0.5, success_ratio=0.5, batch_size=32)

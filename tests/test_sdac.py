@@ -93,7 +93,9 @@ def test_sdac_learns_exp_q(monkeypatch, noisy_from):
     def loss():
         chunk = (0.5 + 0.6 * torch.randn(256, 1)).clamp(-1, 1)
         batch = batch_of(256, chunk)
-        return stage.actor_loss(batch, Draws(batch.next_obs, torch.zeros(256, 1, 1, 1), torch.zeros(1, 256, 1)))[0]
+        return stage.actor_loss(batch, Draws(batch.next_obs, torch.zeros(256, 1, 1, 1), *[torch.zeros(1, 256, 1)] * 2))[
+            0
+        ]
 
     train(stage.actor.parameters(), 700, 3e-3, loss)
     actions = sample(policy, stage.actor)
@@ -133,7 +135,7 @@ def test_noisy_chunks_come_from_where_they_shall(pretrained_weights):
     chunks = {}
     for source in ("policy", "perturbed", "replay", "uniform"):
         stage = make_stage("sdac", pretrained_weights, noisy_from=source)
-        obs, chunks[source] = stage._clean_chunks(batch, Draws(batch.next_obs, draws, q[None]))
+        obs, chunks[source] = stage._clean_chunks(batch, Draws(batch.next_obs, draws, q[None], q[None]))
         assert torch.equal(obs, batch.obs if source == "replay" else batch.next_obs)
         assert chunks[source].shape == (5, 1, TA, DA)
     assert torch.equal(chunks["policy"][:, 0], draws[:, 2])
@@ -146,7 +148,7 @@ def test_uniform_noisy_chunks_fill_the_policy_s_bounds():
     stage = make_stage("sdac", policy=make_policy(clip_sample=0.5), noisy_from="uniform")
     obs, chunks = torch.zeros(2000, 2), torch.zeros(2000, 1, TA, DA)
     batch = Transitions(obs, chunks.flatten(1), *torch.zeros(2, 2000), obs)
-    _, uniform = stage._clean_chunks(batch, Draws(obs, chunks, torch.zeros(2000, 1)))
+    _, uniform = stage._clean_chunks(batch, Draws(obs, chunks, *[torch.zeros(2000, 1)] * 2))
     assert stats.kstest(uniform.flatten().numpy(), stats.uniform(-0.5, 1).cdf).pvalue > 1e-3
 
 
@@ -168,7 +170,7 @@ def test_sdac_under_the_policys_prior_learns_one_mirror_step(monkeypatch, weight
 
     def loss():
         batch = batch_of(256, pool[torch.randint(len(pool), (256,))])
-        return stage.actor_loss(batch, Draws(batch.obs, torch.zeros(256, 1, 1, 1), torch.zeros(1, 256, 1)))[0]
+        return stage.actor_loss(batch, Draws(batch.obs, torch.zeros(256, 1, 1, 1), *[torch.zeros(1, 256, 1)] * 2))[0]
 
     train(stage.actor.parameters(), 700, 2e-3, loss)
     after = sample(policy, stage.actor)

@@ -37,7 +37,7 @@ def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any
     from burnish.runs.folder import load_config
 
     if not command.lengths:
-        raise BurnishError(f"burnish {command.name} takes no resume=...: only pretrain, finetune and scratch have runs")
+        raise BurnishError(f"burnish {command.name} takes no resume=...: only trainings have runs")
     config = load_config(run)
     if command.section not in config:
         raise BurnishError(

@@ -97,9 +97,25 @@ COMMANDS = (
             "burnish finetune task=lift policy=runs/pretrain-lift-seed0/checkpoints/best",
             "burnish finetune task=lift policy=runs/a/checkpoints/best total_env_steps=2e6 run_dir=runs/b",
             "burnish finetune task=lift stage=dpmd policy=runs/a total_env_steps=25600",
+            "burnish finetune task=lift stage=dpmd policy=runs/a offline.steps=20000 total_env_steps=51200",
             "burnish finetune resume=runs/b",
         ),
         lengths=("total_env_steps",),
+        section="stage",
+    ),
+    Command(
+        name="offline",
+        summary="improve a pretrained policy on demonstrations with rewards alone",
+        description="Improves a pretrained policy by RL on demonstrations alone; no environment is stepped, but in\n"
+        "evaluations. Writes a run folder; burnish finetune resume=RUN total_env_steps=N goes on online.",
+        config="offline",
+        function="burnish.finetune.start:finetune",
+        examples=(
+            "burnish offline task=lift policy=runs/pretrain-lift-seed0 stage.demos=data/lift.hdf5",
+            "burnish offline task=hopper policy=runs/a stage=dpmd_gym stage.critic.kind=expectile offline.steps=50000",
+            "burnish finetune resume=runs/offline-dpmd-lift-seed0 total_env_steps=51200",
+        ),
+        lengths=("offline.steps",),
         section="stage",
     ),
     Command(

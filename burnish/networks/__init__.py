@@ -2,7 +2,17 @@
 
 from burnish.networks.denoiser import Denoiser, DenoiserConfig, build_denoiser
 from burnish.networks.encoded import Encoded
-from burnish.networks.q import CriticConfig, QEnsemble
+from burnish.networks.q import CriticConfig, GaussianCriticConfig, QEnsemble, QuantileCriticConfig
 from burnish.networks.value import ValueNetwork
 
-__all__ = ["CriticConfig", "Denoiser", "DenoiserConfig", "Encoded", "QEnsemble", "ValueNetwork", "build_denoiser"]
+__all__ = [
+    "CriticConfig",
+    "Denoiser",
+    "DenoiserConfig",
+    "Encoded",
+    "GaussianCriticConfig",
+    "QEnsemble",
+    "QuantileCriticConfig",
+    "ValueNetwork",
+    "build_denoiser",
+]

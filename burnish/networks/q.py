@@ -1,12 +1,17 @@
-"""Ensemble of action-value networks Q(s, a)."""
+"""Ensemble of action-value networks Q(s, a), or of networks of the return's distribution at (s, a).
+
+Symbols: n members, B batch, N chunks for an observation, M numbers that stand for a distribution.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from burnish.config import Checked, key
 from burnish.networks.activation import ACTIVATIONS
@@ -16,8 +21,14 @@ from burnish.networks.compiled.mlp import CompiledMLP, can_compile, up_to_date
 
 @dataclass(frozen=True)
 class CriticConfig(Checked):
-    """The Q ensemble."""
+    """The Q ensemble; its subclasses say how else it may be made, or learned."""
 
+    kind: Literal["q"] = key(
+        "q",
+        "how Q is learned: q (temporal differences), expectile (with a V, from data alone: IQL), quantile or gaussian "
+        "(the return's distribution)",
+        kw_only=True,
+    )
     n_critics: int = key(2, "members of the Q ensemble (2: twin critics); their least value counts", least=1)
     hidden_dim: int = key(256, "of each member", least=1)
     n_layers: int = key(3, "of each member", least=1)
@@ -25,6 +36,62 @@ class CriticConfig(Checked):
     layer_norm: bool = key(
         True, "normalise each hidden layer, which keeps Q from exploding off the data (RLPD, arXiv 2302.02948)"
     )
+
+    @property
+    def network(self) -> CriticConfig:
+        """What of it decides what the network computes."""
+        return self
+
+    @property
+    def n_outputs(self) -> int:
+        """M"""
+        return 1
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Q of what the network gives: see `QEnsemble.outputs`."""
+        return outputs
+
+
+@dataclass(frozen=True)
+class QuantileCriticConfig(CriticConfig):
+    """Quantiles of the return, learned by quantile regression (QR-DQN, Dabney et al. 2018); Q is their mean."""
+
+    kind: Literal["quantile"] = field(default="quantile", kw_only=True)  # type: ignore[assignment]
+    n_quantiles: int = key(25, "quantiles, at (i + 1/2) / n_quantiles (M)", least=2)
+    huber: float = key(1.0, "errors below it count by their square (kappa; 0: none do)", least=0)
+
+    @property
+    def n_outputs(self) -> int:
+        return self.n_quantiles
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        return outputs.mean(-1)
+
+
+@dataclass(frozen=True)
+class GaussianCriticConfig(CriticConfig):
+    """Mean and standard deviation of the return (DSAC-T, Duan et al. 2023, arXiv 2310.05858); Q is the mean."""
+
+    kind: Literal["gaussian"] = field(default="gaussian", kw_only=True)  # type: ignore[assignment]
+
+    @property
+    def n_outputs(self) -> int:
+        return 2
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        return outputs[..., 0]
+
+    def std(self, outputs: Tensor) -> Tensor:
+        """Of the return."""
+        return F.softplus(outputs[..., 1])
+
+
+NETWORKS: dict[str, type[CriticConfig]] = {
+    "q": CriticConfig,
+    "quantile": QuantileCriticConfig,
+    "gaussian": GaussianCriticConfig,
+}
+"""Kind -> config, of those that differ in what the network computes."""
 
 
 class EnsembleLinear(nn.Module):
@@ -54,6 +121,7 @@ class QEnsemble(nn.Module):
     def __init__(self, config: CriticConfig, features: int, action_dim: int):
         super().__init__()
         self.encoder: nn.Module = nn.Identity()  # from observations to features
+        self.config = config
         self.activation, self.layer_norm = config.activation, config.layer_norm
         n, dim = config.n_critics, config.hidden_dim
         joint = EnsembleLinear(n, features + action_dim, dim)
@@ -65,25 +133,38 @@ class QEnsemble(nn.Module):
             layers += [EnsembleLinear(n, dim, dim)] if i else []
             layers += [nn.LayerNorm(dim, elementwise_affine=False)] if config.layer_norm else []
             layers += [ACTIVATIONS[config.activation]()]
-        self.layers = nn.Sequential(*layers, EnsembleLinear(n, dim, 1))
+        self.layers = nn.Sequential(*layers, EnsembleLinear(n, dim, config.n_outputs))
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Args: obs (B, ...), actions (B, N, Ta * Da) -> (n, B, N)."""
+        """Q. Args: obs (B, ...), actions (B, N, Ta * Da) -> (n, B, N)."""
+        return self.mean(self.outputs(obs, actions))
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Q (n, B, N) of `outputs`."""
+        return self.config.mean(outputs)
+
+    def outputs(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Q (n, B, N), or what stands for the return's distribution (n, B, N, M). Args: see `forward`."""
         n, _, dim = self.bias.shape
         h_obs = torch.baddbmm(self.bias, self.encoder(obs).expand(n, -1, -1), self.from_obs)  # (n, B, hidden)
         if can_compile(actions, dim, self.activation):
             members = up_to_date(self, self._compiled)
-            each = [member(actions.flatten(0, 1), h) for member, h in zip(members, h_obs)]  # (B N, 1)
-            return torch.stack(each).view(n, *actions.shape[:2])
-        return in_parts(self._values, actions, h_obs.transpose(0, 1), width=n * actions.shape[1] * dim, dim=1)
+            each = [member(actions.flatten(0, 1), h) for member, h in zip(members, h_obs)]  # (B N, M)
+            return torch.stack(each).view(n, *actions.shape[:2], *self._shape)
+        return in_parts(self._outputs, actions, h_obs.transpose(0, 1), width=n * actions.shape[1] * dim, dim=1)
 
-    def _values(self, actions: Tensor, h_obs: Tensor) -> Tensor:
-        """(B, N, Ta * Da), (B, n, hidden) -> (n, B, N)"""
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Of what stands for one Q."""
+        return () if self.config.n_outputs == 1 else (self.config.n_outputs,)
+
+    def _outputs(self, actions: Tensor, h_obs: Tensor) -> Tensor:
+        """(B, N, Ta * Da), (B, n, hidden) -> (n, B, N) or (n, B, N, M)"""
         B, N, _ = actions.shape
         n, _, dim = self.bias.shape
         h_action = torch.bmm(actions.flatten(0, 1).expand(n, -1, -1), self.from_action)  # (n, B N, hidden)
         h = h_action.view(n, B, N, dim) + h_obs.transpose(0, 1)[:, :, None]
-        return self.layers(h.view(n, B * N, dim)).view(n, B, N)
+        return self.layers(h.view(n, B * N, dim)).view(n, B, N, *self._shape)
 
     def _compiled(self) -> list[CompiledMLP]:
         """Each member, without the observation's part."""

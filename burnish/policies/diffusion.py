@@ -25,6 +25,7 @@ from burnish.config import WrongValue, key, parse
 from burnish.diffusion import SCHEDULES, Chain, NoiseProcess, Process, Sampler, StdBounds, betas
 from burnish.errors import BurnishError
 from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, Encoded, QEnsemble, build_denoiser
+from burnish.networks.q import NETWORKS
 from burnish.observations import ObsSpec
 from burnish.policies.base import ChunkConfig, Policy
 
@@ -289,7 +290,7 @@ class DiffusionPolicy(Policy):
         return x.clamp(low, high)
 
     def values(self, obs: Tensor, x: Tensor, critic: QEnsemble | None = None) -> Tensor:
-        """Least Q of the ensemble's members for candidates.
+        """Least Q of the ensemble's members for candidates, as they would be executed: within their bounds.
 
         Args:
             obs: prepared (B, To * W)
@@ -336,7 +337,10 @@ class DiffusionPolicy(Policy):
         if description["ft_denoising_steps"]:
             policy.start_finetuning(description["ft_denoising_steps"])
         if description.get("critic"):
-            policy.add_critic(parse(CriticConfig, description["critic"], where="critic"))
+            kind = description["critic"].get("kind", "q")  # the first ones do not tell
+            if kind not in NETWORKS:
+                raise BurnishError(f"critic.kind={kind}: expected {' or '.join(NETWORKS)}")
+            policy.add_critic(parse(NETWORKS[kind], description["critic"], where="critic"))
         return policy
 
 

@@ -31,16 +31,18 @@ class FinetuneState:
     Attributes:
         stage: the algorithm's (`Stage.state_dict`): weights, optimizers, replay or rollout, generator, counters.
         envs: the simulators' (`VectorEnv.state_dict`); None where they cannot be saved: then episodes start anew.
-        obs: what they gave last (E, To, Do).
+        obs: what they gave last (E, To, Do); None where there are none.
         statistics: of training episodes that are running or were not reported yet (`EpisodeStatistics`).
         env_steps, updates: done so far.
         training_seconds: acting and updating, as logged.
         unlogged: seconds and environment steps since the last line of metrics.jsonl.
         looked_at: environment steps when evaluations and checkpoints were last thought of.
         noise_compared: whether the warning about too much exploration noise was considered.
-        best, best_step: success rate and return of the best evaluation, and when it was.
+        best, best_step: success rate and return of the best evaluation, and the number of its checkpoint.
         before: summary of the first evaluation, as summary.json has it.
         episodes: successes of the first and the latest training episodes (`TrainingEpisodes`).
+        offline_steps: gradient steps of the offline phase done so far.
+        best_env_steps: environment steps at the best evaluation; None: its checkpoint's number, in older runs.
     """
 
     stage: dict[str, Any]
@@ -57,6 +59,8 @@ class FinetuneState:
     best_step: int
     before: dict[str, Any]
     episodes: dict[str, Any] | None = None  # the first checkpoints do not have them
+    offline_steps: int = 0
+    best_env_steps: int | None = None
 
 
 @dataclass(frozen=True)

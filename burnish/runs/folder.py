@@ -116,11 +116,13 @@ class Run:
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Append one line to metrics.jsonl. Wall-clock figures have keys `time/...`: all others are the same
-        in two runs of one seed. A value that is not finite becomes null."""
-        numbers = {name: _number(value) for name, value in metrics.items()}
+        in two runs of one seed. A value that is not finite becomes null, a text stays one."""
+        numbers = {name: value if isinstance(value, str) else _number(value) for name, value in metrics.items()}
         elapsed = round(time.monotonic() - self._start, 3)
         line = {"step": int(step), **numbers, "time/elapsed": elapsed}
-        finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
+        finite = {
+            name: value if isinstance(value, str) or math.isfinite(value) else None for name, value in line.items()
+        }
         self._metrics.write(json.dumps(finite) + "\n")
         self._metrics.flush()
         self.n_metric_lines += 1

@@ -56,8 +56,10 @@ class FinetuneSummary:
         training_minutes: acting and updating, without evaluations.
         at_best_temperature: None in runs of older versions.
         fell: what is to be said where the last evaluation was below the first by more than chance.
-        went_back_to: environment steps of the checkpoint that was taken for the last one instead.
+        went_back_to: number of the checkpoint that was taken for the last one instead: environment steps, and gradient
+            steps of the offline phase.
         imitation_converged: whether the policy that it began with had; None: not known.
+        offline_steps: gradient steps of the offline phase, in which no environment was stepped.
     """
 
     policy: str
@@ -74,6 +76,7 @@ class FinetuneSummary:
     fell: str | None = None
     went_back_to: int | None = None
     imitation_converged: bool | None = None
+    offline_steps: int = 0
 
     def to_json(self) -> dict[str, Any]:
         best = {"env_steps": self.best.env_steps, "success_rate": self.best.success_rate}
@@ -92,6 +95,7 @@ class FinetuneSummary:
             "fell": self.fell,
             "went_back_to": self.went_back_to,
             "imitation_converged": self.imitation_converged,
+            "offline_steps": self.offline_steps,
         }
 
     @classmethod
@@ -116,6 +120,7 @@ class FinetuneSummary:
                 fell=content.get("fell"),
                 went_back_to=content.get("went_back_to"),
                 imitation_converged=content.get("imitation_converged"),
+                offline_steps=content.get("offline_steps", 0),
             )
 
 

@@ -18,7 +18,7 @@ from burnish.config import key
 from burnish.errors import BurnishError
 from burnish.finetune.drawing import Draws, ReweightingConfig, ReweightingStage
 from burnish.finetune.losses.rsm import resample, weighted_denoising_loss
-from burnish.finetune.storage.replay import Transitions
+from burnish.finetune.storage.replay import Batch
 from burnish.policies.diffusion import choose
 
 
@@ -76,7 +76,7 @@ class DPMD(ReweightingStage):
     def draws_for_actor(self) -> int:
         return self.config.baseline_draws if self.config.train_on == "executed" else self.config.draws
 
-    def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         n = self.draws_for_actor
         x, q = draws.x[:, :n], draws.q[:, :n]
         if self.config.train_on == "executed":
@@ -95,11 +95,11 @@ class DPMD(ReweightingStage):
         )
         return weighted_denoising_loss(output, target, weights), metrics
 
-    def _executed_loss(self, batch: Transitions, q_of_draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _executed_loss(self, batch: Batch, q_of_draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L = sum_b w_b || f(sqrt(abar_k) a_b + sqrt(1 - abar_k) eps, k, s_b) - target ||^2, w = softmax_b(A / lambda),
         A = Q(s_b, a_b) - mean_n Q(s_b, a_n); `q_of_draws` (B, N)."""
         x = self.chunks(batch)  # (B, 1, Tp, Da)
-        advantages = self.policy.values(batch.obs, x, self.target_critic) - q_of_draws.mean(1, keepdim=True)  # (B, 1)
+        advantages = self.critic.values(batch.obs, x, target=True) - q_of_draws.mean(1, keepdim=True)  # (B, 1)
         weighted = self.weighting(advantages.T, self.gradient_steps)
         output, target = self.policy.denoise_noised(
             self.actor, batch.obs, x, self.generator, self.policy.finetuned_timesteps

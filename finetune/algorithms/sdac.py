@@ -22,7 +22,7 @@ from burnish.errors import BurnishError
 from burnish.finetune.drawing import Draws, ReweightingConfig, ReweightingStage
 from burnish.finetune.losses.rsm import RSMConfig, weighted_denoising_loss
 from burnish.finetune.stage import Setting
-from burnish.finetune.storage.replay import Transitions
+from burnish.finetune.storage.replay import Batch
 from burnish.policies.diffusion import DiffusionPolicy, choose, encode_for
 
 SMALLEST_UNIFORM = 2**-25  # torch.rand gives 0 once in 2^24 numbers, which would be an infinite normal
@@ -86,7 +86,7 @@ class SDAC(ReweightingStage):
     def draws_for_actor(self) -> int:
         return self.config.target_candidates if self.config.noisy_from in ("policy", "perturbed") else 0
 
-    def actor_loss(self, batch: Transitions, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         obs, clean = self._clean_chunks(batch, draws)
         process, bound = self.policy.process, self.policy.config.clip_sample
         high = self.policy.finetuned_timesteps
@@ -103,7 +103,7 @@ class SDAC(ReweightingStage):
             else:
                 eps = reverse_noise(x, signal, sigma, self.config.draws, bound, self.config.reverse, self.generator)
                 x0 = (x - sigma * eps) / signal  # (B, M, Tp, Da)
-            weighted = self.weighting(self.policy.values(obs, x0, self.target_critic), self.gradient_steps)
+            weighted = self.weighting(self.critic.values(obs, x0, target=True), self.gradient_steps)
         # L = E_{s,k,a_k} sum_m w_m || f(a_k, k, s) - target_m ||^2
         output = self.actor(x, k, encode_for(self.actor, obs, x))
         target = process.target(x0, eps, k)
@@ -121,7 +121,7 @@ class SDAC(ReweightingStage):
     def needs_width(self) -> bool:
         return super().needs_width or self.config.prior == "policy"
 
-    def _clean_chunks(self, batch: Transitions, draws: Draws) -> tuple[Tensor, Tensor]:
+    def _clean_chunks(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Observations (B, To * Do) and the clean chunks (B, 1, Tp, Da) whose noised versions are the a_k."""
         source = self.config.noisy_from
         if source == "replay":

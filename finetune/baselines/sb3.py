@@ -263,7 +263,7 @@ class ReplayStage(SB3Stage):
         try:
             data = demonstration_transitions(
                 self.policy, demos.episodes, self.config.gamma, ends_at_success=setting.ends_at_success
-            )
+            ).expanded()
         except BurnishError as error:
             raise BurnishError(f"{demos.source or source}: {error}") from error
         n, E = len(data.reward), setting.n_envs

@@ -36,8 +36,10 @@ class MonteCarlo:
         self.begun = [0] * n_envs  # where in `steps` the running episode of each environment begins
         self.found: list[tuple[Tensor, Tensor]] = []  # Q and return of the chunks of ended episodes, (C,) each
 
-    def observe(self, new: Transitions, ended: Tensor) -> None:
-        """Take a chunk of each environment; `ended` (E,) bool."""
+    def observe(self, new: Transitions, ended: Tensor) -> dict[int, Tensor]:
+        """Take a chunk of each environment; `ended` (E,) bool -> environment: returns of the chunks (C,) of its
+        episode, where one ended."""
+        found = {}
         self.steps.append((new.obs, new.chunk, new.reward, new.discount))
         for e in ended.nonzero()[:, 0].tolist():
             episode = self.steps[self.begun[e] :]
@@ -49,8 +51,10 @@ class MonteCarlo:
             for r, g in zip(reward.flip(0), discount.flip(0)):
                 G = r + g * G
                 returns.append(G)
-            self.found.append((self.value(obs, chunk), torch.stack(returns).flip(0)))
+            found[e] = torch.stack(returns).flip(0)
+            self.found.append((self.value(obs, chunk), found[e]))
         self._forget(min(self.begun))
+        return found
 
     def _forget(self, n: int) -> None:
         """The first `n` steps belong to no running episode."""

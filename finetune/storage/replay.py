@@ -6,7 +6,7 @@ To, Tp, Ta, W, Da as in `burnish.policies.diffusion`; n chunks of an n-step retu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,17 +18,25 @@ from burnish.datasets.episodes import Episode
 from burnish.datasets.windows import history_rows
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
+from burnish.finetune.storage.frames import Frames, Histories
 from burnish.policies.base import Policy
 
 
 class Transitions(NamedTuple):
     """Chunks as Q-learning sees them, normalised and flattened."""
 
-    obs: Tensor  # (B, To * W) prepared, see `Policy.normalized_obs`
+    obs: Tensor  # (B, To * W) prepared, see `Policy.normalized_obs`; or (B, To) numbers of frames in a replay
     chunk: Tensor  # (B, Tp * Da); of it the first Ta * Da numbers were executed
     reward: Tensor  # (B,) sum_{i<h} gamma^i r_i, of the chunk or of n of them
     discount: Tensor  # (B,) gamma^h, or 0 where the environment terminated
-    next_obs: Tensor  # (B, To * W) what that truly led to
+    next_obs: Tensor  # likewise, what that truly led to
+
+
+class Joined(NamedTuple):
+    """Complete transitions, and whose they are."""
+
+    transitions: Transitions
+    envs: Tensor  # (n,) environment of each
 
 
 def discounted(step_rewards: np.ndarray, steps: np.ndarray, terminated: np.ndarray, gamma: float) -> np.ndarray:
@@ -58,7 +66,7 @@ class NSteps:
         self.n, self.device = n, device
         self.waiting: list[tuple[Transitions, Tensor]] = []  # oldest first; and which rows wait, (E,) bool
 
-    def add(self, new: Transitions, ended: Tensor) -> Transitions:
+    def add(self, new: Transitions, ended: Tensor) -> Joined:
         """Take a chunk of each environment -> what is complete, oldest first.
 
         Args:
@@ -76,7 +84,7 @@ class NSteps:
         self.waiting = left[1:] if full else left
         return _rows(out)
 
-    def flush(self) -> Transitions | None:
+    def flush(self) -> Joined | None:
         """What waits, as it is: shorter returns; None where nothing does. The next chunk begins anew."""
         waiting, self.waiting = self.waiting, []
         return _rows(waiting) if waiting else None
@@ -90,48 +98,159 @@ class NSteps:
         self.waiting = [(Transitions(*rows), waits) for *rows, waits in moved]
 
 
-def _rows(parts: list[tuple[Transitions, Tensor]]) -> Transitions:
+def _rows(parts: list[tuple[Transitions, Tensor]]) -> Joined:
     """Those that are marked, one part after the other."""
-    chosen = [[field[where] for field in rows] for rows, where in parts]
-    return Transitions(*(torch.cat(field) for field in zip(*chosen)))
+    chosen = [(where.nonzero().flatten(), rows) for rows, where in parts]
+    fields = zip(*([field[envs] for field in rows] for envs, rows in chosen))
+    return Joined(Transitions(*(torch.cat(field) for field in fields)), torch.cat([envs for envs, _ in chosen]))
+
+
+class Batch(NamedTuple):
+    """Transitions drawn from one or more replays."""
+
+    obs: Tensor  # as in `Transitions`
+    chunk: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_obs: Tensor
+    extra: dict[str, Tensor]  # what is kept besides, name -> (B, ...)
+    sources: tuple[tuple[Replay, Tensor], ...]  # the replays that the rows are of, one after the other, and their rows
+
+    @property
+    def rows(self) -> Tensor:
+        """Where in its replay each transition is (B,)."""
+        return torch.cat([rows for _, rows in self.sources])
+
+    def write(self, **values: Tensor) -> None:
+        """Put other values (B, ...) in their place: of `chunk`, `reward`, `discount` or an extra."""
+        sizes = [len(rows) for _, rows in self.sources]
+        for name, value in values.items():
+            for (replay, rows), part in zip(self.sources, value.split(sizes)):
+                replay.write(rows, **{name: part})
+
+    @staticmethod
+    def joined(batches: Sequence[Batch]) -> Batch:
+        """One after the other; extras that all have."""
+        if len(batches) == 1:
+            return batches[0]
+        obs, chunk, reward, discount, next_obs = (torch.cat(field) for field in zip(*(batch[:5] for batch in batches)))
+        names = set.intersection(*(set(batch.extra) for batch in batches))
+        extra = {name: torch.cat([batch.extra[name] for batch in batches]) for name in sorted(names)}
+        sources = tuple(source for batch in batches for source in batch.sources)
+        return Batch(obs, chunk, reward, discount, next_obs, extra, sources)
 
 
 class Replay:
-    """A ring of the last M = `capacity` transitions on `device`.
+    """A ring of the last M = `capacity` transitions, whose observations are numbers of frames that are stored once.
 
     Memory is reserved, but touched (and so taken) only as it fills.
 
     Args:
         example: any transitions of the kind that is to be stored.
+        n_obs_steps: To.
+        n_frames: room for frames; None: for To that each chunk leads to and To where one begins anew, and for `spare`
+            transitions that wait to be stored while their frames are in already.
+        extra: what is kept of each transition besides, name -> example (...); zeros at first.
+
+    Attributes:
+        count: transitions ever stored.
     """
 
-    def __init__(self, capacity: int, example: Transitions):
+    def __init__(
+        self,
+        capacity: int,
+        example: Transitions,
+        n_obs_steps: int = 1,
+        *,
+        n_frames: int | None = None,
+        spare: int = 0,
+        extra: Mapping[str, Tensor] | None = None,
+    ):
         self.capacity, self.device = capacity, example.reward.device
-        self.data = Transitions(*(field.new_empty(capacity, *field.shape[1:]) for field in example))
-        self.size = self.position = 0
+        frame = example.obs[0].unflatten(0, (n_obs_steps, -1))[0]
+        self.frames = Frames(n_frames or 2 * n_obs_steps * (capacity + spare), frame)
+        self.histories = Histories(self.frames, n_obs_steps)
+        numbers = torch.empty(0, n_obs_steps, dtype=torch.int64, device=self.device)
+        kept = example._replace(obs=numbers, next_obs=numbers)
+        self.data = Transitions(*(field.new_empty(capacity, *field.shape[1:]) for field in kept))
+        self.extra = {name: each.new_zeros(capacity, *each.shape) for name, each in (extra or {}).items()}
+        self.count = 0
 
-    def add(self, transitions: Transitions) -> None:
-        """Store, over the oldest where the ring is full."""
+    @property
+    def size(self) -> int:
+        return min(self.count, self.capacity)
+
+    def store(self, transitions: Transitions) -> Tensor:
+        """Store transitions with their observations (n, To * W), none of which is in yet -> their rows (n,)."""
+        both = torch.stack([transitions.obs, transitions.next_obs], 1)  # a transition's frames lie together
+        frames = both.view(-1, *self.frames.data.shape[1:])
+        obs, next_obs = self.frames.put(frames).view(len(both), 2, self.histories.n_obs_steps).unbind(1)
+        return self.add(transitions._replace(obs=obs, next_obs=next_obs))
+
+    def add(self, transitions: Transitions) -> Tensor:
+        """Store transitions whose observations are numbers of frames (n, To), over the oldest where the ring is full
+        -> their rows (n,)."""
         n = len(transitions.reward)
-        rows = (self.position + torch.arange(n, device=self.device)) % self.capacity
+        rows = torch.arange(self.count, self.count + n, device=self.device) % self.capacity
         for ours, new in zip(self.data, transitions):
             ours[rows] = new
-        self.position = (self.position + n) % self.capacity
-        self.size = min(self.size + n, self.capacity)
+        for kept in self.extra.values():
+            kept[rows] = 0
+        self.count += n
+        return rows
 
-    def sample(self, n: int, generator: torch.Generator) -> Transitions:
+    def write(self, rows: Tensor, **values: Tensor) -> None:
+        """Put other values (n, ...) in place of those at `rows` (n,): of `chunk`, `reward`, `discount` or an extra."""
+        for name, value in values.items():
+            kept = self.extra[name] if name in self.extra else getattr(self.data, name)
+            kept[rows] = value
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
         """`n` transitions, drawn uniformly with replacement."""
-        rows = torch.randint(self.size, (n,), device=self.device, generator=generator)
-        return Transitions(*(ours.index_select(0, rows) for ours in self.data))
+        return self.at(torch.randint(self.size, (n,), device=self.device, generator=generator))
+
+    def at(self, rows: Tensor) -> Batch:
+        """The transitions at `rows` (n,)."""
+        found = Transitions(*(ours.index_select(0, rows) for ours in self.data))
+        obs, next_obs = self.frames.windows(found.obs), self.frames.windows(found.next_obs)
+        extra = {name: kept.index_select(0, rows) for name, kept in self.extra.items()}
+        return Batch(*found._replace(obs=obs, next_obs=next_obs), extra, ((self, rows),))
 
     def state_dict(self) -> dict[str, Any]:
-        # through numpy, or a part would be saved with all of its memory; without a copy, which would double it
-        return {"position": self.position, "data": [torch.from_numpy(t[: self.size].cpu().numpy()) for t in self.data]}
+        # through numpy: see `Frames.state_dict`
+        filled = [*self.data, *self.extra.values()]
+        return {
+            "count": self.count,
+            "numbered": [torch.from_numpy(each[: self.size].cpu().numpy()) for each in filled],
+            "frames": self.frames.state_dict(),
+            "histories": self.histories.numbers,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.size, self.position = len(state["data"][0]), state["position"]
-        for ours, saved in zip(self.data, state["data"]):
+        if "data" in state:  # of a version that stored whole observations
+            self.count = 0
+            self.store(Transitions(*(each.to(self.device) for each in state["data"])))
+            self.count = state["position"] + (self.capacity if self.count == self.capacity else 0)
+            return
+        self.count = state["count"]
+        for ours, saved in zip([*self.data, *self.extra.values()], state["numbered"]):
             ours[: self.size] = saved.to(self.device)
+        self.frames.load_state_dict(state["frames"])
+        numbers = state["histories"]
+        self.histories.numbers = numbers if numbers is None else numbers.to(self.device)
+
+
+class Demonstrated(NamedTuple):
+    """Transitions of demonstrations, their frames once."""
+
+    frames: Tensor  # (F, W) prepared
+    transitions: Transitions  # whose observations are rows of `frames` (N, To)
+    returns: Tensor  # (N,) sum_i gamma^i r_i from each step to its episode's end
+
+    def expanded(self) -> Transitions:
+        """With whole observations (N, To * W)."""
+        t = self.transitions
+        return t._replace(obs=self.frames[t.obs].flatten(1), next_obs=self.frames[t.next_obs].flatten(1))
 
 
 def online_transitions(policy: Policy, obs: Tensor, chunk: Tensor, step: ChunkStep, gamma: float) -> Transitions:
@@ -174,7 +293,7 @@ def _until_success(episode: Episode) -> Episode:
 
 def demonstration_transitions(
     policy: Policy, episodes: Sequence[Episode], gamma: float, n_step: int = 1, ends_at_success: bool = False
-) -> Transitions:
+) -> Demonstrated:
     """The chunk from every step of the demonstrations, as if it and the `n_step` - 1 after it had been executed.
 
     A chunk is cut by the end of its episode; what follows the last step is the recorded final observation. Where an
@@ -195,10 +314,16 @@ def demonstration_transitions(
     parts = [part for episode in episodes if (part := _episode_transitions(policy, episode, gamma, n_step)) is not None]
     if not parts:
         raise BurnishError("no demonstration is long enough for one chunk with a known end")
-    return Transitions(*(torch.cat(field).to(policy.device) for field in zip(*parts)))
+    first, later = 0, []
+    for frames, own, _ in parts:
+        later.append(own._replace(obs=own.obs + first, next_obs=own.next_obs + first))
+        first += len(frames)
+    transitions = Transitions(*(torch.cat(field).to(policy.device) for field in zip(*later)))
+    frames, returns = (torch.cat(each).to(policy.device) for each in zip(*((part[0], part[2]) for part in parts)))
+    return Demonstrated(frames, transitions, returns)
 
 
-def _episode_transitions(policy: Policy, episode: Episode, gamma: float, n_step: int) -> Transitions | None:
+def _episode_transitions(policy: Policy, episode: Episode, gamma: float, n_step: int) -> Demonstrated | None:
     config, T = policy.config, len(episode)
     spec = policy.obs_spec
     theirs = episode.obs_spec(policy.obs_keys, list(spec.sensors))
@@ -231,11 +356,20 @@ def _episode_transitions(policy: Policy, episode: Episode, gamma: float, n_step:
     numbers = torch.from_numpy(discounted(rewards, h, episode.terminated[start + h - 1], gamma))
     chunk = episode.actions[np.minimum(start[:, None] + np.arange(config.horizon), T - 1)]  # (known, Tp, Da)
 
-    def windows(steps: np.ndarray) -> Tensor:
+    def seen(steps: np.ndarray) -> Tensor:
         step = torch.from_numpy(steps)
-        rows = history_rows(step, config.n_obs_steps, torch.zeros_like(step))
-        return policy.normalized_obs(raw[rows]).cpu()
+        return history_rows(step, config.n_obs_steps, torch.zeros_like(step))
 
     actions = torch.from_numpy(chunk).to(policy.device, torch.float32).clamp(-1, 1)
     normalized = policy.within_bounds(policy.action_normalizer.normalize(actions)).flatten(1).cpu()
-    return Transitions(windows(start), normalized, numbers[0], numbers[1], windows(start + h))
+    transitions = Transitions(seen(start), normalized, numbers[0], numbers[1], seen(start + h))
+    frames = policy.normalized_obs(raw[:, None]).cpu()  # each for itself
+    return Demonstrated(frames, transitions, torch.from_numpy(_returns(episode.rewards, gamma)[:known]))
+
+
+def _returns(rewards: np.ndarray, gamma: float) -> np.ndarray:
+    """(T,) of an episode's rewards (T,)."""
+    G = np.zeros(len(rewards) + 1, np.float32)
+    for t in reversed(range(len(rewards))):
+        G[t] = rewards[t] + gamma * G[t + 1]
+    return G[:-1]
