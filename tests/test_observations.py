@@ -6,6 +6,7 @@ Symbols: those of `burnish.observations`.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -15,10 +16,16 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from torch import nn
 
+from burnish.datasets.checking.inspect import inspect
+from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.formats.robomimic import write
+from burnish.datasets.load import load
+from burnish.datasets.windows import Windows
 from burnish.envs import make_simulator, make_vector_env
 from burnish.envs.gymnasium.simulator import _say_once
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.finetune.storage.replay import demonstration_transitions
 from burnish.networks.encoders.encoder import Encoder, EncoderConfig
 from burnish.networks.encoders.points import PointsEncoder
 from burnish.networks.encoders.rgb import RGBEncoder, SpatialSoftmax
@@ -326,3 +333,69 @@ def test_gradients_reach_the_encoder_of_the_network_that_is_trained() -> None:
     (output - target).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.finetuned.encoder.parameters())
     assert all(p.grad is None for p in policy.denoiser.encoder.parameters())
+
+
+# -- demonstrations ----------------------------------------------------------------------------------------------------
+
+VIEW = "agentview_image"
+
+
+@pytest.fixture
+def with_pictures(tmp_path) -> tuple[Path, list[Episode]]:
+    """A robomimic file of episodes of 4 and 3 steps, with pictures before and after each action."""
+    rng = np.random.default_rng(0)
+    episodes = []
+    for i, T in enumerate((4, 3)):
+        obs = {
+            "x": rng.normal(size=(T + 1, 2)).astype(np.float32),
+            VIEW: rng.integers(0, 256, (T + 1, 5, 4, 3), np.uint8),
+        }
+        before, after = ({key: values[part] for key, values in obs.items()} for part in (slice(T), T))
+        actions = rng.uniform(-1, 1, (T, 2)).astype(np.float32)
+        reward, terminated = np.eye(T, dtype=np.float32)[-1], np.arange(T) == T - 1
+        episodes.append(Episode(f"demo_{i}", before, actions, reward, terminated, after))
+    write(tmp_path / "pictures.hdf5", Demonstrations(episodes))
+    return tmp_path / "pictures.hdf5", episodes
+
+
+def test_pictures_of_robomimics_files_are_read_by_name_or_left_out_by_name(with_pictures) -> None:
+    path, written = with_pictures
+    without = load(path)
+    assert without.left_out == [VIEW] and list(without.episodes[0].obs) == ["x"]
+    assert VIEW in str(inspect(without)) and list(without.episodes[0].final_obs) == ["x"]
+    found = load(path, sensors=[VIEW])
+    assert found.left_out == []
+    for ours, theirs in zip(found.episodes, written):
+        assert ours.obs[VIEW].dtype == np.uint8
+        np.testing.assert_array_equal(ours.obs[VIEW], theirs.obs[VIEW])
+        np.testing.assert_array_equal(ours.final_obs[VIEW], theirs.final_obs[VIEW])
+    with pytest.raises(BurnishError, match=r"pictures.hdf5: no observation 'wrist' of task.sensors; .*agentview_image"):
+        load(path, sensors=["wrist"])
+
+
+def test_windows_and_transitions_have_the_pictures_of_their_steps(with_pictures) -> None:
+    path, (first, second) = with_pictures
+    episodes = load(path, sensors=[VIEW]).episodes
+    windows = Windows(episodes, ["x"], n_obs_steps=2, horizon=3, sensors=[VIEW])
+    assert str(windows.spec) == f"state [2] float32, {VIEW} [5, 4, 3] uint8"
+    parts_of = windows.spec.split(windows.batch(torch.tensor([0, 2, 4])).obs)  # steps 0 and 2 of one, 0 of the other
+    expected = [first.obs[VIEW][[0, 0]], first.obs[VIEW][[1, 2]], second.obs[VIEW][[0, 0]]]
+    np.testing.assert_array_equal(parts_of[VIEW].numpy(), np.stack(expected))
+    np.testing.assert_array_equal(parts_of["state"].numpy()[1], first.obs["x"][[1, 2]])
+    encoder = EncoderConfig(features=2, channels=[8])
+    config = PolicyConfig(n_obs_steps=2, horizon=3, n_action_steps=3, encoder=encoder)
+    policy = DiffusionPolicy(config, windows.spec, 2, ["x"])
+    found = demonstration_transitions(policy, episodes, gamma=0.9)
+    assert len(found.frames) == (4 + 1) + (3 + 1) and found.frames.dtype == torch.uint8
+    after = policy.obs_spec.split(found.expanded().next_obs.unflatten(1, (2, -1)))
+    np.testing.assert_array_equal(after[VIEW][0].numpy(), first.obs[VIEW][[2, 3]])
+    np.testing.assert_array_equal(after[VIEW][1].numpy(), [first.obs[VIEW][3], first.final_obs[VIEW]])
+    with pytest.raises(BurnishError, match=r"demo_0 has no observation 'agentview_image'"):
+        demonstration_transitions(policy, load(path).episodes, gamma=0.9)
+
+
+def test_pictures_of_two_sizes_are_refused(with_pictures) -> None:
+    _, (first, second) = with_pictures
+    smaller = replace(second, obs=second.obs | {VIEW: second.obs[VIEW][:, :4]})
+    with pytest.raises(BurnishError, match=r"demo_1 has the observations .*\[4, 4, 3\].*others have .*\[5, 4, 3\]"):
+        Windows([first, smaller], ["x"], 1, 1, sensors=[VIEW])

@@ -47,6 +47,7 @@ class Summary:
         n_successes: episodes with a reward of 1 or more; None where that says nothing (not robosuite).
         masks: filter key -> number of its episodes.
         faults: what scripted experts did wrong on purpose -> number of episodes with it.
+        left_out: observations of more than one dimension, which are read where a task's sensors name them.
     """
 
     source: str
@@ -62,6 +63,7 @@ class Summary:
     env_args: dict[str, Any] | None
     has_states: bool
     faults: dict[str, int]
+    left_out: list[str]
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -90,6 +92,7 @@ class Summary:
             "simulator states": "yes" if self.has_states else "no",
             "filter keys": _counts(self.masks),
             "faults on purpose": _counts(self.faults),
+            "left out (sensors)": ", ".join(self.left_out) or "none",
             "environment": f"{env.get('env_name', 'not named')} {env.get('env_version', '') or ''}".strip(),
         }
 
@@ -120,6 +123,7 @@ def inspect(demos: Demonstrations) -> Summary:
         env_args=demos.env_args,
         has_states=all(episode.states is not None for episode in episodes),
         faults=dict(Counter(name for episode in episodes for name in episode.faults)),
+        left_out=demos.left_out,
     )
 
 
