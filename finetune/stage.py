@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,7 +18,7 @@ from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.policies.base import Policy
-from burnish.registry import load
+from burnish.registry import find
 
 STAGES = {
     "dppo": "burnish.finetune.algorithms.dppo:DPPO",
@@ -30,7 +30,8 @@ STAGES = {
     "td3": "burnish.finetune.baselines.td3:TD3",
     "ppo": "burnish.finetune.baselines.ppo:PPO",
 }
-"""Name -> module:class; the class names its config in `Config`. One line for each algorithm."""
+"""Name -> module:class; the class names its config in `Config`. One line for each algorithm. Others are registered by
+plugins, or named as module:Class."""
 
 
 class Setting(NamedTuple):
@@ -117,8 +118,11 @@ def stage_class(name: str) -> type[Stage]:
     """The stage called `name`.
 
     Raises:
-        BurnishError: there is none.
+        NotInstalled: it is module:Class, and there is no such module.
+        BurnishError: there is none, or it is no stage.
     """
-    if name not in STAGES:
-        raise BurnishError(f"stage={name}: expected one of {', '.join(STAGES)}")
-    return load(STAGES[name])
+    stage = find("stage", name, STAGES, "stage", base=Stage)
+    config = getattr(stage, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, StageConfig) and is_dataclass(config)):
+        raise BurnishError(f"stage={name}: expected its keys as a dataclass Config, a subclass of StageConfig")
+    return stage

@@ -37,7 +37,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     policy = load_policy(source, device) if source else fresh_policy(config, device)
     check_kind(config, policy.config.kind)
     check_task(policy, config.task, config.evaluation.allow)
-    policy.trained_in = to_dict(config.task)
+    policy.trained_in, policy.plugins = to_dict(config.task), config.plugins
     with ExitStack() as stack:
         eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
         make_stage: Any = stage_class(config.stage.name)

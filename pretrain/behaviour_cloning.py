@@ -228,7 +228,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     make_policy: Any = policy_class(config.policy.kind)
     sizes = windows.obs.shape[1], windows.actions.shape[1]
     policy: Policy = make_policy(config.policy, *sizes, config.task.obs_keys, config.task.name).to(device)
-    policy.trained_in = to_dict(config.task)
+    policy.trained_in, policy.plugins = to_dict(config.task), config.plugins
     policy.obs_normalizer.fit(windows.obs, config.policy.obs_normalization)
     policy.action_normalizer.fit(windows.actions, config.policy.action_normalization)
     with ExitStack() as stack:

@@ -73,6 +73,7 @@ class Policy(nn.Module, ABC):
         self.obs_keys = list(obs_keys)
         self.task = task
         self.trained_in: dict[str, Any] | None = None  # the whole task, as plain data
+        self.plugins: list[str] = []  # of the run that made it: the task may need them, the policy does not
         self.obs_normalizer = Normalizer(obs_dim)
         self.action_normalizer = Normalizer(action_dim)
         self.critic: QEnsemble | None = None
@@ -206,6 +207,7 @@ class Policy(nn.Module, ABC):
             "kind": self.config.kind,
             "task": self.task,
             **({"trained_in": self.trained_in} if self.trained_in else {}),
+            **({"plugins": self.plugins} if self.plugins else {}),
             "obs_dim": self.obs_dim,
             "action_dim": self.action_dim,
             "obs_keys": self.obs_keys,
@@ -219,6 +221,7 @@ class Policy(nn.Module, ABC):
         sizes = description["obs_dim"], description["action_dim"]
         policy = cls(config, *sizes, description["obs_keys"], description["task"])
         policy.trained_in = description.get("trained_in")
+        policy.plugins = description.get("plugins", [])
         return policy
 
     @classmethod

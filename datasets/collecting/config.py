@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from burnish.config import Checked, key
+from burnish.config import key
 from burnish.datasets.experts.faults import Faults
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.plugins import PluginsConfig
 
 
 @dataclass(frozen=True)
-class CollectConfig(Checked):
+class CollectConfig(PluginsConfig):
     """What to collect."""
 
     task: TaskConfig = key()

@@ -159,7 +159,7 @@ def _make(task: TaskConfig) -> Any:
     from gymnasium.envs.mujoco import MujocoEnv
 
     mujoco_ids = [i for i, spec in gymnasium.registry.items() if "envs.mujoco" in str(spec.entry_point)]
-    if task.env_id not in gymnasium.registry:
+    if task.env_id not in gymnasium.registry and ":" not in task.env_id:  # of module:id, gymnasium imports the module
         nearest = difflib.get_close_matches(task.env_id, mujoco_ids, n=3, cutoff=0.3)
         raise BurnishError(
             f"task.env_id={task.env_id}: Gymnasium has no such environment; nearest: {', '.join(nearest)}"
