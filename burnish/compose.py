@@ -41,7 +41,11 @@ class Chooser(NamedTuple):
     key: str
 
 
-CHOOSERS = {"stage": Chooser("stage", "name"), "policy": Chooser("policy", "kind"), "network": Chooser("policy", "kind")}
+CHOOSERS = {
+    "stage": Chooser("stage", "name"),
+    "policy": Chooser("policy", "kind"),
+    "network": Chooser("policy", "kind"),
+}
 """Groups whose options may be a class: a name that a plugin registered, or module:Class."""
 
 

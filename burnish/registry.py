@@ -9,6 +9,7 @@ import difflib
 import re
 import traceback
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -62,12 +63,15 @@ def check_name(kind: str, name: str, known: Mapping[str, str], key: str) -> None
         raise BurnishError(f"{key}={name}: {_expected(name, names)}, or module:name of your own")
 
 
-def find(kind: str, name: str, known: Mapping[str, str], key: str, base: type | None = None) -> Any:
+def find(
+    kind: str, name: str, known: Mapping[str, str], key: str, base: type | None = None, keys: type | None = None
+) -> Any:
     """What `name`, the value of `key`, stands for.
 
     Args:
         known: the package's own, name -> "module:name".
         base: that it must be a subclass of.
+        keys: that its `Config`, a dataclass, must be a subclass of.
 
     Raises:
         NotInstalled: its module, or one that it imports, is not there.
@@ -83,6 +87,10 @@ def find(kind: str, name: str, known: Mapping[str, str], key: str, base: type | 
         raise BurnishError(f"{key}={name}: module {module} has no {attribute}")
     if base is not None and not (isinstance(found, type) and issubclass(found, base)):
         raise BurnishError(f"{key}={name}: expected a subclass of {base.__module__}.{base.__qualname__}")
+    config = getattr(found, "Config", None)
+    if keys is not None and not (isinstance(config, type) and issubclass(config, keys) and is_dataclass(config)):
+        expected = f"{keys.__module__}.{keys.__qualname__}"
+        raise BurnishError(f"{key}={name}: expected its keys as a dataclass Config, a subclass of {expected}")
     if not callable(found):
         raise BurnishError(f"{key}={name}: expected a class or a function")
     return found

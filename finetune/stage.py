@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
 
@@ -121,8 +121,4 @@ def stage_class(name: str) -> type[Stage]:
         NotInstalled: it is module:Class, and there is no such module.
         BurnishError: there is none, or it is no stage.
     """
-    stage = find("stage", name, STAGES, "stage", base=Stage)
-    config = getattr(stage, "Config", None)
-    if not (isinstance(config, type) and issubclass(config, StageConfig) and is_dataclass(config)):
-        raise BurnishError(f"stage={name}: expected its keys as a dataclass Config, a subclass of StageConfig")
-    return stage
+    return find("stage", name, STAGES, "stage", base=Stage, keys=StageConfig)

@@ -16,8 +16,8 @@ from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.loop import Loop
 from burnish.finetune.stage import Setting, Stage, stage_class
 from burnish.machine.device import resolve_device
-from burnish.policies.base import Policy
-from burnish.policies.load import load_policy, policy_class
+from burnish.policies.base import Policy, policy_class
+from burnish.policies.load import load_policy
 from burnish.runs.checkpoint import Checkpoints
 from burnish.runs.folder import Run
 from burnish.runs.summary import converged

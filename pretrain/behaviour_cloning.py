@@ -36,11 +36,8 @@ from burnish.evaluation.video import record
 from burnish.machine.device import resolve_device
 from burnish.networks.averages import EMA
 from burnish.networks.optimise import clipped_step
-from burnish.policies.base import Policy
+from burnish.policies.base import ChunkConfig, Policy, policy_class
 from burnish.policies.diffusion import PolicyConfig
-from burnish.policies.flow import FlowPolicyConfig
-from burnish.policies.gaussian import GaussianPolicyConfig
-from burnish.policies.load import policy_class
 from burnish.pretrain.convergence import still_improving
 from burnish.runs.checkpoint import PretrainState
 from burnish.runs.config import RunConfig
@@ -94,7 +91,7 @@ class PretrainConfig(RunConfig):
     """One run of `burnish pretrain`."""
 
     task: TaskConfig = key()
-    policy: PolicyConfig | FlowPolicyConfig | GaussianPolicyConfig = key(factory=PolicyConfig)
+    policy: ChunkConfig = key(factory=PolicyConfig)
     train: TrainConfig = key(factory=TrainConfig)
     evaluation: TrainingEvaluationConfig = key(factory=TrainingEvaluationConfig)
     dataset: str | None = key(None, "demonstrations: a file, or shipped:NAME (null: those the task names)")

@@ -30,8 +30,8 @@ __all__ = [
 
 
 def make_simulator(task: TaskConfig) -> Simulator:
-    """The simulator of a task. Raises BurnishError for an unknown `env_id`, with the nearest names, and for a suite that
-    cannot be imported."""
+    """The simulator of a task. Raises BurnishError for an unknown `env_id`, with the nearest names, and for a suite
+    that cannot be imported."""
     return find("suite", task.suite, SUITES, "task.suite")(task)
 
 

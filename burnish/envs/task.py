@@ -14,8 +14,8 @@ SUITES = {
     "gymnasium": "burnish.envs.gymnasium.simulator:GymnasiumSimulator",
     "robosuite": "burnish.envs.robosuite.simulator:RobosuiteSimulator",
 }
-"""Name -> module:class; called with the task, it gives a `burnish.envs.base.Simulator`. Others are registered by plugins,
-or named as module:function."""
+"""Name -> what gives a `burnish.envs.base.Simulator`, called with the task. Others are registered by plugins, or named
+as module:function."""
 MeasureName = Literal["success_rate", "return"]
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from burnish.networks.activation import ACTIVATIONS
+from burnish.networks.base import Denoiser
 from burnish.networks.compiled.in_parts import in_parts
 from burnish.networks.compiled.mlp import CompiledMLP, can_compile, half_wanted, up_to_date
 from burnish.networks.embedding import TimeEmbedding
@@ -35,7 +36,7 @@ def trunk(dim: int, n_layers: int, residual: bool, activation: type[nn.Module]) 
     return nn.Sequential(*layers)
 
 
-class MLPDenoiser(nn.Module):
+class MLPDenoiser(Denoiser):
     """Network output for noisy chunks (B, Tp, Da) at timesteps k, given observations (B, To * Do).
 
     The first layer is written as a sum, W_x x + W_s s + W_t emb(k): the observation's part is the same for

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from burnish.networks.base import Denoiser
 from burnish.networks.embedding import TimeEmbedding
 from burnish.networks.encoded import Encoded
 
@@ -53,7 +54,7 @@ class FiLMBlock(nn.Module):
         return self.second(self.first(x) * (1 + scale) + shift) + self.skip(x)
 
 
-class UNetDenoiser(nn.Module):
+class UNetDenoiser(Denoiser):
     """Network output for noisy chunks (B, Tp, Da) at timesteps k, given observations (B, To * Do).
 
     Lengths that the strides do not divide are padded by repeating the last step and cut again at the end.

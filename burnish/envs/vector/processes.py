@@ -241,7 +241,9 @@ class Workers:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, imported_plugins()), daemon=True, name=f"burnish-env-{len(self)}")
+        process = context.Process(
+            target=_serve, args=(theirs, imported_plugins()), daemon=True, name=f"burnish-env-{len(self)}"
+        )
         with _one_thread():
             process.start()
         theirs.close()  # so that the worker's death closes the pipe
