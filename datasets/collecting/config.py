@@ -21,7 +21,7 @@ class CollectConfig(PluginsConfig):
     behaviour: str = key(
         "expert",
         "expert (scripted, robosuite), sac (trained, Gymnasium; one is shipped), a SAC actor's .safetensors, or the "
-        "folder of a saved policy",
+        "folder of a saved policy; or module:function of your own (docs/extending.md)",
     )
     mixture: list[str] = key(
         [], "further behaviours, which take turns with it, one episode each: levels of skill, as in medium-replay data"
