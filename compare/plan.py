@@ -75,9 +75,7 @@ def checked(cells: list[PlannedRun], only_report: bool = False) -> list[PlannedR
                 raise
             missing.append(str(error))
     if missing:
-        warn(
-            f"{len(missing)} cells are reported as found, not compared with their words: {missing[0]}"
-        )
+        warn(f"{len(missing)} cells are reported as found, not compared with their words: {missing[0]}")
     for task in dict.fromkeys(cell.task for cell in cells):
         _check_evaluation(task, [found for cell, found in configs.items() if cell.is_compared and cell.task == task])
     return cells

@@ -6,7 +6,7 @@ from typing import Any
 
 from burnish.commands.table import Command
 from burnish.compose import compose, config_groups, parse_value, split
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, NotInstalled, warn
 from burnish.plugins import import_plugins
 
 
@@ -32,7 +32,13 @@ def _from_policy(command: Command, given: dict[str, str]) -> dict[str, Any]:
         return {}
     folder = parse_value(given["policy"])
     task = known_task(folder)
-    return {} if task is None else {"task": task, "plugins": known_plugins(folder)}
+    plugins = []
+    for name in known_plugins(folder):
+        try:
+            plugins += import_plugins([name])
+        except NotInstalled as error:  # perhaps the training needed it, and nothing here does
+            warn(f"policy={folder} was made with a plugin that is not here: {error}")
+    return {} if task is None else {"task": task, "plugins": plugins}
 
 
 def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any]:

@@ -79,4 +79,4 @@ def shown(task: TaskConfig) -> str:
 
 
 def _row(*cells: str) -> str:
-    return "".join(f"{cell:<{width}}" for cell, width in zip(cells, (26, 11, 27, 7, 28, 0)))
+    return " ".join(f"{cell:<{width}}" for cell, width in zip(cells, (25, 10, 26, 6, 27, 0)))
