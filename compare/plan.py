@@ -25,6 +25,7 @@ EVALUATED_ALIKE = (
     ("task", "env_id"),
     ("task", "env_kwargs"),
     ("task", "max_episode_steps"),
+    ("task", "judged_by"),
 )
 
 

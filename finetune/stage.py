@@ -17,7 +17,7 @@ from burnish.config import Checked
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.policies.base import Policy
+from burnish.policies.base import POLICIES, Policy, policy_class
 from burnish.registry import find
 
 STAGES = {
@@ -78,6 +78,13 @@ class Stage(ABC):
     chunks_per_update: int  # chunks in each environment before the first update
     random_steps: int = 0  # environment steps of random actions at the start
     n_candidates: int = 1  # chunks sampled for each that is executed, if the policy has a critic to choose by
+
+    @classmethod
+    def trains(cls, kind: str) -> bool:
+        """Whether it trains policies of that kind; one from outside the package counts as what it is a subclass of."""
+        if cls.kinds is None or kind in cls.kinds:
+            return True
+        return kind not in POLICIES and issubclass(policy_class(kind), tuple(map(policy_class, cls.kinds)))
 
     @classmethod
     def check_installed(cls, name: str) -> None:

@@ -78,8 +78,9 @@ def fresh_policy(config: FinetuneConfig, device: torch.device) -> Policy:
 
 def check_kind(config: FinetuneConfig, kind: str) -> None:
     """Raise BurnishError where the stage does not train policies of `kind`, the kind that it would be given."""
-    name, expected = config.stage.name, stage_class(config.stage.name).kinds
-    if expected is not None and kind not in expected:
+    name, stage = config.stage.name, stage_class(config.stage.name)
+    if not stage.trains(kind):
+        expected = stage.kinds or ()
         option = policy_class(expected[0]).Config.OPTION
         given, instead = f"policy={config.policy}", f"pretrain one: burnish pretrain policy={option}"
         if config.policy is None:

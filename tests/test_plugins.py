@@ -24,7 +24,7 @@ from burnish.compare.config import read_config, stage_name
 from burnish.compare.local_runner import burnish_program
 from burnish.compare.plan import plan
 from burnish.compare.results import installed_stage
-from burnish.compose import compose, config_class
+from burnish.compose import compose, config_class, expand_sweep
 from burnish.config import parse
 from burnish.datasets.load import load
 from burnish.envs import make_vector_env
@@ -234,6 +234,7 @@ def test_an_algorithm_of_one_s_own_has_its_keys(rwr, capsys):
     assert short["stage"] == {**config["stage"], "name": "rwr"} and short["plugins"] == [rwr]
     Path("mine.yaml").write_text(f"name: {rwr}:RWR\nbeta: 2\n")
     assert compose("finetune", ["policy=x", "stage=mine.yaml"])["stage"] == config["stage"]
+    assert expand_sweep("finetune", [f"stage={rwr}:RWR,dppo"]) == [[f"stage={rwr}:RWR"], ["stage=dppo"]]
     assert main(["finetune", f"stage={rwr}:RWR", "stage.beta=2", "--help"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"stage\.beta=2 +temperature of the weights", shown) and "stage.clip_coef" not in shown
@@ -319,6 +320,7 @@ def test_a_policy_of_one_s_own(theirs, tmp_path):
     policy.save(tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy")
     assert type(loaded) is type(policy) and loaded.config == policy.config
+    assert stage_class("dpmd").trains("shy_policy:Shy") and not stage_class("sac").trains("shy_policy:Shy")
     with pytest.raises(BurnishError, match="holds a shy_policy:Shy policy: expected a DiffusionPolicy"):
         DiffusionPolicy.load(tmp_path / "policy")
 

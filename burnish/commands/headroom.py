@@ -71,8 +71,7 @@ def headroom(config: HeadroomConfig) -> dict[str, Any]:
     require_writable(folder)
     measure, seeds = config.task.measure, [config.seed + i for i in range(config.episodes)]
     how = EvaluationConfig(**{field.name: getattr(config, field.name) for field in fields(EpisodesConfig)})
-    kinds = stage_class("best_of_n").kinds
-    chooses = kinds is None or policy.config.kind in kinds
+    chooses = stage_class("best_of_n").trains(policy.config.kind)
     choosing = _choosing(config, folder) if config.critic_steps and chooses else None
     expert = _expert(config, measure)
     each = samplings(policy, config.temperatures, config.means_of)
