@@ -158,9 +158,8 @@ def expand_sweep(command: str, overrides: list[str]) -> list[list[str]]:
         parsed = _parsed(override)
         if parsed.is_discrete_sweep():
             prefix = override.split("=", 1)[0]
-            texts = (
-                parsed.sweep_iterator() if key in groups else parsed.sweep_string_iterator()
-            )  # quoted, to be read again
+            # the texts of a string iterator are quoted, for values to be read again
+            texts = parsed.sweep_iterator() if key in groups else parsed.sweep_string_iterator()
             options.append([f"{prefix}={text}" for text in texts])
         elif parsed.is_sweep_override():
             raise BurnishError(f"{override}: --multirun takes a,b,c or choice(a,b,c) or range(start,stop,step)")

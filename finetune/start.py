@@ -93,7 +93,7 @@ def check_budget(config: FinetuneConfig, stage: Stage) -> None:
     """Raise BurnishError where the steps do not suffice for one update."""
     Ta = stage.policy.config.n_action_steps
     per_update = config.n_envs * stage.chunks_per_update * Ta
-    keys = " and ".join(f"stage.{key}" for key in config.stage.FIRST_UPDATE)
+    keys = " and ".join(f"stage.{key}" for key in config.stage.FIRST_UPDATE) or "the stage"
     if config.total_env_steps < per_update:
         raise BurnishError(
             f"total_env_steps={config.total_env_steps} is too few for one update, which takes {per_update} = n_envs * "

@@ -142,6 +142,7 @@ def test_the_transformer_sees_every_part_and_each_candidate_alone(transformer):
     assert whole.shape == x.shape
     for n in range(4):
         torch.testing.assert_close(whole[:, n], network(x[:, n], k[:, n], network.encode(obs)))
+    assert not torch.allclose(run(x.flip(2), obs, k).flip(2), whole)  # the order of the actions counts
     later = x.clone()
     later[:, 0, -1] += 1  # the last action of the first candidate
     changed = (run(later, obs, k) - whole).abs().amax((0, 3)) > 1e-6  # (N, Tp)

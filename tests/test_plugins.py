@@ -30,7 +30,7 @@ from burnish.datasets.load import load
 from burnish.envs import make_vector_env
 from burnish.envs.task import TaskConfig, load_task, recorded_measure
 from burnish.errors import BurnishError, NotInstalled
-from burnish.finetune.stage import stage_class
+from burnish.finetune.stage import Stage, stage_class
 from burnish.networks import Denoiser
 from burnish.networks.denoiser import DenoiserKeys
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -320,6 +320,7 @@ def test_a_policy_of_one_s_own(theirs, tmp_path):
     policy.save(tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy")
     assert type(loaded) is type(policy) and loaded.config == policy.config
+    assert not type("Only", (Stage,), {"kinds": ("diffusion",)}).trains("flow")  # of the package's own by name alone
     assert stage_class("dpmd").trains("shy_policy:Shy") and not stage_class("sac").trains("shy_policy:Shy")
     with pytest.raises(BurnishError, match="holds a shy_policy:Shy policy: expected a DiffusionPolicy"):
         DiffusionPolicy.load(tmp_path / "policy")
