@@ -10,11 +10,12 @@ import itertools
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from burnish.config import completed, parse, section_class, unknown_key
 from burnish.errors import BurnishError
-from burnish.registry import load
+from burnish.plugins import import_plugins
+from burnish.registry import is_address, load, registered
 from burnish.renamed import instead_of
 
 CONFIG_MODULE = "burnish.configs"
@@ -32,7 +33,21 @@ CONFIGS = {
 PATHS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour", "demos")
 """Last names of keys whose values need no quotes, whatever they contain."""
 FREE_DICT = "task.env_kwargs."
-KIND = ".kind"
+
+
+class Chooser(NamedTuple):
+    """How the options of a group name a class: by which `key`, of which `kind` in the registry."""
+
+    kind: str
+    key: str
+
+
+CHOOSERS = {
+    "stage": Chooser("stage", "name"),
+    "policy": Chooser("policy", "kind"),
+    "network": Chooser("policy", "kind"),
+}
+"""Groups whose options may be a class: a name that a plugin registered, or module:Class."""
 
 
 def compose(command: str, overrides: list[str], sections: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -48,15 +63,20 @@ def compose(command: str, overrides: list[str], sections: Mapping[str, Any] | No
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    files = dict(sections or {})
+    files["plugins"] = import_plugins([*files.get("plugins", []), *_given_plugins(overrides)])
     groups = config_groups(command)
     paths, choices, values = {}, [], []
-    files = dict(sections or {})
     for override in overrides:
         key, value = split(override)
+        if key == "plugins":
+            continue
         if _is_path(key) and key not in groups:
             paths[key] = _unquote(value)
         elif key in groups and is_file(value):
             files[key] = _checked_option(command, key, value)
+        elif key in groups and _is_class(key, value):
+            files[key] = {CHOOSERS[key].key: value}
         elif key in groups:
             files.pop(key, None)
             _check_option(key, value)
@@ -67,11 +87,7 @@ def compose(command: str, overrides: list[str], sections: Mapping[str, Any] | No
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             differences: Any = OmegaConf.to_container(hydra_compose(command, choices))
         given = [*map(_read, values), *paths.items()]
-        chosen = OmegaConf.create({**differences, **files})
-        for key, value in given:
-            if key.endswith(KIND):  # decides which other keys its section has
-                OmegaConf.update(chosen, key, value)
-        config = OmegaConf.create(completed(config_class(command), OmegaConf.to_container(chosen)))  # type: ignore[arg-type]
+        config = OmegaConf.create(_completed(config_class(command), {**differences, **files}, given))
         known: Any = OmegaConf.to_container(config)
         for key, value in given:
             _check_key(key, known)
@@ -80,7 +96,46 @@ def compose(command: str, overrides: list[str], sections: Mapping[str, Any] | No
     except (HydraException, OmegaConfBaseException) as error:
         raise BurnishError(" ".join(str(error).split())) from error
     assert isinstance(resolved, dict)
+    if "run_dir" in resolved and "run_dir" not in paths:  # module:Class in it is no good name of a folder
+        resolved["run_dir"] = str(resolved["run_dir"]).replace(":", "-")
     return {str(key): value for key, value in resolved.items()}
+
+
+def _given_plugins(overrides: list[str]) -> list[str]:
+    """Of the last plugins=[...] among them."""
+    last = [override for override in overrides if split(override)[0] == "plugins"][-1:]
+    found = [_parsed(_checked(override)).value() for override in last]
+    if found and not isinstance(found[0], list):
+        raise BurnishError(f"{last[0]}: expected a list of modules, as plugins=[my_package.robots]")
+    return found[0] if found else []
+
+
+def _is_class(group: str, value: str) -> bool:
+    """Whether an option of a group is a class: one that a plugin registered, or module:Class."""
+    return group in CHOOSERS and (is_address(value) or value in registered(CHOOSERS[group].kind))
+
+
+def _completed(cls: type, given: dict[str, Any], overrides: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`completed`; first with the `name` and `kind` of sections among `overrides`, which choose the keys there are."""
+    plain = completed(cls, given)
+    choosing = [(key, value) for key, value in overrides if key.rpartition(".")[2] in ("name", "kind")]
+    changed = [(key, value) for key, value in choosing if _differs(plain, key.split("."), value)]
+    for key, value in changed:
+        given = _with(given, key.split("."), value)
+    return completed(cls, given) if changed else plain
+
+
+def _differs(tree: Any, keys: list[str], value: Any) -> bool:
+    """Whether the key is in `tree`, with another value."""
+    if len(keys) == 1:
+        return keys[0] in tree and tree[keys[0]] != value
+    return isinstance(tree.get(keys[0]), dict) and _differs(tree[keys[0]], keys[1:], value)
+
+
+def _with(tree: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
+    """A copy of `tree` with that value at that key."""
+    below = tree.get(keys[0])
+    return {**tree, keys[0]: value if len(keys) == 1 else _with(below if below else {}, keys[1:], value)}
 
 
 def parse_value(override: str) -> Any:
@@ -104,7 +159,9 @@ def expand_sweep(command: str, overrides: list[str]) -> list[list[str]]:
         parsed = _parsed(override)
         if parsed.is_discrete_sweep():
             prefix = override.split("=", 1)[0]
-            options.append([f"{prefix}={text}" for text in parsed.sweep_string_iterator()])
+            # the texts of a string iterator are quoted, for values to be read again
+            texts = parsed.sweep_iterator() if key in groups else parsed.sweep_string_iterator()
+            options.append([f"{prefix}={text}" for text in texts])
         elif parsed.is_sweep_override():
             raise BurnishError(f"{override}: --multirun takes a,b,c or choice(a,b,c) or range(start,stop,step)")
         else:
@@ -128,9 +185,13 @@ def config_groups(command: str) -> dict[str, list[str]]:
     body = yaml.safe_load(config_text(command))
     chosen = {key: option for entry in body["defaults"] if isinstance(entry, dict) for key, option in entry.items()}
     return {
-        group: sorted(group_options(group), key=lambda name: (name != default, name))
-        for group, default in chosen.items()
+        group: sorted(_options(group), key=lambda name: (name != default, name)) for group, default in chosen.items()
     }
+
+
+def _options(group: str) -> list[str]:
+    """Those of the package, and what plugins registered."""
+    return [*group_options(group), *(registered(CHOOSERS[group].kind) if group in CHOOSERS else ())]
 
 
 def is_file(option: str) -> bool:
@@ -195,14 +256,15 @@ def _checked(override: str) -> str:
 
 
 def _check_option(group: str, value: str) -> None:
-    options = group_options(group)
+    options = _options(group)
     if value in options:
         return
     if "," in value:
         raise BurnishError(f"{group}={value}: several values need --multirun")
     near = difflib.get_close_matches(value, options, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise BurnishError(f"{group}={value}: {hint}expected one of {', '.join(options)}, or a YAML file")
+    own = "a YAML file, or module:Class" if group in CHOOSERS else "or a YAML file"
+    raise BurnishError(f"{group}={value}: {hint}expected one of {', '.join(options)}, {own}")
 
 
 def _checked_option(command: str, group: str, path: str) -> dict[str, Any]:

@@ -270,6 +270,8 @@ def _convert_union(options: tuple[Any, ...], value: Any, key: str) -> Any:
 
 def _of_kind(options: tuple[Any, ...], value: Mapping[str, Any], key: str) -> tuple[Any, ...]:
     """Of several dataclasses the one whose `kind` is `value`'s; the first where it has none (older files)."""
+    if len(options) == 1:
+        return options
     kinds = {
         field.default: option for option in options for field in dataclasses.fields(option) if field.name == "kind"
     }

@@ -10,6 +10,10 @@ class BurnishError(Exception):
     """
 
 
+class NotInstalled(BurnishError):
+    """A module that the input names cannot be found."""
+
+
 class Stopped(Exception):
     """The user asked to stop (SIGTERM, Ctrl-C) and everything is saved; the message says how to go on.
 

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import yaml
 
-from burnish.compose import config_text, group_options, split
+from burnish.compose import config_text, group_options, is_file, read_option, split
 from burnish.config import Checked, key, parse
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, NotInstalled, warn
 from burnish.finetune.stage import stage_class
+from burnish.plugins import PluginsConfig, import_plugins
 
 PRETRAIN = "pretrain"  # the command of the cells that others start from, and what their methods' names begin with
 FOLDER_CHARACTERS = set(string.ascii_letters + string.digits + "-_.")
@@ -80,7 +81,7 @@ class Tuned(Checked):
 
 
 @dataclass(frozen=True)
-class CompareConfig(Checked):
+class CompareConfig(PluginsConfig):
     """A comparison: tasks x methods x seeds."""
 
     name: str = key(doc="its title (default: the file's name)")
@@ -134,9 +135,10 @@ class CompareConfig(Checked):
     def learns(self, method: str) -> bool:
         """Whether there is something to tune."""
         options = [value for key, value in map(split, self.methods[method]) if key == "stage"]
-        if not options or options[-1] not in group_options("stage"):  # said where the cell is resolved
+        try:
+            return not options or stage_class(stage_name(options[-1])).learns
+        except BurnishError:  # said where the cell is resolved
             return True
-        return stage_class(yaml.safe_load(config_text(f"stage/{options[-1]}"))["name"]).learns
 
     def _check_tuning(self, tuning: TuningGrid) -> None:
         if not tuning.seeds or len({*tuning.seeds, *self.seeds}) < len(tuning.seeds) + len(self.seeds):
@@ -160,6 +162,15 @@ class CompareConfig(Checked):
                 raise BurnishError(
                     f"tuning: the settings of the methods in {task} are {found}: expected as many for each one"
                 )
+
+
+def stage_name(option: str) -> str:
+    """The stage's name in the registry, of an option of the config group `stage`."""
+    if is_file(option):
+        return str(read_option("stage", option).get("name"))
+    if option in group_options("stage"):
+        return str(yaml.safe_load(config_text(f"stage/{option}"))["name"])
+    return option
 
 
 def read_tuned(config: CompareConfig) -> dict[str, dict[str, list[str]]]:
@@ -208,8 +219,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> CompareConfig:
-    """The comparison of a YAML file; `overrides` are key=value, such as seeds=[0,1] or tasks.lift.policy=runs/x.
+def read_config(path: Path, overrides: Sequence[str] = (), *, only_report: bool = False) -> CompareConfig:
+    """The comparison of a YAML file; `overrides` are key=value, such as seeds=[0,1] or tasks.lift.policy=runs/x. Its
+    plugins are imported; with `only_report` those that are missing are warned of.
 
     Raises BurnishError where the file cannot be read, or a key or value is wrong.
     """
@@ -220,6 +232,15 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> CompareConfig:
         _override(content, override)
     content.setdefault("name", path.stem)
     content.setdefault("run_dir", f"runs/compare-{content['name']}")
+    plugins = content.get("plugins") or []
+    try:
+        content["plugins"] = import_plugins(plugins if isinstance(plugins, list) else [str(plugins)])
+    except NotInstalled as error:
+        if not only_report:
+            raise BurnishError(f"{path}: {error}") from error
+        warn(f"{path}: {error}")
+    except BurnishError as error:
+        raise BurnishError(f"{path}: {error}") from error
     try:
         return parse(CompareConfig, content)
     except BurnishError as error:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from burnish.compare.plan import PlannedRun, parsed, resolve
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, NotInstalled
 from burnish.policies.folder import fingerprint
 from burnish.runs.checkpoint import Checkpoints
 from burnish.runs.evaluation_file import weights_at_start
-from burnish.runs.folder import load_config
+from burnish.runs.folder import CONFIG, load_config
 from burnish.runs.stop import StopRequest
 from burnish.runs.summary import SUMMARY
 
-NOT_DECISIVE = ("device", "torch_threads", "backend", "n_workers", "wandb", "resume", "overwrite", "run_dir")
+NOT_DECISIVE = ("device", "torch_threads", "backend", "n_workers", "wandb", "resume", "overwrite", "run_dir", "plugins")
 """Keys of a run's configuration that do not decide its result."""
 STOPPED_STATUS = 130  # of a run that was asked to stop and can be resumed
 POLL_SECONDS = 0.2
@@ -175,10 +175,13 @@ def in_words(cell: PlannedRun) -> str:
 def is_current(cell: PlannedRun) -> bool:
     """Whether its run folder was made by its configuration, as far as that decides the result."""
     try:
+        expected = resolve(cell)
+    except NotInstalled:  # `plan` leaves it so where there is only a report to write
+        return (cell.folder / CONFIG).is_file()
+    try:
         found = parsed(cell, load_config(cell.folder))
     except BurnishError:  # no run, or one that this version would refuse
         return False
-    expected = resolve(cell)
     return decisive(found) == decisive(expected) and (
         cell.command != "finetune" or started_from(cell.folder, found.policy, expected.policy)
     )

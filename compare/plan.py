@@ -17,7 +17,7 @@ from burnish.config import parse
 from burnish.datasets.sources import demonstrations_of
 from burnish.datasets.sources import resolve as demonstrations_path
 from burnish.envs.task import TaskConfig
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, NotInstalled, warn
 
 EVALUATED_ALIKE = (
     ("evaluation", "seed"),
@@ -25,6 +25,7 @@ EVALUATED_ALIKE = (
     ("task", "env_id"),
     ("task", "env_kwargs"),
     ("task", "max_episode_steps"),
+    ("task", "judged_by"),
 )
 
 
@@ -47,8 +48,9 @@ class PlannedRun(NamedTuple):
         return f"{self.task} {self.method} seed {self.seed}"
 
 
-def plan(config: CompareConfig) -> list[PlannedRun]:
-    """All cells: those that pretrain first, then seed by seed, so that an unfinished grid compares all methods.
+def plan(config: CompareConfig, *, only_report: bool = False) -> list[PlannedRun]:
+    """All cells: those that pretrain first, then seed by seed, so that an unfinished grid compares all methods. With
+    `only_report` a cell may name what is not installed here: its run is taken as it is found.
 
     Raises BurnishError for the first one whose words do not make a valid configuration.
     """
@@ -59,15 +61,24 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
         for task in config.tasks
         for method in config.methods
     ]
-    return checked([*pretraining_cells(config), *cells])
+    return checked([*pretraining_cells(config), *cells], only_report)
 
 
-def checked(cells: list[PlannedRun]) -> list[PlannedRun]:
-    """The same. Raises BurnishError unless each makes a valid configuration, and all of a task are evaluated alike."""
+def checked(cells: list[PlannedRun], only_report: bool = False) -> list[PlannedRun]:
+    """The same. Raises BurnishError unless each makes a valid configuration, and all of a task are evaluated alike;
+    with `only_report` not of those that name what is not installed, which are warned of."""
+    configs, missing = {}, []
     for cell in cells:
-        resolve(cell)
+        try:
+            configs[cell] = resolve(cell)
+        except NotInstalled as error:
+            if not only_report:
+                raise
+            missing.append(str(error))
+    if missing:
+        warn(f"{len(missing)} cells are reported as found, not compared with their words: {missing[0]}")
     for task in dict.fromkeys(cell.task for cell in cells):
-        _check_evaluation(task, [resolve(cell) for cell in cells if cell.is_compared and cell.task == task])
+        _check_evaluation(task, [found for cell, found in configs.items() if cell.is_compared and cell.task == task])
     return cells
 
 
@@ -131,7 +142,7 @@ def resolve(cell: PlannedRun) -> Any:
     try:
         return parsed(cell, compose(cell.command, list(cell.words)))
     except BurnishError as error:
-        raise BurnishError(f"{cell}: {error}") from error
+        raise type(error)(f"{cell}: {error}") from error
 
 
 def parsed(cell: PlannedRun, config: Mapping[str, Any]) -> Any:
@@ -143,7 +154,7 @@ def pretraining_cells(config: CompareConfig) -> list[PlannedRun]:
     """Those that make the policies to start from."""
     cores = _on_cores(config.cell_cores, "evaluation.")
     return [
-        _made(config, task, name, seed, PRETRAIN, [f"task={grid.task or task}", *cores, *words])
+        _made(config, task, name, seed, PRETRAIN, [f"task={grid.task or task}", *_plugins(config), *cores, *words])
         for task, grid in config.tasks.items()
         for name, words in grid.pretrainings.items()
         for seed in config.seeds
@@ -156,7 +167,7 @@ def compared_cell(
     """A method's cell; the words in `last` win over all others. With a `setting` it has a folder, and a name, in the
     method's."""
     grid = config.tasks[task]
-    words = [f"task={grid.task or task}", *_on_cores(config.cell_cores, "", "evaluation.")]
+    words = [f"task={grid.task or task}", *_plugins(config), *_on_cores(config.cell_cores, "", "evaluation.")]
     words += [f"{key}={value}" for key in ("total_env_steps", "max_minutes") if (value := getattr(config, key))]
     if not grid.from_scratch:
         words.append(f"policy={grid.policy or next(iter(grid.pretrainings))}")
@@ -181,6 +192,11 @@ def _made(config: CompareConfig, task: str, method: str, seed: int, command: str
     folder = _folder(config, task, method, seed)
     given = {split(word)[0]: word for word in [*words, f"seed={seed}", f"run_dir={folder}"]}  # the last of each key
     return PlannedRun(task, method, seed, command, folder, tuple(given.values()))
+
+
+def _plugins(config: CompareConfig) -> list[str]:
+    """The word by which cells import them, on whatever machine they run."""
+    return [f"plugins=[{','.join(config.plugins)}]"] if config.plugins else []
 
 
 def _folder(config: CompareConfig, task: str, method: str, seed: int) -> Path:

@@ -55,7 +55,7 @@ from burnish.errors import BurnishError
 from burnish.runs.origin import commit, machine, versions, without_names
 
 INTRODUCTION = (
-    "Value of a run: the success rate for robosuite tasks, the return for Gymnasium tasks, mean over the episodes of "
+    "Value of a run: the success rate or the return, as its task is judged by, mean over the episodes of "
     "an evaluation; all methods are evaluated from the same initial states. IQM: interquartile mean over runs, with "
     f"95 % intervals of the stratified bootstrap (rliable, {RESAMPLES:,} resamples of the runs). Minutes are of "
     "training: acting and updates, without evaluations. Statistics are over the runs that finished: the column seeds "

@@ -16,7 +16,7 @@ import numpy as np
 from burnish.envs.task import recorded_measure
 from burnish.errors import BurnishError
 from burnish.evaluation.intervals import Difference
-from burnish.finetune.stage import stage_class
+from burnish.finetune.stage import Stage, stage_class
 from burnish.policies.folder import DESCRIPTION
 from burnish.runs.checkpoint import Checkpoints
 from burnish.runs.evaluation_file import (
@@ -137,12 +137,12 @@ class RunResult:
     @property
     def learns(self) -> bool:
         """Whether it is more than the policy it began with, evaluated."""
-        return stage_class(self.stage).learns
+        return self.env_steps > 0 if (stage := installed_stage(self.stage)) is None else stage.learns
 
     @property
     def trains_policy(self) -> bool:
-        """Whether the policy becomes another."""
-        return stage_class(self.stage).trains_policy
+        """Whether the policy becomes another; taken for granted of a stage that is not installed here."""
+        return self.learns if (stage := installed_stage(self.stage)) is None else stage.trains_policy
 
     @property
     def headline(self) -> Evaluated | None:
@@ -155,6 +155,14 @@ class RunResult:
         one = self.last if checkpoint == "last" else self.best
         of_n = self.last_selected if checkpoint == "last" else self.best_selected
         return of_n if selected else one
+
+
+def installed_stage(name: str) -> type[Stage] | None:
+    """The class of a stage by its name; None where it is not installed here."""
+    try:
+        return stage_class(name)
+    except BurnishError:
+        return None
 
 
 def read_run(folder: Path) -> RunResult:

@@ -29,7 +29,7 @@ def compare(config: CompareConfig, only_report: bool = False) -> int:
         BurnishError: bad input; nothing was started.
         Stopped: asked to stop; started again, the comparison goes on.
     """
-    cells = plan(config)
+    cells = plan(config, only_report=only_report)
     more = tuning_blocks(config)
     unfinished = _run(config, cells, only_report)
     from burnish.compare.document import print_blocks

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from burnish.compare.document import Block, Bullets, Column, Heading, Paragraph, Table, Value, shown
 from burnish.compare.grouping import Method, TaskRuns
-from burnish.compare.results import Evaluated, PairedDifference, RunResult, paired_difference
+from burnish.compare.results import Evaluated, PairedDifference, RunResult, installed_stage, paired_difference
 from burnish.compare.statistics import Estimate
 from burnish.compare.tables import SIGNED, actions, measure_of
 
@@ -117,9 +117,11 @@ def sentences(task: TaskRuns, found: list[Verdict]) -> Iterator[str]:
 
 
 def remarks(task: TaskRuns) -> list[str]:
-    """The runs that fell below their start, and those that went back."""
+    """The runs that fell below their start, those that went back, and the methods that nothing more is known of."""
     said = []
     for method in task.methods:
+        if method.runs and installed_stage(stage := method.runs[0].stage) is None:
+            said.append(f"{method.name}: stage={stage} is not installed here; taken for one that trains the policy")
         for run in method.runs:
             name = f"{method.name}, seed {run.seed}"
             if run.fell:

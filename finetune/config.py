@@ -11,9 +11,7 @@ from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.evaluation.temperatures import TrainingEvaluationConfig
 from burnish.finetune.stage import StageConfig
-from burnish.policies.diffusion import PolicyConfig
-from burnish.policies.flow import FlowPolicyConfig
-from burnish.policies.gaussian import GaussianPolicyConfig
+from burnish.policies.base import ChunkConfig
 from burnish.runs.config import RunConfig
 
 
@@ -43,7 +41,7 @@ class FinetuneConfig(RunConfig):
     policy: str | None = key(
         None, "folder of the pretrained policy, e.g. runs/pretrain-lift-seed0/checkpoints/best (from scratch: null)"
     )
-    network: PolicyConfig | FlowPolicyConfig | GaussianPolicyConfig | None = key(None)
+    network: ChunkConfig | None = key(None)
     evaluation: TrainingEvaluationConfig = key(factory=TrainingEvaluationConfig)
     offline: OfflinePhaseConfig = key(factory=OfflinePhaseConfig)
     total_env_steps: int = key(

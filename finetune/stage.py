@@ -17,8 +17,8 @@ from burnish.config import Checked
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.policies.base import Policy
-from burnish.registry import load
+from burnish.policies.base import POLICIES, Policy, policy_class
+from burnish.registry import find
 
 STAGES = {
     "dppo": "burnish.finetune.algorithms.dppo:DPPO",
@@ -30,7 +30,8 @@ STAGES = {
     "td3": "burnish.finetune.baselines.td3:TD3",
     "ppo": "burnish.finetune.baselines.ppo:PPO",
 }
-"""Name -> module:class; the class names its config in `Config`. One line for each algorithm."""
+"""Name -> module:class; the class names its config in `Config`. One line for each algorithm. Others are registered by
+plugins, or named as module:Class."""
 
 
 class Setting(NamedTuple):
@@ -80,6 +81,13 @@ class Stage(ABC):
     n_candidates: int = 1  # chunks sampled for each that is executed, if the policy has a critic to choose by
 
     @classmethod
+    def trains(cls, kind: str) -> bool:
+        """Whether it trains policies of that kind; one from outside the package counts as what it is a subclass of."""
+        if cls.kinds is None or kind in cls.kinds:
+            return True
+        return kind not in POLICIES and issubclass(policy_class(kind), tuple(map(policy_class, cls.kinds)))
+
+    @classmethod
     def check_installed(cls, name: str) -> None:
         """Raise BurnishError where the package that the stage, called `name`, needs is missing."""
         if cls.package and find_spec(cls.package.replace("-", "_")) is None:
@@ -126,8 +134,7 @@ def stage_class(name: str) -> type[Stage]:
     """The stage called `name`.
 
     Raises:
-        BurnishError: there is none.
+        NotInstalled: it is module:Class, and there is no such module.
+        BurnishError: there is none, or it is no stage.
     """
-    if name not in STAGES:
-        raise BurnishError(f"stage={name}: expected one of {', '.join(STAGES)}")
-    return load(STAGES[name])
+    return find("stage", name, STAGES, "stage", base=Stage, keys=StageConfig)

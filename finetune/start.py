@@ -16,8 +16,8 @@ from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.loop import Loop
 from burnish.finetune.stage import Setting, Stage, stage_class
 from burnish.machine.device import resolve_device
-from burnish.policies.base import Policy
-from burnish.policies.load import load_policy, policy_class
+from burnish.policies.base import Policy, policy_class
+from burnish.policies.load import load_policy
 from burnish.runs.checkpoint import Checkpoints
 from burnish.runs.folder import Run
 from burnish.runs.summary import converged
@@ -38,7 +38,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     policy = load_policy(source, device) if source else fresh_policy(config, device)
     check_kind(config, policy.config.kind)
     check_task(policy, config.task, config.evaluation.allow)
-    policy.trained_in = to_dict(config.task)
+    policy.trained_in, policy.plugins = to_dict(config.task), config.plugins
     with ExitStack() as stack:
         eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
         make_stage: Any = stage_class(config.stage.name)
@@ -82,8 +82,9 @@ def fresh_policy(config: FinetuneConfig, device: torch.device) -> Policy:
 
 def check_kind(config: FinetuneConfig, kind: str) -> None:
     """Raise BurnishError where the stage does not train policies of `kind`, the kind that it would be given."""
-    name, expected = config.stage.name, stage_class(config.stage.name).kinds
-    if expected is not None and kind not in expected:
+    name, stage = config.stage.name, stage_class(config.stage.name)
+    if not stage.trains(kind):
+        expected = stage.kinds or ()
         option = policy_class(expected[0]).Config.OPTION
         given, instead = f"policy={config.policy}", f"pretrain one: burnish pretrain policy={option}"
         if config.policy is None:
@@ -111,7 +112,7 @@ def check_budget(config: FinetuneConfig, stage: Stage) -> None:
     """Raise BurnishError where the steps do not suffice for one update."""
     Ta = stage.policy.config.n_action_steps
     per_update = config.n_envs * stage.chunks_per_update * Ta
-    keys = " and ".join(f"stage.{key}" for key in config.stage.FIRST_UPDATE)
+    keys = " and ".join(f"stage.{key}" for key in config.stage.FIRST_UPDATE) or "the stage"
     if config.total_env_steps < per_update:
         raise BurnishError(
             f"total_env_steps={config.total_env_steps} is too few for one update, which takes {per_update} = n_envs * "

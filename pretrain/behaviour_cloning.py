@@ -36,11 +36,8 @@ from burnish.evaluation.video import record
 from burnish.machine.device import resolve_device
 from burnish.networks.averages import EMA
 from burnish.networks.optimise import clipped_step
-from burnish.policies.base import Policy
+from burnish.policies.base import ChunkConfig, Policy, policy_class
 from burnish.policies.diffusion import PolicyConfig
-from burnish.policies.flow import FlowPolicyConfig
-from burnish.policies.gaussian import GaussianPolicyConfig
-from burnish.policies.load import policy_class
 from burnish.pretrain.convergence import still_improving
 from burnish.runs.checkpoint import PretrainState
 from burnish.runs.config import RunConfig
@@ -95,7 +92,7 @@ class PretrainConfig(RunConfig):
     """One run of `burnish pretrain`."""
 
     task: TaskConfig = key()
-    policy: PolicyConfig | FlowPolicyConfig | GaussianPolicyConfig = key(factory=PolicyConfig)
+    policy: ChunkConfig = key(factory=PolicyConfig)
     train: TrainConfig = key(factory=TrainConfig)
     evaluation: TrainingEvaluationConfig = key(factory=TrainingEvaluationConfig)
     dataset: str | None = key(None, "demonstrations: a file, or shipped:NAME (null: those the task names)")
@@ -229,7 +226,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     make_policy: Any = policy_class(config.policy.kind)
     sizes = windows.spec, windows.actions.shape[1]
     policy: Policy = make_policy(config.policy, *sizes, config.task.obs_keys, config.task.name).to(device)
-    policy.trained_in = to_dict(config.task)
+    policy.trained_in, policy.plugins = to_dict(config.task), config.plugins
     policy.fit_normalizers(windows.obs, windows.actions)
     with ExitStack() as stack:
         envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation, f"dataset={source}"))

@@ -26,7 +26,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 FILE = Path(__file__).with_suffix(".yaml")
 PACKAGES = ("burnish", "compare", "configs", "datasets", "finetune", "pretrain")
-COPIED = {*PACKAGES, "tests", "benchmarks", "docs", "pyproject.toml"}
+COPIED = {*PACKAGES, "tests", "benchmarks", "docs", "examples", "pyproject.toml"}
 ENOUGH = 0.95  # share of mutants that must be killed
 SECONDS = 180  # for the tests of one; a mutant that hangs is killed as well
 FAILED = (1, 2)  # pytest's exit status: a test failed, or could not even be imported

@@ -25,7 +25,7 @@ from burnish.config import Checked, WrongValue, about, completed, key, parse, se
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.finetune.stage import STAGES, StageConfig
-from burnish.policies.load import POLICIES, policy_class
+from burnish.policies.base import POLICIES, policy_class
 
 
 @dataclass(frozen=True)

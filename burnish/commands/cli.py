@@ -13,6 +13,7 @@ from typing import Any
 from burnish.commands.printing import print_config, report
 from burnish.commands.table import COMMANDS, Command
 from burnish.errors import BurnishError, Stopped
+from burnish.plugins import import_plugins
 
 MAINS = {
     "compare": "burnish.commands.compare",
@@ -67,6 +68,7 @@ def _dispatch(arguments: list[str]) -> int:
         main: Callable[[Sequence[str]], int] = import_module(MAINS[arguments[0]]).main
         return main(arguments[1:])
     options = _parser().parse_args(arguments)
+    import_plugins()
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 

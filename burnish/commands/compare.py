@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--report", action="store_true", help="only write the report anew, of what is finished")
     options = parser.parse_intermixed_args(list(arguments))
-    config = read_config(Path(options.file), options.overrides)
+    config = read_config(Path(options.file), options.overrides, only_report=options.report)
     if options.plan:
         cells = plan_tuning(config) if options.tune else plan(config)
         check_needs(cells, [cell for cell in cells if not is_finished(cell)])

@@ -6,7 +6,8 @@ from typing import Any
 
 from burnish.commands.table import Command
 from burnish.compose import compose, config_groups, parse_value, split
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, NotInstalled, warn
+from burnish.plugins import import_plugins
 
 
 def configure(command: Command, overrides: list[str]) -> dict[str, Any]:
@@ -23,14 +24,21 @@ def configure(command: Command, overrides: list[str]) -> dict[str, Any]:
 
 
 def _from_policy(command: Command, given: dict[str, str]) -> dict[str, Any]:
-    """The task that the policy knows, where none is given."""
-    from burnish.policies.folder import known_task
+    """The task that the policy knows, and the plugins that it may need, where none is given."""
+    from burnish.policies.folder import known_plugins, known_task
 
     groups = config_groups(command.config)
     if "task" not in groups or "task" in given or "policy" not in given or "policy" in groups:
         return {}
-    task = known_task(parse_value(given["policy"]))
-    return {} if task is None else {"task": task}
+    folder = parse_value(given["policy"])
+    task = known_task(folder)
+    plugins = []
+    for name in known_plugins(folder):
+        try:
+            plugins += import_plugins([name])
+        except NotInstalled as error:  # perhaps the training needed it, and nothing here does
+            warn(f"policy={folder} was made with a plugin that is not here: {error}")
+    return {} if task is None else {"task": task, "plugins": plugins}
 
 
 def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any]:
@@ -39,6 +47,7 @@ def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any
     if not command.lengths:
         raise BurnishError(f"burnish {command.name} takes no resume=...: only trainings have runs")
     config = load_config(run)
+    import_plugins(config.get("plugins", []))
     if command.section not in config:
         raise BurnishError(
             f"resume={run} is not a run of burnish {command.name}: its config.yaml has no {command.section}"

@@ -13,6 +13,7 @@ from burnish.evaluation.temperatures import Sampling, best, compare_samplings, t
 from burnish.evaluation.video import record
 from burnish.machine.device import DeviceConfig, resolve_device
 from burnish.machine.disk import require_writable
+from burnish.plugins import PluginsConfig
 from burnish.policies.base import Policy
 from burnish.policies.load import load_policy
 from burnish.runs.evaluation_file import EVALUATION
@@ -20,7 +21,7 @@ from burnish.runs.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EpisodesConfig, DeviceConfig):
+class EvaluateConfig(EpisodesConfig, DeviceConfig, PluginsConfig):
     """What to evaluate, in which episodes (the keys of `EpisodesConfig`), and how it samples."""
 
     policy: str = key(doc="folder of the policy, e.g. runs/dppo-lift-seed0/checkpoints/best")

@@ -22,6 +22,7 @@ from burnish.finetune.stage import stage_class
 from burnish.finetune.start import finetune
 from burnish.machine.device import DeviceConfig, resolve_device
 from burnish.machine.disk import require_writable
+from burnish.plugins import PluginsConfig
 from burnish.policies.load import load_policy
 from burnish.runs.evaluation_file import SELECTED, EvaluationFile
 from burnish.runs.json_file import write_json
@@ -31,7 +32,7 @@ ENOUGH_RETURN = 1 / 3  # likewise, of the expert's return
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadroomConfig(EpisodesConfig, DeviceConfig):
+class HeadroomConfig(EpisodesConfig, DeviceConfig, PluginsConfig):
     """Which policy, in which episodes, against which expert."""
 
     policy: str = key(doc="folder of the pretrained policy")
@@ -70,8 +71,7 @@ def headroom(config: HeadroomConfig) -> dict[str, Any]:
     require_writable(folder)
     measure, seeds = config.task.measure, [config.seed + i for i in range(config.episodes)]
     how = EvaluationConfig(**{field.name: getattr(config, field.name) for field in fields(EpisodesConfig)})
-    kinds = stage_class("best_of_n").kinds
-    chooses = kinds is None or policy.config.kind in kinds
+    chooses = stage_class("best_of_n").trains(policy.config.kind)
     choosing = _choosing(config, folder) if config.critic_steps and chooses else None
     expert = _expert(config, measure)
     each = samplings(policy, config.temperatures, config.means_of)
@@ -156,6 +156,7 @@ def _expert(config: HeadroomConfig, measure: str) -> Row | None:
         seed=config.seed,
         states=False,
         n_workers=config.n_workers or 2,
+        plugins=config.plugins,
     )
     found = record_all(collecting)
     values = [one.success if measure == "success_rate" else one.episode.rewards.sum() for one in found]
@@ -180,6 +181,7 @@ def _choosing(config: HeadroomConfig, folder: Path) -> FinetuneConfig:
         "evaluation.temperatures=[]",
         f"run_dir={folder / 'best-of-n'}",
         "overwrite=true",
+        f"plugins=[{','.join(config.plugins)}]",
         *(["stage.demos=null", "stage.demo_ratio=0"] if config.demos is None else [f"stage.demos={config.demos}"]),
     ]
     composed = compose("finetune", words)

@@ -12,8 +12,8 @@ from burnish.compose import parse_value, split
 from burnish.config import parse
 from burnish.errors import BurnishError
 from burnish.machine.disk import write_atomically
+from burnish.policies.base import policy_class
 from burnish.policies.folder import DESCRIPTION, policy_folder, read_description
-from burnish.policies.load import policy_class
 
 SETTABLE = ("temperature", "mean_of")
 """What says how a policy samples and not what it has learned."""

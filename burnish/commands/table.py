@@ -47,6 +47,7 @@ class Command:
 
     def help(self, overrides: Sequence[str] = ()) -> str:
         """The text of --help: all keys, with the values that they have after `overrides`, such as `stage=dpmd`."""
+        values = compose(self.config, list(overrides))  # first: it imports the plugins, which may have options
         groups = config_groups(self.config)
         given = dict(map(split, overrides))
         chosen = [f"{group}={given.get(group, options[0])}" for group, options in groups.items()]
@@ -58,7 +59,7 @@ class Command:
         lines += ["", "config groups (the first is the default):"]
         lines += [row(f"{group}=", ", ".join(options)) for group, options in groups.items()]
         lines += ["", f"keys with {' '.join(chosen)} (others: burnish {self.name} GROUP=OPTION --help):"]
-        lines += explain(config_class(self.config), compose(self.config, list(overrides)))
+        lines += explain(config_class(self.config), values)
         lines += ["", "options:"]
         lines += [
             row("-m, --multirun", "run all combinations of key=a,b or key=range(0,3), one after another"),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 
 from burnish.config import about
-from burnish.envs.task import TaskConfig, load_task
+from burnish.envs.task import SUITES, TaskConfig, load_task
+from burnish.errors import BurnishError
+from burnish.registry import find
 
 
 def try_task(task: TaskConfig) -> str | None:
@@ -32,8 +35,6 @@ def print_tasks(names: Sequence[str] = (), *, check: bool = False, show: bool = 
 
     Without `check` a task counts as running here if its suite is installed. `show` prints their keys instead.
     """
-    from importlib.util import find_spec
-
     from burnish.compose import group_options
 
     tasks = [load_task(name) for name in names or group_options("task")]
@@ -43,7 +44,7 @@ def print_tasks(names: Sequence[str] = (), *, check: bool = False, show: bool = 
     print(_row("task", "suite", "environment", "steps", "demonstrations", "runs here"))
     all_run = True
     for task in tasks:
-        problem = None if find_spec(task.suite) else f"no: pip install {task.suite}"
+        problem = missing(task.suite)
         if check and problem is None:
             problem = try_task(task)
         all_run &= problem is None
@@ -53,6 +54,17 @@ def print_tasks(names: Sequence[str] = (), *, check: bool = False, show: bool = 
             flush=True,
         )
     return 0 if all_run else 1
+
+
+def missing(suite: str) -> str | None:
+    """Why tasks of the suite cannot run here, or None."""
+    if suite in SUITES:
+        return None if find_spec(suite) else f"no: pip install {suite}"
+    try:
+        find("suite", suite, SUITES, "task.suite")
+    except BurnishError as error:
+        return f"no: {error}"
+    return None
 
 
 def shown(task: TaskConfig) -> str:
@@ -67,4 +79,4 @@ def shown(task: TaskConfig) -> str:
 
 
 def _row(*cells: str) -> str:
-    return "".join(f"{cell:<{width}}" for cell, width in zip(cells, (26, 11, 27, 7, 28, 0)))
+    return " ".join(f"{cell:<{width}}" for cell, width in zip(cells, (25, 10, 26, 6, 27, 0)))

@@ -9,12 +9,13 @@ import os
 from functools import partial
 
 from burnish.envs.base import ChunkStep, Simulator, Step, VectorEnv
-from burnish.envs.task import TaskConfig
+from burnish.envs.task import SUITES, TaskConfig
 from burnish.errors import BurnishError
+from burnish.registry import find
 
 BACKENDS = ("auto", "sync", "workers", "envpool")
 
-_ENVS_FOR_WORKERS = {"gymnasium": 8, "robosuite": 2}
+_ENVS_FOR_WORKERS = {"gymnasium": 8}  # of the others 2
 
 __all__ = [
     "BACKENDS",
@@ -29,14 +30,9 @@ __all__ = [
 
 
 def make_simulator(task: TaskConfig) -> Simulator:
-    """The simulator of a task. Raises BurnishError for an unknown `env_id`, with the nearest names."""
-    if task.suite == "robosuite":
-        from burnish.envs.robosuite.simulator import RobosuiteSimulator
-
-        return RobosuiteSimulator(task)
-    from burnish.envs.gymnasium.simulator import make_gymnasium
-
-    return make_gymnasium(task)
+    """The simulator of a task. Raises BurnishError for an unknown `env_id`, with the nearest names, and for a suite
+    that cannot be imported."""
+    return find("suite", task.suite, SUITES, "task.suite")(task)
 
 
 def make_vector_env(
@@ -59,7 +55,7 @@ def make_vector_env(
             two give the same, whatever `n_workers` is.
         backend: "sync" (this process), "workers" (spawned processes), "envpool" (C++ threads, Gymnasium tasks
             only, numbers of its own), or "auto": workers where there are two CPUs and environments enough (2
-            of robosuite, 8 of Gymnasium, whose steps are cheap beside a worker's messages), else sync.
+            in general, 8 of Gymnasium, whose steps are cheap beside a worker's messages), else sync.
         n_workers: worker processes, or EnvPool's threads; None for one per CPU. At most `n_envs` are used.
         autoreset: start the next episode in the step that ended the last; False for evaluation.
         ends_at_success: the first success terminates the episode (Gymnasium's tasks have none).
@@ -70,7 +66,7 @@ def make_vector_env(
     if n_workers is None:
         n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if backend == "auto":
-        backend = "workers" if n_workers > 1 and n_envs >= _ENVS_FOR_WORKERS[task.suite] else "sync"
+        backend = "workers" if n_workers > 1 and n_envs >= _ENVS_FOR_WORKERS.get(task.suite, 2) else "sync"
     if backend == "envpool":
         from burnish.envs.gymnasium.envpool import EnvPoolVectorEnv
 

@@ -8,8 +8,14 @@ from typing import Any, Literal
 
 from burnish.config import Checked, WrongValue, key
 from burnish.errors import BurnishError
+from burnish.registry import check_name
 
-SUITES = ("gymnasium", "robosuite")
+SUITES = {
+    "gymnasium": "burnish.envs.gymnasium.simulator:make_gymnasium",
+    "robosuite": "burnish.envs.robosuite.simulator:RobosuiteSimulator",
+}
+"""Name -> what gives a `burnish.envs.base.Simulator`, called with the task. Others are registered by plugins, or named
+as module:function."""
 MeasureName = Literal["success_rate", "return"]
 
 
@@ -18,7 +24,10 @@ class TaskConfig(Checked):
     """One entry of the config group `task`."""
 
     name: str = key(doc="the task's name on the command line")
-    suite: str = key(doc="the simulator package", options=SUITES)
+    suite: str = key(
+        doc="the simulator package, gymnasium or robosuite; or module:function of your own, which makes a Simulator of "
+        "this task (docs/extending.md)"
+    )
     env_id: str = key(doc="the suite's own name of the environment, as Hopper-v5 or Lift")
     max_episode_steps: int = key(doc="primitive (not chunk) steps after which an episode is truncated", least=1)
     obs_keys: list[str] = key(
@@ -34,20 +43,29 @@ class TaskConfig(Checked):
     env_kwargs: dict[str, Any] = key(factory=dict, doc="arguments for gymnasium.make or robosuite.make")
     dataset: str | None = key(None, "its demonstrations: a file, or shipped:NAME for one of the package (null: none)")
     fast: bool = key(True, "robosuite's control step compiled, with the same numbers; false: its own")
+    judged_by: Literal["suite", "success_rate", "return"] = key(
+        "suite",
+        "what evaluations and reports compare: success_rate, return, or what is usual in the suite: success_rate with "
+        "robosuite, return with all others",
+    )
 
     def check(self) -> None:
+        check_name("suite", self.suite, SUITES, "task.suite")
         if not self.obs_keys and not self.sensors:
             raise WrongValue("obs_keys=[]: expected at least one observation key, or sensors")
 
     @property
     def measure(self) -> MeasureName:
         """What evaluations of the task are judged by."""
-        return recorded_measure({"suite": self.suite})
+        return recorded_measure({"suite": self.suite, "judged_by": self.judged_by})
 
 
 def recorded_measure(task: Mapping[str, Any]) -> MeasureName:
     """`TaskConfig.measure` of a task as a run's config.yaml has it, also of a version whose keys were others."""
-    return "success_rate" if task["suite"] == "robosuite" else "return"
+    judged_by = task.get("judged_by", "suite")
+    if judged_by == "suite":
+        return "success_rate" if task["suite"] == "robosuite" else "return"
+    return judged_by
 
 
 def load_task(name: str) -> TaskConfig:

@@ -1,6 +1,7 @@
 """Networks: denoisers (residual MLP, 1-D U-Net), the value and Q networks, time embedding."""
 
-from burnish.networks.denoiser import Denoiser, DenoiserConfig, build_denoiser
+from burnish.networks.base import Denoiser
+from burnish.networks.denoiser import DenoiserConfig, DenoiserKeys, build_denoiser
 from burnish.networks.encoded import Encoded
 from burnish.networks.q import CriticConfig, GaussianCriticConfig, QEnsemble, QuantileCriticConfig
 from burnish.networks.value import ValueNetwork
@@ -9,6 +10,7 @@ __all__ = [
     "CriticConfig",
     "Denoiser",
     "DenoiserConfig",
+    "DenoiserKeys",
     "Encoded",
     "GaussianCriticConfig",
     "QEnsemble",

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from burnish.config import Checked, WrongValue, key
 from burnish.networks.activation import ACTIVATIONS
+from burnish.networks.base import Denoiser
 from burnish.networks.mlp import MLPDenoiser
 from burnish.networks.unet import UNetDenoiser
+from burnish.registry import find
 
-Denoiser = MLPDenoiser | UNetDenoiser
+DENOISERS = {"mlp": "burnish.networks.mlp:MLPDenoiser", "unet": "burnish.networks.unet:UNetDenoiser"}
+"""Name -> module:class. Others are registered by plugins, or named as module:Class; they have keys of their own."""
 
 
 @dataclass(frozen=True)
-class DenoiserConfig(Checked):
-    """The denoising network."""
+class DenoiserKeys(Checked):
+    """Base of the denoisers' keys: `name` chooses the denoiser."""
+
+    name: str = key(doc="mlp, unet, or module:Class of your own")
+
+    @classmethod
+    def choose(cls, mapping: Mapping[str, Any]) -> type[DenoiserKeys]:
+        """The keys of the denoiser that `mapping` names. Raises BurnishError where there is none of that name."""
+        name = str(mapping.get("name", DenoiserConfig.name))
+        return DenoiserConfig if name in DENOISERS else denoiser_class(name).Config
+
+
+@dataclass(frozen=True)
+class DenoiserConfig(DenoiserKeys):
+    """Those of the package's own networks."""
 
     name: str = key(
         "mlp",
-        "a multilayer perceptron over the flat chunk, or Diffusion Policy's 1-D U-Net over its steps",
-        options=("mlp", "unet"),
+        "mlp (a multilayer perceptron over the flat chunk), unet (Diffusion Policy's 1-D U-Net over its steps), or "
+        "module:Class of your own",
+        options=DENOISERS,
     )
     hidden_dim: int = key(256, "of the MLP (DPPO: 512, RSM: 256)", least=1)
     n_layers: int = key(3, "of the MLP", least=1)
@@ -42,10 +61,23 @@ class DenoiserConfig(Checked):
                 raise WrongValue(f"kernel_size={self.kernel_size}: expected an odd number")
 
 
+def denoiser_class(name: str) -> Any:
+    """The denoiser called `name`.
+
+    Raises:
+        NotInstalled: it is module:Class, and there is no such module.
+        BurnishError: there is none, or it is no denoiser.
+    """
+    return find("denoiser", name, DENOISERS, "denoiser.name", base=Denoiser, keys=DenoiserKeys)
+
+
 def build_denoiser(
-    config: DenoiserConfig, *, features: int, horizon: int, action_dim: int, denoising_steps: int
+    config: DenoiserKeys, *, features: int, horizon: int, action_dim: int, denoising_steps: int
 ) -> Denoiser:
     """The network for features of observations (B, F) and chunks (B, Tp, Da) = (B, horizon, action_dim)."""
+    if not isinstance(config, DenoiserConfig):
+        make = denoiser_class(config.name)
+        return make(config, features=features, horizon=horizon, action_dim=action_dim, denoising_steps=denoising_steps)
     if config.name == "unet":
         return UNetDenoiser(
             features,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from burnish.networks.activation import ACTIVATIONS
+from burnish.networks.base import Denoiser
 from burnish.networks.compiled.in_parts import in_parts
 from burnish.networks.compiled.mlp import CompiledMLP, can_compile, half_wanted, up_to_date
 from burnish.networks.embedding import TimeEmbedding
@@ -35,11 +36,11 @@ def trunk(dim: int, n_layers: int, residual: bool, activation: type[nn.Module]) 
     return nn.Sequential(*layers)
 
 
-class MLPDenoiser(nn.Module):
+class MLPDenoiser(Denoiser):
     """Network output for noisy chunks (B, Tp, Da) at timesteps k, given features of observations (B, F).
 
     The first layer is written as a sum, W_x x + W_s s + W_t emb(k): the observation's part is the same for
-    every denoising step (and every candidate), so `encode` computes it once, and that of all timesteps. Where there
+    every denoising step (and every candidate), so `condition` computes it once, and that of all timesteps. Where there
     is no gradient, whole chains run compiled (`burnish.networks.compiled`).
     """
 
@@ -59,7 +60,6 @@ class MLPDenoiser(nn.Module):
         time_dim: int,
     ):
         super().__init__()
-        self.encoder: nn.Module = nn.Identity()  # from observations to features
         self.activation, self.residual = activation, residual
         self.time = TimeEmbedding(denoising_steps, time_dim)
         self.from_time = nn.Linear(time_dim, hidden_dim)
@@ -68,9 +68,8 @@ class MLPDenoiser(nn.Module):
         self.trunk = trunk(hidden_dim, n_layers, residual, ACTIVATIONS[activation])
         self.out = nn.Linear(hidden_dim, horizon * action_dim)
 
-    def encode(self, obs: Tensor) -> Encoded:
-        """Observations (B, ...) -> their part of the first layer (B, hidden), and the timesteps' (K, hidden)."""
-        features = self.encoder(obs)
+    def condition(self, features: Tensor) -> Encoded:
+        """Features (B, F) -> their part of the first layer (B, hidden), and the timesteps' (K, hidden)."""
         half = half_wanted()
         if not can_compile(self.from_obs.weight, self.out.in_features, self.activation, half):
             return Encoded(self.from_obs(features), self._times())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from burnish.networks.base import Denoiser
 from burnish.networks.embedding import TimeEmbedding
 from burnish.networks.encoded import Encoded
 
@@ -53,7 +54,7 @@ class FiLMBlock(nn.Module):
         return self.second(self.first(x) * (1 + scale) + shift) + self.skip(x)
 
 
-class UNetDenoiser(nn.Module):
+class UNetDenoiser(Denoiser):
     """Network output for noisy chunks (B, Tp, Da) at timesteps k, given features of observations (B, F).
 
     Lengths that the strides do not divide are padded by repeating the last step and cut again at the end.
@@ -73,7 +74,6 @@ class UNetDenoiser(nn.Module):
         time_dim: int,
     ):
         super().__init__()
-        self.encoder: nn.Module = nn.Identity()  # from observations to features
         self.time = TimeEmbedding(denoising_steps, time_dim)
         self.stride = 2 ** (len(channels) - 1)
         cond_dim = time_dim + features
@@ -88,9 +88,9 @@ class UNetDenoiser(nn.Module):
         self.up = nn.ModuleList(block(2 * c, c) for c in channels)
         self.out = nn.Conv1d(channels[0], action_dim, 1)
 
-    def encode(self, obs: Tensor) -> Encoded:
-        """Observations (B, ...) -> their features (B, F): FiLM mixes them with the timestep in every block."""
-        return Encoded(self.encoder(obs), self.time())
+    def condition(self, features: Tensor) -> Encoded:
+        """Features (B, F), unchanged: FiLM mixes them with the timestep in every block."""
+        return Encoded(features, self.time())
 
     def forward(self, x: Tensor, k: Tensor, encoded: Encoded) -> Tensor:
         """Args: x (..., Tp, Da), k and encoded.obs (..., F) broadcast against its leading dimensions."""

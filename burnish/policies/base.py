@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,14 +27,22 @@ from burnish.networks.encoders.encoder import Encoder, EncoderConfig
 from burnish.observations import STATE, ObsSpec
 from burnish.policies.folder import DESCRIPTION, FORMAT, WEIGHTS, policy_folder, read_description
 from burnish.policies.normalizer import Normalizer
+from burnish.registry import address, find
 
 P = TypeVar("P", bound="Policy")
 N = TypeVar("N", bound=nn.Module)
+POLICIES = {
+    "diffusion": "burnish.policies.diffusion:DiffusionPolicy",
+    "flow": "burnish.policies.flow:FlowPolicy",
+    "gaussian": "burnish.policies.gaussian:GaussianPolicy",
+}
+"""Kind -> module:class; the class names its config in `Config`. Others are registered by plugins, or named as
+module:Class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkConfig(Checked):
-    """What the config of every kind of policy has; `kind` is a key of `burnish.policies.load.POLICIES`."""
+    """What the config of every kind of policy has; `kind` chooses it."""
 
     OPTION: ClassVar[str]  # the one of the config group `policy` that makes such a policy
 
@@ -50,6 +58,11 @@ class ChunkConfig(Checked):
     )
     temperature: float = key(1.0, "tau, factor on all noise with which it acts; 0: none", least=0)
     mean_of: int = key(1, "chunks that are sampled for each that is executed, their mean", least=1)
+
+    @classmethod
+    def choose(cls, mapping: Mapping[str, Any]) -> type[ChunkConfig]:
+        """The config of the kind that `mapping` names. Raises BurnishError where there is none of that name."""
+        return policy_class(str(mapping.get("kind", "diffusion"))).Config  # the first policies do not say
 
     @property
     def horizon(self) -> int:
@@ -81,6 +94,7 @@ class Policy(nn.Module, ABC):
         self.obs_keys = list(obs_keys)
         self.task = task
         self.trained_in: dict[str, Any] | None = None  # the whole task, as plain data
+        self.plugins: list[str] = []  # of the run that made it: the task may need them, the policy does not
         self.obs_normalizer = Normalizer(self.obs_dim)  # of the state; sensors are for their encoders
         self.action_normalizer = Normalizer(action_dim)
         self.critic: QEnsemble | None = None
@@ -252,14 +266,15 @@ class Policy(nn.Module, ABC):
         """The content of policy.json: all that `from_description` needs to make such a policy."""
         return {
             "format": FORMAT,
-            "kind": self.config.kind,
+            "kind": address("policy", self.config.kind),
             "task": self.task,
             **({"trained_in": self.trained_in} if self.trained_in else {}),
+            **({"plugins": self.plugins} if self.plugins else {}),
             "obs_dim": self.obs_dim,
             **({"sensors": self.obs_spec.sensors_as_json()} if self.obs_spec.sensors else {}),
             "action_dim": self.action_dim,
             "obs_keys": self.obs_keys,
-            "config": asdict(self.config),
+            "config": asdict(self.config) | {"kind": address("policy", self.config.kind)},
         }
 
     @classmethod
@@ -269,6 +284,7 @@ class Policy(nn.Module, ABC):
         obs_spec = ObsSpec.from_json(description["obs_dim"], description.get("sensors"))
         policy = cls(config, obs_spec, description["action_dim"], description["obs_keys"], description["task"])
         policy.trained_in = description.get("trained_in")
+        policy.plugins = description.get("plugins", [])
         return policy
 
     @classmethod
@@ -280,7 +296,7 @@ class Policy(nn.Module, ABC):
         """
         folder = policy_folder(folder)
         description = read_description(folder)
-        if description["kind"] != cls.Config.kind:
+        if policy_class(description["kind"]) is not cls:
             raise BurnishError(f"{folder} holds a {description['kind']} policy: expected a {cls.__name__}")
         try:
             policy = cls.from_description(description)
@@ -305,3 +321,13 @@ class Policy(nn.Module, ABC):
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise BurnishError(f"{path} does not fit {DESCRIPTION} beside it: {reason}") from error
+
+
+def policy_class(kind: str) -> type[Policy]:
+    """The class of one kind of policies.
+
+    Raises:
+        NotInstalled: it is module:Class, and there is no such module.
+        BurnishError: there is none, or it is no policy.
+    """
+    return find("policy", kind, POLICIES, "kind", base=Policy, keys=ChunkConfig)

@@ -24,17 +24,18 @@ from torch.nn import functional as F
 from burnish.config import WrongValue, key, parse
 from burnish.diffusion import SCHEDULES, Chain, NoiseProcess, Process, Sampler, StdBounds, betas
 from burnish.errors import BurnishError
-from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, Encoded, QEnsemble, build_denoiser
+from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, DenoiserKeys, Encoded, QEnsemble, build_denoiser
 from burnish.networks.q import NETWORKS
 from burnish.observations import ObsSpec
 from burnish.policies.base import ChunkConfig, Policy
+from burnish.registry import address
 
 
 @dataclass(frozen=True)
 class ChainConfig(ChunkConfig):
     """What every policy has that samples by a chain of denoising steps."""
 
-    denoiser: DenoiserConfig = key(factory=DenoiserConfig)
+    denoiser: DenoiserKeys = key(factory=DenoiserConfig)
     horizon: int = key(4, "Tp, predicted action steps", least=1)
     denoising_steps: int = key(20, "K, timesteps of the forward process", least=1)
     clip_sample: float | None = key(1.0, "bound of the predicted clean, normalised action (null: none)", above=0)
@@ -325,8 +326,10 @@ class DiffusionPolicy(Policy):
         return self.within_bounds(x).mean(1) if self.config.mean_of > 1 else x
 
     def description(self) -> dict[str, Any]:
+        described = super().description()
+        described["config"]["denoiser"]["name"] = address("denoiser", self.config.denoiser.name)
         return {
-            **super().description(),
+            **described,
             "ft_denoising_steps": self.ft_denoising_steps,
             "critic": self.critic_config and asdict(self.critic_config),
         }

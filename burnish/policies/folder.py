@@ -47,6 +47,14 @@ def known_task(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
 
 
+def known_plugins(folder: str | os.PathLike[str]) -> list[str]:
+    """The plugins of the run that made the policy, without which its task may not be found; see `known_task`."""
+    try:
+        return list(read_description(policy_folder(folder)).get("plugins", []))
+    except BurnishError:
+        return []
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """The content of policy.json.
 

@@ -1,4 +1,4 @@
-"""Which kinds of policies there are, and the one door to a saved one."""
+"""The one door to a saved policy."""
 
 from __future__ import annotations
 
@@ -7,27 +7,8 @@ import os
 import torch
 
 from burnish.errors import BurnishError
-from burnish.policies.base import Policy
+from burnish.policies.base import Policy, policy_class
 from burnish.policies.folder import DESCRIPTION, policy_folder, read_description
-from burnish.registry import load
-
-POLICIES = {
-    "diffusion": "burnish.policies.diffusion:DiffusionPolicy",
-    "flow": "burnish.policies.flow:FlowPolicy",
-    "gaussian": "burnish.policies.gaussian:GaussianPolicy",
-}
-"""Kind -> module:class; the class names its config in `Config`."""
-
-
-def policy_class(kind: str) -> type[Policy]:
-    """The class of one kind of policies.
-
-    Raises:
-        BurnishError: there is none.
-    """
-    if kind not in POLICIES:
-        raise BurnishError(f"kind={kind}: expected one of {', '.join(POLICIES)}")
-    return load(POLICIES[kind])
 
 
 def load_policy(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Policy:

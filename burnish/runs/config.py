@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from burnish.config import key
 from burnish.machine.device import DeviceConfig
+from burnish.plugins import PluginsConfig
 from burnish.runs.tracking import WANDB_MODES
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(DeviceConfig):
+class RunConfig(DeviceConfig, PluginsConfig):
     """See `burnish.runs.folder.Run.open`."""
 
     run_dir: str = key(doc="folder of this run")

@@ -6,26 +6,37 @@ Symbols: To observation steps, Do and Da dimensions of observation and action.
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from burnish.datasets.experts.faults import EpisodeFaults
 from burnish.envs.base import Floats, Obs, Simulator
+from burnish.registry import find
 
 if TYPE_CHECKING:
+    from burnish.datasets.collecting.config import CollectConfig
     from burnish.datasets.collecting.sac_actor import SACActor
     from burnish.policies.base import Policy
 
 
+BEHAVIOURS = {
+    "expert": "burnish.datasets.collecting.actors:scripted_expert",
+    "sac": "burnish.datasets.collecting.actors:shipped_sac",
+}
+"""Name -> what gives an `Actor`, called with a `CollectConfig`. Others are registered by plugins, or named as
+module:function."""
+
+
 class Actor(Protocol):
-    """A behaviour, one action at a time.
+    """A behaviour, one action at a time. One of your own is a subclass.
 
     Attributes:
         faults: what it does wrong on purpose in the present episode.
     """
 
-    faults: EpisodeFaults
+    faults: EpisodeFaults = EpisodeFaults()
 
     def reset(self, simulator: Simulator, rng: np.random.Generator) -> None:
         """Begin an episode in `simulator`, just reset; `rng` is for all that is random in this episode."""
@@ -73,3 +84,28 @@ class PolicyActor:
             history = np.stack(self._history)[None]  # (1, To, Do)
             self._chunk.extend(np.asarray(self._policy.act(history, generator=self._generator))[0])
         return self._chunk.popleft()
+
+
+def scripted_expert(config: CollectConfig) -> Actor:
+    from burnish.datasets.experts import make_expert
+
+    return make_expert(config.task.env_id, config.grasp_bias, config.speed, config.faults)
+
+
+def shipped_sac(config: CollectConfig) -> Actor:
+    from burnish.datasets.collecting.sac_actor import SACActor
+
+    return SampledActor(SACActor.load(f"shipped:{config.task.name}-medium"))
+
+
+def make_actor(config: CollectConfig, behaviour: str) -> Actor:
+    """The behaviour of that name, file or folder. Raises BurnishError where there is none."""
+    if behaviour.endswith(".safetensors"):
+        from burnish.datasets.collecting.sac_actor import SACActor
+
+        return SampledActor(SACActor.load(behaviour))
+    if behaviour not in BEHAVIOURS and ("/" in behaviour or Path(behaviour).exists()):
+        from burnish.policies.load import load_policy
+
+        return PolicyActor(load_policy(behaviour))
+    return find("behaviour", behaviour, BEHAVIOURS, "behaviour")(config)

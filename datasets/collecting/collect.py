@@ -15,6 +15,7 @@ from burnish.datasets.collecting.recorder import Recorder, Recording
 from burnish.datasets.episodes import Demonstrations
 from burnish.errors import BurnishError
 from burnish.machine.disk import require_writable
+from burnish.plugins import import_plugins
 from burnish.runs.progress import Progress
 
 Recordings = Generator[tuple[int, Recording], None, None]
@@ -121,6 +122,7 @@ def _work(config: CollectConfig, indices: range, pipe: Any) -> None:
 
         torch.set_num_threads(1)  # the processes share the cores among themselves
     try:
+        import_plugins(config.plugins)
         recorder = Recorder(config)
         for index in indices:
             pipe.send((index, recorder.record(index)))

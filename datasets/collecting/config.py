@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from burnish.config import Checked, key
+from burnish.config import key
 from burnish.datasets.experts.faults import Faults
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.plugins import PluginsConfig
 
 
 @dataclass(frozen=True)
-class CollectConfig(Checked):
+class CollectConfig(PluginsConfig):
     """What to collect."""
 
     task: TaskConfig = key()
@@ -20,7 +21,7 @@ class CollectConfig(Checked):
     behaviour: str = key(
         "expert",
         "expert (scripted, robosuite), sac (trained, Gymnasium; one is shipped), a SAC actor's .safetensors, or the "
-        "folder of a saved policy",
+        "folder of a saved policy; or module:function of your own (docs/extending.md)",
     )
     mixture: list[str] = key(
         [], "further behaviours, which take turns with it, one episode each: levels of skill, as in medium-replay data"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.datasets.collecting.actors import Actor, PolicyActor, SampledActor
+from burnish.datasets.collecting.actors import make_actor
 from burnish.datasets.episodes import Episode
 from burnish.datasets.formats.robosuite_states import model_xml
 from burnish.envs import make_simulator
@@ -44,7 +44,7 @@ class Recorder:
     def __init__(self, config: CollectConfig) -> None:
         self.config = config
         self.simulator: Any = make_simulator(config.task)
-        self.actors = [_make_actor(config, behaviour) for behaviour in (config.behaviour, *config.mixture)]
+        self.actors = [make_actor(config, behaviour) for behaviour in (config.behaviour, *config.mixture)]
         self.actor = self.actors[0]
         self._is_robosuite = config.task.suite == "robosuite"
         self._with_states = config.states and self._is_robosuite
@@ -96,18 +96,3 @@ class Recorder:
 
     def _state(self) -> NDArray[np.float64]:
         return self.simulator.env.sim.get_state().flatten()
-
-
-def _make_actor(config: CollectConfig, behaviour: str) -> Actor:
-    if behaviour == "expert":
-        from burnish.datasets.experts import make_expert
-
-        return make_expert(config.task.env_id, config.grasp_bias, config.speed, config.faults)
-    if behaviour == "sac" or behaviour.endswith(".safetensors"):
-        from burnish.datasets.collecting.sac_actor import SACActor
-
-        shipped = f"shipped:{config.task.name}-medium"
-        return SampledActor(SACActor.load(shipped if behaviour == "sac" else behaviour))
-    from burnish.policies.load import load_policy
-
-    return PolicyActor(load_policy(behaviour))

@@ -25,11 +25,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from burnish.config import Checked, WrongValue, key
+from burnish.config import WrongValue, key
 from burnish.datasets.sources import resolve
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.machine.disk import require_writable
+from burnish.plugins import PluginsConfig
 
 if TYPE_CHECKING:
     import gymnasium
@@ -39,7 +40,7 @@ ACTOR_FORMAT = "burnish-sac-actor-1"
 
 
 @dataclass(frozen=True)
-class BehaviourConfig(Checked):
+class BehaviourConfig(PluginsConfig):
     """What `train_behaviour` trains and when it stops."""
 
     task: TaskConfig = key()

@@ -27,6 +27,7 @@ from burnish.envs.base import Bools, ChunkStep, Floats
 from burnish.envs.vector.episode import ChunkedEnv, MakeSimulator, chunk_arrays
 from burnish.errors import BurnishError
 from burnish.observations import ObsSpec
+from burnish.plugins import import_plugins, imported_plugins
 
 _ALIGNMENT = 64
 _SECONDS_TO_CLOSE = 5.0
@@ -170,7 +171,7 @@ class _Worker:
             self.memory.close()
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, plugins: Sequence[str]) -> None:
     """The worker process: answer commands until "end", or until the parent's end of the pipe is gone.
 
     A command is (vector environment, method of `_Worker`, argument); "make" and "close" begin and end one.
@@ -179,6 +180,7 @@ def _serve(connection: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     workers: dict[int, _Worker] = {}
     try:
+        import_plugins(plugins)
         while True:
             vector, command, argument = connection.recv()
             if command == "end":
@@ -240,7 +242,9 @@ class Workers:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), daemon=True, name=f"burnish-env-{len(self)}")
+        process = context.Process(
+            target=_serve, args=(theirs, imported_plugins()), daemon=True, name=f"burnish-env-{len(self)}"
+        )
         with _one_thread():
             process.start()
         theirs.close()  # so that the worker's death closes the pipe
