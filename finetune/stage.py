@@ -24,6 +24,7 @@ STAGES = {
     "dppo": "burnish.finetune.algorithms.dppo:DPPO",
     "dpmd": "burnish.finetune.algorithms.dpmd:DPMD",
     "sdac": "burnish.finetune.algorithms.sdac:SDAC",
+    "idql": "burnish.finetune.algorithms.idql:IDQL",
     "best_of_n": "burnish.finetune.algorithms.best_of_n:BestOfN",
     "frozen": "burnish.finetune.baselines.frozen:Frozen",
     "sac": "burnish.finetune.baselines.sac:SAC",
