@@ -86,6 +86,10 @@ class Stage(ABC):
         if cls.package and find_spec(cls.package.replace("-", "_")) is None:
             raise BurnishError(f"stage={name} needs {cls.package}: pip install 'burnish[{cls.extra}]'")
 
+    def reset_seeds(self) -> list[int] | None:
+        """Asked before each `act`: seeds (E,) where all episodes shall begin anew now; None: they go on."""
+        return None
+
     @abstractmethod
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Raw observations (E, To, Do) -> raw actions to execute (E, Ta, Da), with exploration."""
