@@ -7,9 +7,10 @@ import itertools
 import json
 import os
 import signal
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -37,7 +38,6 @@ from burnish.finetune.critics import ExpectileCriticConfig
 from burnish.finetune.offline import OfflineConfig, OfflineStage
 from burnish.finetune.stage import STAGES, Setting, StageConfig
 from burnish.finetune.start import finetune
-from burnish.finetune.storage.replay import Transitions
 from burnish.networks import CriticConfig
 from burnish.runs.metrics import read_metrics
 
@@ -242,35 +242,21 @@ def test_what_was_learned_offline_acts_online(pretrained_weights, monkeypatch):
 # -- an algorithm that learns offline alone ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ClonedConfig(OfflineConfig):
-    name: Literal["cloned"] = "cloned"
+def the_docs_example() -> tuple[type[OfflineStage], type[OfflineConfig]]:
+    """`Cloned` of docs/offline.md, and its config."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / "offline.md").read_text()
+    module = ModuleType("cloned")
+    sys.modules["cloned"] = module  # where dataclasses look up what annotations mean
+    exec(text.split("```python\n")[1].split("```")[0], vars(module))
+    return module.Cloned, module.ClonedConfig
 
 
-class Cloned(OfflineStage):
-    """Q of the data, and behaviour cloning."""
-
-    Config = ClonedConfig
-    STATEFUL = ("policy", "optimizer")
-
-    def __init__(self, policy, config, setting):
-        super().__init__(policy, config, setting)
-        self.optimizer = torch.optim.Adam(policy.denoiser.parameters(), 1e-3)
-
-    def learn(self, batch: Transitions) -> dict[str, torch.Tensor]:
-        metrics = self.critic.update(batch, self.critic.target.outputs(batch.next_obs, self.critic.executed(batch)))
-        output, target = self.policy.denoise_noised(self.policy.denoiser, batch.obs, self.chunks(batch), self.generator)
-        loss = (output - target).square().mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.gradient_steps += 1
-        return metrics | {"actor_loss": loss.detach()}
+Cloned, ClonedConfig = the_docs_example()
 
 
 def test_an_algorithm_of_ones_own_learns_offline_alone(dataset, pretrained, tmp_path, monkeypatch):
     """One class: `learn`. It resumes bitwise as all do, and is refused an online phase."""
-    monkeypatch.setitem(STAGES, "cloned", f"{__name__}:Cloned")
+    monkeypatch.setitem(STAGES, "cloned", "cloned:Cloned")
     stage = ClonedConfig(demos=str(dataset), batch_size=32, critic=CriticConfig(**SMALL))
     how = {"total_env_steps": 0, "offline": OFFLINE}
     finetune(two_phases(tmp_path / "whole", pretrained, stage, **how))
