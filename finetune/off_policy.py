@@ -90,7 +90,7 @@ class OffPolicyStage(OfflineStage):
 
     online = True
     config: OffPolicyConfig
-    STATEFUL = ("policy", "replay", "joining", "monte_carlo")
+    STATEFUL: ClassVar[tuple[str, ...]] = ("policy", "replay", "joining", "monte_carlo")
     COUNTERS = ("env_steps", "chunks_since_update", "gradient_steps", "owed")
 
     def __init__(self, policy: DiffusionPolicy, config: OffPolicyConfig, setting: Setting):

@@ -33,7 +33,7 @@ class IDQLConfig(OffPolicyConfig):
     """Settings of IDQL, see `OffPolicyConfig`; docs/offline.md says where the paper has other defaults."""
 
     name: Literal["idql"] = "idql"
-    critic: ExpectileCriticConfig = key(factory=ExpectileCriticConfig)  # type: ignore[assignment]
+    critic: ExpectileCriticConfig = key(factory=ExpectileCriticConfig)
     weights: Literal["constant", "expectile", "positive", "exponential"] = key(
         "exponential",
         "of the batch's chunks: constant (the paper's cloning), expectile (tau or 1 - tau by the sign of u), positive "
