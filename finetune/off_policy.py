@@ -134,7 +134,7 @@ class OffPolicyStage(OfflineStage):
 
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
-        normalized = self.policy.normalized_obs(torch.as_tensor(obs, device=self.policy.device))
+        normalized = self.policy.normalized_obs(obs)
         if self.env_steps < self.random_steps:
             shape = (len(obs), self.policy.config.horizon, self.policy.action_dim)
             x = 2 * torch.rand(shape, device=self.policy.device, generator=self.generator) - 1

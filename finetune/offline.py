@@ -25,7 +25,7 @@ from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.finetune.critics import CRITICS, AnyCriticConfig, Critic, Learning
 from burnish.finetune.stage import Setting, Stage, StageConfig
-from burnish.finetune.storage.replay import Replay, Transitions, demonstration_transitions
+from burnish.finetune.storage.replay import Replay, Transitions, demonstration_transitions, example_transition
 from burnish.networks import CriticConfig
 from burnish.policies.diffusion import DiffusionPolicy
 from burnish.runs.state import generator_state, restore_generator
@@ -111,9 +111,7 @@ class OfflineStage(Stage):
 
     def make_replay(self, capacity: int) -> Replay:
         """An empty one for the policy's observations and chunks."""
-        own = self.policy.config
-        sizes = own.n_obs_steps * self.policy.obs_dim, own.horizon * self.policy.action_dim
-        return Replay(capacity, *sizes, self.policy.device)
+        return Replay(capacity, example_transition(self.policy))
 
     def demonstrations(self, setting: Setting) -> Transitions | None:
         """What it learns from, as the file has it; None where it shall do without. Raises BurnishError for a file that
@@ -121,7 +119,7 @@ class OfflineStage(Stage):
         source = demonstrations_of(setting.task, self.config.demos)
         if source is None:
             raise BurnishError(self.no_demonstrations(setting.task))
-        demos = load(source)
+        demos = load(source, sensors=setting.task.sensors)
         try:
             return demonstration_transitions(
                 self.policy, demos.episodes, self.config.gamma, self.config.n_step, setting.ends_at_success

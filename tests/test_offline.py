@@ -171,7 +171,7 @@ def test_a_comparison_counts_environment_steps_alone(whole):
 # -- what is learned ---------------------------------------------------------------------------------------------------
 
 
-def bandit_demonstrations(source) -> Demonstrations:
+def bandit_demonstrations(source, sensors=()) -> Demonstrations:
     """Chunks at random and what they gave: some are good, their mean is not."""
     rng = np.random.default_rng(0)
     obs = observations(rng, 1500)

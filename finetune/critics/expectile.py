@@ -41,7 +41,7 @@ class ExpectileCritic(Critic[ExpectileCriticConfig]):
     """See the module's docstring.
 
     Attributes:
-        value: V of normalised observations (B, To * Do) -> (B,).
+        value: V of prepared observations (B, To * W) -> (B,).
     """
 
     bootstraps_from_chunks: ClassVar[bool] = False
@@ -54,8 +54,8 @@ class ExpectileCritic(Critic[ExpectileCriticConfig]):
         generator: torch.Generator,
     ):
         super().__init__(policy, config, learning, generator)
-        obs_dim = policy.config.n_obs_steps * policy.obs_dim
-        self.value = ValueNetwork(obs_dim, config.hidden_dim, config.n_layers).to(policy.device)
+        value = ValueNetwork(policy.features, config.hidden_dim, config.n_layers)
+        self.value = policy.seeing(value).to(policy.device)
         self.value_optimizer = torch.optim.Adam(self.value.parameters(), lr=learning.lr, fused=True)
 
     def update(self, batch: Transitions, next_outputs: Tensor | None = None) -> dict[str, Tensor]:
