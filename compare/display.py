@@ -113,5 +113,5 @@ def _length(cell: PlannedRun) -> tuple[str, float]:
     """The key of metrics.jsonl that counts, and up to where."""
     config = resolve(cell)
     if cell.is_compared:
-        return "step", config.total_env_steps
+        return "step", config.offline.steps + config.total_env_steps
     return ("step", config.train.updates) if config.train.epochs is None else ("epoch", config.train.epochs)

@@ -226,12 +226,14 @@ def at_temperatures(folder: Path, summary: FinetuneSummary) -> dict[float, Evalu
 
 
 def with_minutes(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, each with the `minutes` of training up to it; without learning they are 0."""
+    """The lines of metrics.jsonl, each with the `minutes` of training up to it; without learning they are 0. Their
+    `step` is the environment's, also of a run with an offline phase."""
     lines = read_metrics(folder / METRICS)
     if not any(key in line for line in lines for key in ("time/training", "time/env_steps_per_second")):
         raise BurnishError(f"{folder} is no finished run: its metrics.jsonl tells no time of training")
     steps, seconds = 0, 0.0
     for line in lines:
+        line["step"] = line.get("env_steps", line["step"])
         if "time/training" in line:
             seconds += line["time/training"]
         elif "time/env_steps_per_second" in line:  # runs of commits before ff38ebb log no more

@@ -121,6 +121,9 @@ class Loop:
             last_time, last_steps = time.perf_counter() - seconds, self.env_steps - steps
             while self.stage.learns and (not self._used_up() or self.stage.ready()):
                 if not self.stage.ready():
+                    if (seeds := self.stage.reset_seeds()) is not None:
+                        self.obs = envs.reset(seeds)
+                        self.statistics.forget_running()
                     step = envs.step(self.stage.act(self.obs))
                     self.stage.observe(step)
                     self.statistics.observe(step)

@@ -142,9 +142,8 @@ class OfflineStage(Stage):
 
     def no_demonstrations(self, task: TaskConfig) -> str:
         """What to say where there is no file."""
-        return (
-            f"stage={self.config.name}: task={task.name} names no demonstrations to learn from: give stage.demos=FILE"
-        )
+        name = self.config.name
+        return f"stage={name} learns from demonstrations, but task={task.name} names none: give stage.demos=FILE"
 
     def why_not_offline(self) -> str | None:
         return None

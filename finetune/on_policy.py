@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from burnish.config import WrongValue, key
 from burnish.envs.base import ChunkStep
-from burnish.errors import warn
+from burnish.errors import BurnishError, warn
 from burnish.finetune.losses.gae import RewardScaler, gae
+from burnish.finetune.losses.group import group_advantages
 from burnish.finetune.losses.ppo import clipped_surrogate, normalize_advantages
 from burnish.finetune.stage import Setting, Stage, StageConfig
 from burnish.finetune.storage.rollout import Rollout
@@ -49,6 +50,12 @@ class OnPolicyConfig(StageConfig):
         "whole episodes between two updates, of all environments together: the advantages of a sparse reward need them",
         least=1,
     )
+    advantages: Literal["gae", "group"] = key(
+        "gae",
+        "gae, of a critic; or group (GRPO): episodes are played in groups from the same initial state, and each is "
+        "held against its group's mean and standard deviation, without a critic",
+    )
+    group_size: int = key(8, "environments of a group, with advantages=group", least=2)
     gamma: float = key(0.99, "discount per chunk", least=0, most=1)
     gae_lambda: float = key(0.95, "per chunk", least=0, most=1)
     actor_lr: float = key(3e-5, "of Adam", above=0)
@@ -75,6 +82,11 @@ class OnPolicyConfig(StageConfig):
         if self.adv_quantile_low >= self.adv_quantile_high:
             raise WrongValue(
                 f"adv_quantile_low={self.adv_quantile_low} must be less than adv_quantile_high={self.adv_quantile_high}"
+            )
+        if self.advantages == "group" and self.n_steps is not None:
+            raise WrongValue(
+                f"n_steps={self.n_steps} with advantages=group: expected null, whole episodes are played "
+                "(stage.rollout_episodes says how many)"
             )
 
 
@@ -118,6 +130,7 @@ class OnPolicyStage(Stage):
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, fused=True)
         self.reward_scaler = RewardScaler(setting.n_envs, config.gamma, device)
         self.generator = torch.Generator(device).manual_seed(setting.seed)
+        self.round = 0  # chunks of a round of whole episodes, with groups
         self.chunks_per_update = self._rollout_length(setting)
         self.iteration = 0
         self.rollout = Rollout(self.chunks_per_update, setting.n_envs, policy.blank_obs(1)[0], sampled, n_terms, device)
@@ -125,6 +138,8 @@ class OnPolicyStage(Stage):
     def _rollout_length(self, setting: Setting) -> int:
         """T: `n_steps`, or as many as hold `rollout_episodes` of the longest episodes. Few of them are told of."""
         longest = math.ceil(setting.task.max_episode_steps / self.policy.config.n_action_steps)
+        if self.config.advantages == "group":
+            return self._rounds_length(longest, setting.n_envs)
         T = self.config.n_steps or math.ceil(self.config.rollout_episodes * longest / setting.n_envs)
         held = T * setting.n_envs / longest
         if setting.task.measure == "success_rate" and held < FEW_EPISODES:
@@ -134,6 +149,23 @@ class OnPolicyStage(Stage):
                 f"(stage.n_steps={FEW_EPISODES * T / held:.0f}, or null with stage.rollout_episodes)"
             )
         return T
+
+    def _rounds_length(self, longest: int, n_envs: int) -> int:
+        """T of whole rounds, in each of which every environment plays one episode of at most `longest` chunks."""
+        if n_envs % self.config.group_size:
+            raise BurnishError(
+                f"n_envs={n_envs} with stage.group_size={self.config.group_size}: expected a multiple of it"
+            )
+        self.round = longest
+        return longest * math.ceil(self.config.rollout_episodes / n_envs)
+
+    def reset_seeds(self) -> list[int] | None:
+        """With groups: one seed a group, drawn when a round begins."""
+        if self.config.advantages != "group" or self.rollout.t % self.round:
+            return None
+        G, E = self.config.group_size, self.rollout.reward.shape[1]
+        seeds = torch.randint(2**31, (E // G,), device=self.policy.device, generator=self.generator)
+        return seeds.repeat_interleave(G).tolist()
 
     @abstractmethod
     def explore(self, obs: Tensor) -> Explored:
@@ -173,6 +205,13 @@ class OnPolicyStage(Stage):
         return self.rollout.full
 
     def update(self) -> dict[str, float]:
+        metrics = self._update_by_group() if self.config.advantages == "group" else self._update_by_gae()
+        self.iteration += 1
+        self.rollout.clear()
+        metrics["actor_lr"] = torch.tensor(self.actor_optimizer.param_groups[0]["lr"])
+        return {key: float(value) for key, value in metrics.items()}
+
+    def _update_by_gae(self) -> dict[str, Tensor]:
         rollout = self.rollout
         rewards = rollout.reward
         if self.config.reward_scaling:
@@ -197,10 +236,21 @@ class OnPolicyStage(Stage):
             quantiles = (self.config.adv_quantile_low, self.config.adv_quantile_high)
             metrics |= self.update_actor(normalize_advantages(advantages.flatten(), quantiles))
             self.adapt_learning_rate(float(metrics["kl"]))
-        self.iteration += 1
-        rollout.clear()
-        metrics["actor_lr"] = torch.tensor(self.actor_optimizer.param_groups[0]["lr"])
-        return {key: float(value) for key, value in metrics.items()}
+        return metrics
+
+    def _update_by_group(self) -> dict[str, Tensor]:
+        """There is no critic that would have to be warm first. Rounds whose groups all did alike teach nothing."""
+        rollout = self.rollout
+        rounds = [
+            group_advantages(reward, ended, self.config.group_size)
+            for reward, ended in zip(rollout.reward.split(self.round), rollout.ended.split(self.round))
+        ]
+        metrics = {"groups_that_differ": torch.stack([each.spread for each in rounds]).mean()}
+        samples = torch.cat([each.counts for each in rounds]).flatten().nonzero()[:, 0]
+        if len(samples):
+            metrics |= self.update_actor(torch.cat([each.advantages for each in rounds]).flatten(), samples)
+            self.adapt_learning_rate(float(metrics["kl"]))
+        return metrics
 
     def update_critic(self, returns: Tensor) -> Tensor:
         """Value regression on `returns` (N,), with as many minibatches as the actor has: each of batch_size / L."""
@@ -215,15 +265,16 @@ class OnPolicyStage(Stage):
                 losses.append(loss.detach())
         return torch.stack(losses).mean()
 
-    def update_actor(self, advantages: Tensor) -> dict[str, Tensor]:
-        """PPO on (sample, term) pairs; `advantages` (N,) are normalised."""
-        L = self.n_terms
+    def update_actor(self, advantages: Tensor, samples: Tensor | None = None) -> dict[str, Tensor]:
+        """PPO on (sample, term) pairs; `advantages` (N,) are normalised. `samples`: those that count; None: all."""
+        L, count = self.n_terms, len(advantages if samples is None else samples)
         self.before_actor_update()
         metrics: dict[str, Tensor] = {}
         for epoch in range(self.config.update_epochs):
             results = []
-            for pairs in self._permutation(len(advantages) * L).split(self.config.batch_size):
+            for pairs in self._permutation(count * L).split(self.config.batch_size):
                 n, i = pairs // L, pairs % L
+                n = n if samples is None else samples[n]
                 log_prob = self.new_log_prob(n, i)
                 old_log_prob = self.rollout.log_prob.flatten(0, 1)[n, i]
                 result = clipped_surrogate(log_prob, old_log_prob, advantages[n] * self.discount[i], self.eps[i])
@@ -263,6 +314,8 @@ class OnPolicyStage(Stage):
         return torch.randperm(n, device=self.policy.device, generator=self.generator)
 
     def cut_episodes(self) -> None:
+        if self.config.advantages == "group":  # half an episode cannot be held against whole ones
+            self.rollout.clear()
         self.rollout.cut()
         self.reward_scaler.running_return = torch.zeros_like(self.reward_scaler.running_return)
 

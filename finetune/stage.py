@@ -24,6 +24,7 @@ STAGES = {
     "dppo": "burnish.finetune.algorithms.dppo:DPPO",
     "dpmd": "burnish.finetune.algorithms.dpmd:DPMD",
     "sdac": "burnish.finetune.algorithms.sdac:SDAC",
+    "idql": "burnish.finetune.algorithms.idql:IDQL",
     "best_of_n": "burnish.finetune.algorithms.best_of_n:BestOfN",
     "frozen": "burnish.finetune.baselines.frozen:Frozen",
     "sac": "burnish.finetune.baselines.sac:SAC",
@@ -92,6 +93,10 @@ class Stage(ABC):
         """Raise BurnishError where the package that the stage, called `name`, needs is missing."""
         if cls.package and find_spec(cls.package.replace("-", "_")) is None:
             raise BurnishError(f"stage={name} needs {cls.package}: pip install 'burnish[{cls.extra}]'")
+
+    def reset_seeds(self) -> list[int] | None:
+        """Asked before each `act`: seeds (E,) where all episodes shall begin anew now; None: they go on."""
+        return None
 
     @abstractmethod
     def act(self, obs: np.ndarray) -> np.ndarray:

@@ -28,6 +28,10 @@ class EpisodeStatistics:
             self.ended_in.append(int(e))
             self.success[e], self.returns[e], self.lengths[e] = False, 0.0, 0
 
+    def forget_running(self) -> None:
+        """The running episodes will not be continued."""
+        self.success[:], self.returns[:], self.lengths[:] = False, 0.0, 0
+
     def report(self) -> dict[str, float]:
         """Means over the episodes that ended, which are then forgotten; nothing if none did."""
         if not self.finished:

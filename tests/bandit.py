@@ -13,14 +13,21 @@ from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.finetune.algorithms.best_of_n import BestOfN, BestOfNConfig
 from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
+from burnish.finetune.algorithms.idql import IDQL, IDQLConfig
 from burnish.finetune.algorithms.sdac import SDAC, SDACConfig
+from burnish.finetune.critics import ExpectileCriticConfig
 from burnish.finetune.losses.rsm import RSMConfig
 from burnish.finetune.stage import Setting
 from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 E, TA, DA = 16, 2, 2
-STAGES = {"best_of_n": (BestOfN, BestOfNConfig), "dpmd": (DPMD, DPMDConfig), "sdac": (SDAC, SDACConfig)}
+STAGES = {
+    "best_of_n": (BestOfN, BestOfNConfig),
+    "dpmd": (DPMD, DPMDConfig),
+    "sdac": (SDAC, SDACConfig),
+    "idql": (IDQL, IDQLConfig),
+}
 TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
 
 
@@ -70,6 +77,8 @@ def make_stage(name="dpmd", weights=None, policy=None, task=TASK, seed=0, **kwar
     make, config = STAGES[name]
     if name == "dpmd":
         settings["train_on"] = "all"
+    if name == "idql":
+        settings["critic"] = ExpectileCriticConfig(hidden_dim=64, n_layers=2)
     if name == "sdac":
         settings["draw_at"] = "current"
     known = {field.name for field in fields(config)}

@@ -26,6 +26,7 @@ RUNS = {
     "dpmd": ("finetune", *RL, *DRAWING),
     "sdac": ("finetune", *RL, *DRAWING, "stage.bc_coef=0"),
     "best_of_n": ("finetune", *RL, *DRAWING),
+    "idql": ("finetune", *RL, *DRAWING),
     "sac": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "td3": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "ppo": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from burnish.finetune.critics import (
     QuantileCritic,
 )
 from burnish.finetune.losses.critic import expectile_loss, gaussian_loss, quantile_loss
+from burnish.finetune.losses.rsm import weighted_denoising_loss
 from burnish.finetune.storage.replay import Transitions
 from burnish.networks import CriticConfig, GaussianCriticConfig, QuantileCriticConfig
 from burnish.policies.load import load_policy
@@ -121,6 +123,26 @@ def test_iql_s_losses_are_the_authors(path):
     loss = expectile_loss(u, float(case["expectile"]))
     torch.testing.assert_close(loss.detach(), case["iql_value_loss"][0])
     torch.testing.assert_close(torch.autograd.grad(loss, Vs)[0], case["iql_value_grad_Vs"])
+
+
+@pytest.mark.parametrize("path", files("idql_iql.npz"))
+def test_idql_s_weights_and_actor_loss_are_the_authors(path, pretrained_weights):
+    """Their loss sums over the dimensions where ours has the mean."""
+    case = {name: value.double() for name, value in numbers(path).items()}
+    u, t = case["iql_adv"], case["time"].long()
+    signal = (1 - case["betas"]).cumprod(0)[t, None]
+    x = signal.sqrt() * case["actions"] + (1 - signal).sqrt() * case["noise"]
+    eps = (x @ case["Wx"] + case["obs"] @ case["Ws"] + case["time"][:, None] * case["v"] + case["b"]).tanh()
+    names = {"bc": "constant", "soft_adv": "expectile", "hard_adv": "positive", "exp_adv": "exponential"}
+    for theirs, ours in names.items():
+        temperature = 1 / float(case["temperature"])
+        critic = ExpectileCriticConfig(**SMALL, expectile=float(case["hyper_expectile"]))
+        stage = make_stage("idql", pretrained_weights, temperature=temperature, critic=critic)
+        stage.config = replace(stage.config, weights=ours)
+        weights = stage.weigh(u)
+        assert float(weights.mean()) == pytest.approx(float(case[f"idql_weight_mean_{theirs}"]), rel=1e-6)
+        loss = weighted_denoising_loss(eps[:, None, None], case["noise"][:, None, None], weights[:, None])
+        assert 3 * float(loss) == pytest.approx(float(case[f"idql_actor_loss_{theirs}"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("path", files("dacer.npz"))

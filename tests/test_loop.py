@@ -140,7 +140,8 @@ class Course:
             save, mark = run.save_checkpoint, run.checkpoints.mark_best
             run.save_checkpoint = lambda step, *rest: self.saved.append(step) or save(step, *rest)
             run.checkpoints.mark_best = lambda step: self.marked.append(step) or mark(step)
-            return Loop(config, self.stage, envs, "eval_envs", run).run_to_end()
+            self.loop = Loop(config, self.stage, envs, "eval_envs", run)
+            return self.loop.run_to_end()
 
     def lines(self) -> list[dict[str, Any]]:
         lines = read_metrics(self.folder / "metrics.jsonl")
@@ -287,6 +288,26 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, caps
         k: pytest.approx(v) if isinstance(v, float) else v for k, v in expected.items() if k not in changed
     }
     assert course.evaluated == whole.evaluated and course.marked == whole.marked
+
+
+def test_a_stage_can_have_all_episodes_begin_anew(tmp_path, monkeypatch):
+    """Here after each update, with one seed for both environments: the same initial states, the same again at a resume;
+    and what the running episodes gave is forgotten."""
+    starts, act = [], ScriptedStage.act
+
+    def watched(stage, obs):
+        starts.append(obs[:, 0, 2].tolist())
+        return act(stage, obs)
+
+    monkeypatch.setattr(ScriptedStage, "act", watched)
+    monkeypatch.setattr(ScriptedStage, "reset_seeds", lambda stage: None if stage.chunks else [7 + stage.done] * E)
+    course = Course(tmp_path / "run", monkeypatch)
+    course.run()
+    assert course.stage.acted == [[1, t] for _ in range(4) for t in (0, 2)]  # never as far as the end
+    assert all(first == second for first, second in starts)
+    assert len({tuple(start) for start in starts}) == 4
+    assert not any("train/return" in line for line in course.lines())
+    assert course.loop.statistics.returns.tolist() == [102, 102]  # of the last two chunks: 4 / 2 + 10 (1 + 2 + 3 + 4)
 
 
 def test_episodes_start_anew_where_a_simulator_cannot_be_restored(tmp_path, monkeypatch, capsys):

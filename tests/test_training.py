@@ -207,6 +207,24 @@ def test_interrupted_dppo_is_bitwise_the_uninterrupted(
     assert_same_run(tmp_path / "run", finetuned)
 
 
+@pytest.mark.parametrize("stop_after", [20, 32])  # in the middle of a round, and after the second update
+def test_interrupted_groups_are_bitwise_the_uninterrupted(pretrained, tmp_path, monkeypatch, stop_after):
+    """Episodes of at most 15 chunks in two groups of two environments; a round begins with seeds of its own."""
+    stage = small_dppo(n_steps=None, rollout_episodes=4, advantages="group", group_size=2)
+    finetune(finetune_config(tmp_path / "whole", pretrained, stage))
+    monkeypatch.setattr(StopAfter, "n", stop_after)
+    monkeypatch.setattr(loop, "StopRequest", StopAfter)
+    with pytest.raises(Stopped, match="go on with: burnish finetune resume="):
+        finetune(finetune_config(tmp_path / "run", pretrained, stage))
+    monkeypatch.setattr(StopAfter, "n", -1)
+    torch.manual_seed(99)
+    finetune(finetune_config(tmp_path / "run", pretrained, stage, resume=str(tmp_path / "run")))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all(line["kl"] >= 0 for line in lines if "groups_that_differ" in line)
+    assert sum("groups_that_differ" in line for line in lines) >= 5
+
+
 @pytest.mark.parametrize(("name", "stop_after"), [("dpmd", 40), ("sdac", 40), ("dpmd", 15)])  # 15: in the warm-up
 def test_interrupted_rsm_is_bitwise_the_uninterrupted(dataset, pretrained, tmp_path, monkeypatch, name, stop_after):
     monkeypatch.setattr(off_policy, "MOST_GRADIENT_STEPS", 3)

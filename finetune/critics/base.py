@@ -1,7 +1,7 @@
 """What all critics share: an ensemble that is the policy's own, its average, values, and gradients in actions.
 
 Symbols: n members, B batch, N chunks for an observation, N' those in the target, M numbers that stand for a
-distribution, To, Tp, Ta, Do, Da as in `burnish.policies.diffusion`.
+distribution, To, Tp, Ta, W, Da as in `burnish.policies.diffusion`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Critic(ABC, Generic[C]):
         """Least Q of the members -> (B, N).
 
         Args:
-            obs: normalised (B, To * Do). x: normalised chunks (B, N, Tp, Da).
+            obs: prepared (B, To * W). x: normalised chunks (B, N, Tp, Da).
             clamp: within the bounds of actions, as they would be executed; there Q has no gradient beyond them.
         """
         network = self.target if target else self.network
@@ -112,7 +112,7 @@ class Critic(ABC, Generic[C]):
         Steps of a chunk that are not executed have gradient 0.
 
         Args:
-            obs: normalised (B, To * Do). x: normalised chunks (B, N, Tp, Da).
+            obs: prepared (B, To * W). x: normalised chunks (B, N, Tp, Da).
             of: the least Q of the members (DIPO, DACER), or their mean (QSM).
         """
         network = self.target if target else self.network
