@@ -63,7 +63,7 @@ class Case:
         self.sampler = Sampler(
             NoiseProcess(betas("cosine", int(self["K"]))),
             "ddim" if ddim_steps > 0 else "ddpm",
-            ddim_steps=ddim_steps,
+            steps=ddim_steps,
             eta=float(self["eta"]),
         )
         self.n_finetuned, self.Ta = int(self["K_ft"]), int(self["Ta"])
