@@ -121,8 +121,8 @@ class SchedulerSampler(Sampler):
         between = [t for t in asked if abs(t - round(t)) > BETWEEN_GRID or not 0 <= round(t) < K]
         if between:
             raise BurnishError(
-                f"{steps_key}={self.steps}: {self._said} asks the network at timestep {between[0]:.2f}, which knows whole "
-                f"ones of 0 to {K - 1}; expected another number of steps"
+                f"{steps_key}={self.steps}: {self._said} asks the network at timestep {between[0]:.2f}, "
+                f"which knows whole ones of 0 to {K - 1}; expected another number of steps"
             )
         self._timesteps = [round(t) for t in asked]
         if self._timesteps != sorted(self._timesteps, reverse=True):

@@ -99,9 +99,9 @@ class Policy(nn.Module, ABC):
         changes = {name: value for name, value in given.items() if value is not None}
         if sampler is not None:
             changes["sampler_steps"] = sampler_steps
-        for name in changes:
+        for name, value in changes.items():
             if not hasattr(self.config, name):
-                raise WrongValue(f"{name}={changes[name]}: a {self.config.kind} policy has no sampler")
+                raise WrongValue(f"{name}={value}: a {self.config.kind} policy has no sampler")
         self.sample_as(replace(self.config, **changes))
 
     def sample_as(self, config: ChunkConfig) -> None:

@@ -112,7 +112,7 @@ class PolicyConfig(ChainConfig):
     beta_end: float = key(0.999, "last noise variance of the linear and the sigmoid schedule")
     trained_betas: list[float] | None = key(
         None,
-        "the variances themselves, K of them, with schedule=trained_betas (a file's become these)",
+        "the variances themselves, K of them, for schedule=trained_betas (a file's become that)",
         above=0,
         below=1,
     )
