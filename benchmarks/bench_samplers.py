@@ -1,4 +1,4 @@
-"""Success and latency of one policy against denoising steps, for several samplers: which one, and how few steps, will do.
+"""Success and latency of one policy against denoising steps, for several samplers: which one, and how few steps do.
 
     python benchmarks/bench_samplers.py task=lift policy=runs/pretrain-lift-seed0 --episodes 50
 
