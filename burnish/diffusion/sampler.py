@@ -240,8 +240,8 @@ class Sampler(nn.Module):
             )
             done += steps
         xs, means = (x[:0], scaled[:0]) if mean is None else (x[S - keep :], mean[S - keep :])
-        kept = (each.view(len(each), *shape).transpose(0, 1).contiguous() for each in (xs, means))
-        return (x[-1].clone() if keep else x[0]).view(shape), Chain(*kept, self._kept_std(keep, noise))
+        xs, means = (each.view(len(each), *shape).transpose(0, 1).contiguous() for each in (xs, means))
+        return (x[-1].clone() if keep else x[0]).view(shape), Chain(xs, means, self._kept_std(keep, noise))
 
     def scheduler_config(self) -> dict[str, Any]:
         """What a scheduler of diffusers has to be told beside the process; see `burnish.diffusion.scheduler_file`."""

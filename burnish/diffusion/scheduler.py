@@ -74,7 +74,7 @@ class SchedulerSampler(Sampler):
             )
         self._set_grid(steps_key)
 
-    def _settings(self, cls: type, prediction_type: str) -> dict[str, Any]:
+    def _settings(self, cls: Any, prediction_type: str) -> dict[str, Any]:
         """What the scheduler is told, of what it knows."""
         K = self.process.denoising_steps
         settings: dict[str, Any] = {"num_train_timesteps": K}

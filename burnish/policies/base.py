@@ -95,7 +95,12 @@ class Policy(nn.Module, ABC):
         Raises:
             WrongValue: it cannot act so.
         """
-        given = {"temperature": temperature, "mean_of": mean_of, "sampler": sampler, "sampler_steps": sampler_steps}
+        given: dict[str, Any] = {
+            "temperature": temperature,
+            "mean_of": mean_of,
+            "sampler": sampler,
+            "sampler_steps": sampler_steps,
+        }
         changes = {name: value for name, value in given.items() if value is not None}
         if sampler is not None:
             changes["sampler_steps"] = sampler_steps
