@@ -147,7 +147,7 @@ def variant_costs(rate: ProductRate, task: str, variant: str, quick: bool) -> li
             target=round(known[0] / factor),
         )
         costs.append(cost)
-    obs = np.zeros((5, 1, stage.policy.obs_dim), np.float32)
+    obs = stage.policy.obs_spec.zeros(5, 1)
     costs.append(
         network_cost(
             rate,

@@ -233,7 +233,7 @@ def environments(settings: Sequence[int], options: argparse.Namespace) -> Table:
 def filled_dppo(policy: DiffusionPolicy, config: DPPOConfig, n_envs: int) -> DPPO:
     """The stage with a whole rollout."""
     stage = DPPO(policy, config, Setting(load_task("hopper"), n_envs, seed=0))
-    obs, Ta = np.zeros((n_envs, 1, policy.obs_dim), np.float32), policy.config.n_action_steps
+    obs, Ta = policy.obs_spec.zeros(n_envs, 1), policy.config.n_action_steps
     no = np.zeros(n_envs, bool)
     rewards = np.ones((n_envs, Ta), np.float32)
     for _ in range(stage.chunks_per_update):
@@ -247,7 +247,7 @@ def dpmd_cost(K: int = 20, horizon: int = 1, draws: int = 32, quick: bool = Fals
     overrides = [f"network.denoising_steps={K}", f"network.horizon={horizon}", f"network.n_action_steps={horizon}"]
     overrides += [f"stage.{key}={draws}" for key in ("draws", "target_candidates", "n_candidates")]
     stage = build(Case("dpmd", "halfcheetah", "paper", 8 if quick else 256), overrides)
-    obs = np.zeros((5, 1, stage.policy.obs_dim), np.float32)
+    obs = stage.policy.obs_spec.zeros(5, 1)
 
     def steps() -> None:
         """One with and one without the actor's."""
@@ -266,7 +266,7 @@ def dppo_cost(K: int = 20, horizon: int = TP, quick: bool = False) -> tuple[dict
     stage = filled_dppo(policy, config, n_envs)
     n, i = torch.randint(5 * n_envs, (PAIRS,)), torch.randint(K, (PAIRS,))
     advantages = torch.randn(5 * n_envs)
-    obs = np.zeros((n_envs, 1, policy.obs_dim), np.float32)
+    obs = policy.obs_spec.zeros(n_envs, 1)
 
     def minibatch() -> None:
         clipped_step(stage.actor_optimizer, -stage.new_log_prob(n, i).mean(), stage.config.max_grad_norm)
@@ -310,9 +310,9 @@ def replay(task: str, size: int, capacity: int) -> dict[str, float]:
     new = Transitions(obs, chunk, number, number, obs)
     generator = torch.Generator().manual_seed(0)
     few = Transitions(*(tensor[:40] for tensor in new))
-    Replay(40, obs_dim, chunk_dim, torch.device("cpu")).add(few)  # the first brings in code
+    Replay(40, few).add(few)  # the first brings in code
     before = resident_mib()
-    ring = Replay(capacity, obs_dim, chunk_dim, torch.device("cpu"))
+    ring = Replay(capacity, few)
     empty = resident_mib() - before
     for _ in range(size // rows):
         ring.add(new)

@@ -22,7 +22,6 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from measuring import STATUS, ProductRate, milliseconds, peak_memory, products_gflop, setup
 from rsm_steps import (
     AUTHORS_ACTION,
@@ -78,7 +77,7 @@ def gflop(stage: ReweightingStage) -> tuple[float, float]:
 
 
 def turn(stage: ReweightingStage, rate: ProductRate) -> Timing:
-    obs = np.zeros((N_ENVS, 1, stage.policy.obs_dim), np.float32)
+    obs = stage.policy.obs_spec.zeros(N_ENVS, 1)
     before = rate.gflop_per_ms()
     actor_step = milliseconds(lambda: gradient_step(stage))
     critic_step = milliseconds(lambda: gradient_step(stage))
@@ -110,7 +109,7 @@ def memory_of_torch() -> float:
 def print_memory(case: Case) -> None:
     stage = build(case)
     print(peak_memory(Path(STATUS).read_text()))
-    stage.act(np.zeros((N_ENVS, 1, stage.policy.obs_dim), np.float32))
+    stage.act(stage.policy.obs_spec.zeros(N_ENVS, 1))
     gradient_step(stage)
     gradient_step(stage)
     print(peak_memory(Path(STATUS).read_text()))

@@ -195,9 +195,9 @@ def physics_alone(task: TaskConfig, seconds: float) -> Physics:
     """One process that only calls mj_step, over states of random episodes; `task` is one of gymnasium's."""
     import mujoco  # here, as bench_rsm measures the memory of what does without
 
-    from burnish.envs.gymnasium.simulator import GymnasiumSimulator
+    from burnish.envs.gymnasium.simulator import make_gymnasium
 
-    simulator = GymnasiumSimulator(task)
+    simulator = make_gymnasium(task)
     env = simulator._env
     wall, cpu, steps = 0.0, 0.0, 0
     simulator.reset(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.errors import BurnishError
+from burnish.observations import STATE, ObsSpec, Part
 
 
 @dataclass(frozen=True)
@@ -17,8 +20,8 @@ class Episode:
 
     Attributes:
         name: its name in the file ("demo_0").
-        obs: key -> (T, d), the observation BEFORE each action. Sources with one flat observation
-            (D4RL, Minari, DPPO) use the key "flat".
+        obs: key -> (T, d), or (T, ...) of pictures and the like, the observation BEFORE each action. Sources with one
+            flat observation (D4RL, Minari, DPPO) use the key "flat".
         actions: (T, Da), in [-1, 1].
         rewards: (T,)
         terminated: (T,) bool: the environment ended the episode (False at a time limit).
@@ -41,17 +44,42 @@ class Episode:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def flat_obs(self, keys: list[str]) -> NDArray[np.float32]:
-        """The observations of `keys`, concatenated in this order -> (T, Do).
+    def obs_spec(self, keys: Sequence[str], sensors: Sequence[str] = ()) -> ObsSpec:
+        """Of the observations whose state is of `keys`, with `sensors` beside it.
 
         Raises BurnishError naming the episode, the missing key and the keys that are there.
         """
-        missing = [key for key in keys if key not in self.obs]
+        missing = [key for key in (*keys, *sensors) if key not in self.obs]
         if missing:
             raise BurnishError(
                 f"episode {self.name} has no observation {missing[0]!r}; it has: {', '.join(sorted(self.obs))}"
             )
-        return np.concatenate([self.obs[key].reshape(len(self), -1) for key in keys], axis=1).astype(np.float32)
+        sizes = {key: math.prod(self.obs[key].shape[1:]) for key in keys}
+        state = {STATE: Part((sum(sizes.values()),))} if keys else {}
+        beside = {name: Part(self.obs[name].shape[1:], self.obs[name].dtype.name) for name in sensors}
+        return ObsSpec(state | beside, sizes)
+
+    def flat_obs(self, keys: Sequence[str]) -> NDArray[np.float32]:
+        """The observations of `keys`, joined in this order -> (T, Do)."""
+        return self.observations(self.obs_spec(keys), keys)
+
+    def observations(self, spec: ObsSpec, keys: Sequence[str]) -> NDArray[Any]:
+        """Those of `spec`, its state of `keys` joined in this order -> (T, Do), or records (T,) with sensors."""
+        return _joined(spec, keys, self.obs, len(self))
+
+    def final_observation(self, spec: ObsSpec, keys: Sequence[str]) -> NDArray[Any]:
+        """The last one -> (Do,), or one record. Raises BurnishError naming a missing key."""
+        final = self.final_obs or {}
+        missing = [key for key in (*keys, *spec.sensors) if key not in final]
+        if missing:
+            raise BurnishError(f"episode {self.name}: its final observation has no {missing[0]!r}")
+        return _joined(spec, keys, final)
+
+
+def _joined(spec: ObsSpec, keys: Sequence[str], values: Mapping[str, NDArray[Any]], *leading: int) -> NDArray[Any]:
+    state = [np.reshape(values[key], (*leading, -1)) for key in keys]
+    parts = {STATE: np.concatenate(state, axis=-1).astype(np.float32)} if keys else {}
+    return spec.record({**parts, **{name: values[name] for name in spec.sensors}})
 
 
 @dataclass(frozen=True)
@@ -63,9 +91,11 @@ class Demonstrations:
         env_args: robomimic's {"env_name", "env_version", "type", "env_kwargs"}, or None.
         masks: filter key -> names of its episodes.
         source: the file or folder it was read from, for error messages.
+        left_out: observations of the file that were not read, as no sensor has their name.
     """
 
     episodes: list[Episode]
     env_args: dict[str, Any] | None = None
     masks: dict[str, list[str]] = field(default_factory=dict)
     source: str = ""
+    left_out: list[str] = field(default_factory=list)

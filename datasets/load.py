@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -13,22 +14,28 @@ from burnish.datasets.sources import resolve
 from burnish.errors import BurnishError
 
 
-def load(source: str | Path, filter_key: str | None = None) -> Demonstrations:
+def load(source: str | Path, filter_key: str | None = None, sensors: Sequence[str] = ()) -> Demonstrations:
     """Read demonstrations of any supported format and make sure that they can be trained on.
 
     Formats, told apart by their contents: robomimic HDF5, D4RL HDF5, a Minari dataset folder, DPPO npz.
     "shipped:NAME" is the package's own `datasets/shipped/NAME.hdf5`. A filter key (robomimic only) selects a
-    subset of the episodes.
+    subset of the episodes. `sensors` (robomimic only) names the observations that are pictures and the like.
 
     Raises BurnishError, naming file, episode, key and step, for whatever could not be trained on: see
     `require_consistent` and the readers.
     """
-    demos = read(source, filter_key)
+    demos = read(source, filter_key, sensors)
     require_consistent(demos)
+    missing = [name for name in sensors if name not in demos.episodes[0].obs]
+    if missing:
+        others = ", ".join(demos.left_out) or "none"
+        raise BurnishError(
+            f"{demos.source}: no observation {missing[0]!r} of task.sensors; beside flat ones it has: {others}"
+        )
     return demos
 
 
-def read(source: str | Path, filter_key: str | None = None) -> Demonstrations:
+def read(source: str | Path, filter_key: str | None = None, sensors: Sequence[str] = ()) -> Demonstrations:
     """Like `load`, but without looking at the values: for `inspect` and `check`, which report them."""
     path = resolve(source)
     if not path.exists():
@@ -42,7 +49,7 @@ def read(source: str | Path, filter_key: str | None = None) -> Demonstrations:
     else:
         file_format = _hdf5_format(path)
     if file_format == "robomimic":
-        return robomimic.read(path, filter_key)
+        return robomimic.read(path, filter_key, sensors)
     if filter_key is not None:
         raise BurnishError(f"{path}: filter key {filter_key!r}: only robomimic files have them, this is {file_format}")
     if file_format == "D4RL":

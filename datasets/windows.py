@@ -12,18 +12,20 @@ Symbols: N steps in all, B batch, To observation steps, Tp predicted action step
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from burnish.datasets.episodes import Episode
 from burnish.errors import BurnishError
+from burnish.observations import ObsSpec
 
 
 class Batch(NamedTuple):
-    obs: Tensor  # (B, To, Do) float32
+    obs: Tensor  # (B, To, W), see `burnish.observations`
     actions: Tensor  # (B, Tp, Da) float32
 
 
@@ -31,7 +33,8 @@ class Windows:
     """All windows of some episodes, in memory on `device`: one per step, index n being step n of all of them.
 
     Attributes:
-        obs: (N, Do) float32, raw; `obs_keys` concatenated in their order. For a normalizer's statistics.
+        spec: of the observations.
+        obs: (N, W), raw; `obs_keys` joined in their order, and `sensors` beside them.
         actions: (N, Da) float32, clipped to [-1, 1].
     """
 
@@ -42,15 +45,17 @@ class Windows:
         n_obs_steps: int,
         horizon: int,
         device: torch.device | str = "cpu",
+        sensors: Sequence[str] = (),
     ) -> None:
         """Raises BurnishError without episodes, or if To or Tp is less than 1."""
         if not episodes:
             raise BurnishError("no episodes to make training windows of")
         if n_obs_steps < 1 or horizon < 1:
             raise BurnishError(f"n_obs_steps={n_obs_steps}, horizon={horizon}: both must be at least 1")
-        obs = np.concatenate([episode.flat_obs(obs_keys) for episode in episodes])
+        self.spec = episodes[0].obs_spec(obs_keys, sensors)
+        obs = np.concatenate([_observations(episode, self.spec, obs_keys) for episode in episodes])
         actions = np.concatenate([episode.actions for episode in episodes])
-        self.obs = torch.from_numpy(obs).to(device, torch.float32)
+        self.obs = self.spec.tensor(obs, device)
         # What every environment does: robosuite's human demonstrations go up to 3.75, but moved the robot by 1.
         self.actions = torch.from_numpy(actions).to(device, torch.float32).clamp(-1, 1)
         lengths = torch.tensor([len(episode) for episode in episodes])
@@ -67,6 +72,13 @@ class Windows:
     def batch(self, indices: Tensor) -> Batch:
         """The windows at `indices` (B,), int64 in [0, N), on the same device."""
         return Batch(_gather(self.obs, self._obs_rows, indices), _gather(self.actions, self._action_rows, indices))
+
+
+def _observations(episode: Episode, spec: ObsSpec, obs_keys: list[str]) -> NDArray[Any]:
+    """(T, Do), or records (T,); of every episode they must be of one kind."""
+    if (own := episode.obs_spec(obs_keys, list(spec.sensors))) != spec:
+        raise BurnishError(f"episode {episode.name} has the observations {own}, others have {spec}")
+    return episode.observations(spec, obs_keys)
 
 
 def history_rows(step: Tensor, n_obs_steps: int, first: Tensor) -> Tensor:

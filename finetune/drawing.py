@@ -175,9 +175,8 @@ class DrawingStage(OffPolicyStage):
     def _check_precision(self) -> None:
         if self.config.draw_precision == "float32" or self.policy.device.type != "cpu":
             return
-        obs = torch.zeros(1, self.policy.config.n_obs_steps * self.policy.obs_dim)
         with self._precision():
-            if self.policy.denoiser.encode(obs).compiled is None:
+            if self.policy.denoiser.encode(self.policy.blank_obs(1)).compiled is None:
                 raise BurnishError(
                     "stage.draw_precision=float16: expected float32 here; on a CPU, float16 takes a processor with "
                     "AVX-512 FP16, a C++ compiler that knows it (GCC 12), and an MLP whose hidden_dim is a multiple of "

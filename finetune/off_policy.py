@@ -37,6 +37,7 @@ from burnish.finetune.storage.replay import (
     Replay,
     Transitions,
     demonstration_transitions,
+    example_transition,
     online_transitions,
 )
 from burnish.networks import CriticConfig
@@ -150,13 +151,13 @@ class OffPolicyStage(Stage):
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, fused=True)
         self.generator = torch.Generator(policy.device).manual_seed(setting.seed)
-        obs_dim, chunk_dim = policy.config.n_obs_steps * policy.obs_dim, policy.config.horizon * policy.action_dim
-        self.replay = Replay(config.buffer_size, obs_dim, chunk_dim, policy.device)
+        example = example_transition(policy)
+        self.replay = Replay(config.buffer_size, example)
         self.joining = NSteps(config.n_step, policy.device)
         self.monte_carlo = MonteCarlo(setting.n_envs, policy.device, self._value_of_chunks, self._value_of_policy)
         self.demos: Replay | None = None
         if demonstrations is not None:
-            self.demos = Replay(len(demonstrations.reward), obs_dim, chunk_dim, policy.device)
+            self.demos = Replay(len(demonstrations.reward), example)
             self.demos.add(demonstrations._replace(reward=demonstrations.reward * config.reward_scale))
         self.n_candidates, self.random_steps = config.n_candidates, config.random_steps
         if config.buffer_size < setting.n_envs:
@@ -190,7 +191,7 @@ class OffPolicyStage(Stage):
                 f"stage.demo_ratio={self.config.demo_ratio}, but task={setting.task.name} names no demonstrations: "
                 f"give stage.demos=FILE, or {self.config.WITHOUT_DEMOS} to learn from the environment alone"
             )
-        demos = load(source)
+        demos = load(source, sensors=setting.task.sensors)
         try:
             return demonstration_transitions(
                 self.policy, demos.episodes, self.config.gamma, self.config.n_step, setting.ends_at_success
@@ -200,7 +201,7 @@ class OffPolicyStage(Stage):
 
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
-        normalized = self.policy.normalized_obs(torch.as_tensor(obs, device=self.policy.device))
+        normalized = self.policy.normalized_obs(obs)
         if self.env_steps < self.random_steps:
             shape = (len(obs), self.policy.config.horizon, self.policy.action_dim)
             x = 2 * torch.rand(shape, device=self.policy.device, generator=self.generator) - 1

@@ -111,17 +111,16 @@ class OnPolicyStage(Stage):
         device = policy.device
         self.discount = torch.ones(n_terms, device=device)  # of the advantage, for each term
         self.eps = torch.full((n_terms,), config.clip_coef, device=device)  # clip range, likewise
-        obs_dim = policy.config.n_obs_steps * policy.obs_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
-            self.critic = ValueNetwork(obs_dim).to(device)
+            self.critic = policy.seeing(ValueNetwork(policy.features)).to(device)
         self.actor_optimizer = torch.optim.Adam(actor.parameters(), lr=config.actor_lr, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, fused=True)
         self.reward_scaler = RewardScaler(setting.n_envs, config.gamma, device)
         self.generator = torch.Generator(device).manual_seed(setting.seed)
         self.chunks_per_update = self._rollout_length(setting)
         self.iteration = 0
-        self.rollout = Rollout(self.chunks_per_update, setting.n_envs, obs_dim, sampled, n_terms, device)
+        self.rollout = Rollout(self.chunks_per_update, setting.n_envs, policy.blank_obs(1)[0], sampled, n_terms, device)
 
     def _rollout_length(self, setting: Setting) -> int:
         """T: `n_steps`, or as many as hold `rollout_episodes` of the longest episodes. Few of them are told of."""
@@ -162,14 +161,13 @@ class OnPolicyStage(Stage):
 
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
-        normalized = self.policy.normalized_obs(torch.as_tensor(obs, device=self.policy.device))
+        normalized = self.policy.normalized_obs(obs)
         explored = self.explore(normalized)
         self.rollout.add_action(normalized, explored.sampled, explored.log_prob)
         return self.policy.executed_actions(explored.x).cpu().numpy()
 
     def observe(self, step: ChunkStep) -> None:
-        final_obs = torch.as_tensor(step.final_obs, device=self.policy.device)
-        self.rollout.add_outcome(step, self.policy.normalized_obs(final_obs))
+        self.rollout.add_outcome(step, self.policy.normalized_obs(step.final_obs))
 
     def ready(self) -> bool:
         return self.rollout.full

@@ -70,7 +70,7 @@ def fresh_policy(config: FinetuneConfig, device: torch.device) -> Policy:
     """A policy that knows nothing but the sizes of the task's observations and actions."""
     assert config.network is not None
     simulator = make_simulator(config.task)
-    sizes = simulator.obs_dim, simulator.action_dim
+    sizes = simulator.obs_spec, simulator.action_dim
     simulator.close()
     make_policy: Any = policy_class(config.network.kind)
     return make_policy(config.network, *sizes, config.task.obs_keys, config.task.name).to(device).eval()

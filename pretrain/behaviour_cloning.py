@@ -217,7 +217,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     source = demonstrations_of(config.task, config.dataset or "task")
     if source is None:
         raise BurnishError(f"task={config.task.name} has no default demonstrations: give dataset=FILE")
-    demos = load(source, config.filter_key)
+    demos = load(source, config.filter_key, config.task.sensors)
     train, valid = split_episodes(demos, config.train.validation_fraction, config.seed)
     train = train[: config.train.max_demos]
     try:
@@ -226,11 +226,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     except BurnishError as error:
         raise BurnishError(f"{demos.source or source}: {error}") from error
     make_policy: Any = policy_class(config.policy.kind)
-    sizes = windows.obs.shape[1], windows.actions.shape[1]
+    sizes = windows.spec, windows.actions.shape[1]
     policy: Policy = make_policy(config.policy, *sizes, config.task.obs_keys, config.task.name).to(device)
     policy.trained_in = to_dict(config.task)
-    policy.obs_normalizer.fit(windows.obs, config.policy.obs_normalization)
-    policy.action_normalizer.fit(windows.actions, config.policy.action_normalization)
+    policy.fit_normalizers(windows.obs, windows.actions)
     with ExitStack() as stack:
         envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation, f"dataset={source}"))
         run = stack.enter_context(Run.open(config))
@@ -238,7 +237,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _windows(config: PretrainConfig, episodes: list[Episode], device: torch.device) -> Windows:
-    return Windows(episodes, config.task.obs_keys, config.policy.n_obs_steps, config.policy.horizon, device)
+    task, policy = config.task, config.policy
+    return Windows(episodes, task.obs_keys, policy.n_obs_steps, policy.horizon, device, task.sensors)
 
 
 class Pretraining:

@@ -126,7 +126,7 @@ def score(policy, candidates=1, n=2000) -> float:
     return float(reward_of(actions, obs).mean())
 
 
-def demonstrations(source) -> Demonstrations:
+def demonstrations(source, sensors=()) -> Demonstrations:
     """One episode of 30 steps whose observations are 9."""
     obs = {"flat": np.full((30, 2), 9, np.float32)}
     final = {"flat": np.full(2, 9, np.float32)}

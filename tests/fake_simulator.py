@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from burnish.envs.base import Floats, Step
 from burnish.errors import BurnishError
+from burnish.observations import ObsSpec
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Counter:
     fault_at: int = 0
     fault: str = ""
 
-    obs_dim = 3
+    obs_spec = ObsSpec.of_state(3)
     action_dim = 1
 
     def __post_init__(self) -> None:

@@ -72,7 +72,7 @@ def variant(request, monkeypatch) -> str:
 
 def denoiser(seed=0, **settings):
     torch.manual_seed(seed)
-    return build_denoiser(DenoiserConfig(**settings), obs_dim=DO, horizon=TP, action_dim=DA, denoising_steps=K)
+    return build_denoiser(DenoiserConfig(**settings), features=DO, horizon=TP, action_dim=DA, denoising_steps=K)
 
 
 def inputs(states: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -183,7 +183,9 @@ class Guess:
 
     device, least_rows, config = torch.device("cpu"), 4, SimpleNamespace(n_obs_steps=1, temperature=0.5, mean_of=3)
     sampler_steps = None
-    obs_dim, obs_normalizer = 3, SimpleNamespace(offset=torch.zeros(3))
+
+    def typical_obs(self):
+        return np.zeros((1, 1, 3), np.float32)
 
     def __init__(self):
         self.timed, self.candidates = [], set()
@@ -220,7 +222,7 @@ def plain_episode(number: int, seed: int, candidates: int) -> tuple[bool, float,
         noise = torch.randn(2, candidates, generator=generator)[:, -1]
         start = obs[2]
         for i in range(2):
-            obs, reward, terminated, succeeded = simulator.step(np.array([0.1 * float(noise[i]) + start]))
+            obs, reward, terminated, succeeded, _ = simulator.step(np.array([0.1 * float(noise[i]) + start]))
             total, steps, success = total + reward, steps + 1, success or succeeded
             if terminated or steps == 7:
                 return success, total, steps

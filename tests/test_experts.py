@@ -195,11 +195,11 @@ def hopper_behaviour(request, tmp_path) -> str:
     if request.param == "actor":
         from burnish.datasets.collecting.sac_actor import SACActor
 
-        actor = SACActor(simulator.obs_dim, simulator.action_dim, (8,))
+        actor = SACActor(simulator.obs_spec.state_dim, simulator.action_dim, (8,))
         return str(actor.save(tmp_path / "hopper.safetensors", {"task": "hopper"}))
     from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
-    policy = DiffusionPolicy(PolicyConfig(), simulator.obs_dim, simulator.action_dim, ["flat"], "hopper")
+    policy = DiffusionPolicy(PolicyConfig(), simulator.obs_spec.state_dim, simulator.action_dim, ["flat"], "hopper")
     policy.save(tmp_path / "policy")
     return str(tmp_path / "policy")
 

@@ -481,7 +481,7 @@ def test_gradient_steps_are_those_by_hand(monkeypatch, name, settings):
     assert hand.timesteps == (set(range(6)) if name == "sdac" else set())
 
 
-def random_demonstrations(source: str) -> Demonstrations:
+def random_demonstrations(source: str, sensors: list[str] | tuple[()] = ()) -> Demonstrations:
     rng = np.random.default_rng(5)
     obs, final = rng.normal(9, 1, (30, 2)).astype(np.float32), rng.normal(9, 1, 2).astype(np.float32)
     actions, rewards = rng.uniform(-1, 1, (30, DA)).astype(np.float32), rng.normal(size=30).astype(np.float32)

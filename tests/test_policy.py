@@ -23,7 +23,7 @@ SMALL = DenoiserConfig(hidden_dim=32, n_layers=2)
 def make_policy(**kwargs):
     torch.manual_seed(0)
     config = PolicyConfig(denoiser=kwargs.pop("denoiser", SMALL), **kwargs)
-    return DiffusionPolicy(config, obs_dim=5, action_dim=3, obs_keys=["flat"], task="test").eval()
+    return DiffusionPolicy(config, obs_spec=5, action_dim=3, obs_keys=["flat"], task="test").eval()
 
 
 def test_normalizer_min_max_and_constant_dimension():
@@ -56,7 +56,7 @@ def test_normalizer_mean_std_is_numpys():
 def test_denoisers_use_all_their_inputs(name, horizon):
     config = DenoiserConfig(name=name, hidden_dim=32, channels=[16, 32])
     torch.manual_seed(0)
-    network = build_denoiser(config, obs_dim=6, horizon=horizon, action_dim=3, denoising_steps=10)
+    network = build_denoiser(config, features=6, horizon=horizon, action_dim=3, denoising_steps=10)
     x, obs, k = torch.randn(4, horizon, 3), torch.randn(4, 6), torch.tensor([0, 3, 5, 9])
     out = network(x, k, network.encode(obs))
     assert out.shape == x.shape
@@ -73,7 +73,7 @@ def test_denoisers_use_all_their_inputs(name, horizon):
 def test_residual_mlp_has_dppos_depth():
     """DPPO's 3 x 512: a layer in, one residual block of two layers, a layer out."""
     config = DenoiserConfig(hidden_dim=64, n_layers=3, residual=True)
-    network = build_denoiser(config, obs_dim=6, horizon=4, action_dim=3, denoising_steps=10)
+    network = build_denoiser(config, features=6, horizon=4, action_dim=3, denoising_steps=10)
     assert sum(isinstance(m, torch.nn.Linear) and m.in_features == 64 for m in network.modules()) >= 3
 
 

@@ -186,7 +186,7 @@ def run(tmp_path, monkeypatch):
     demos = Demonstrations(
         episodes(6, 5, 9, 4), source="demos", masks={"train": ["demo_0", "demo_2", "demo_3"], "valid": ["demo_1"]}
     )
-    monkeypatch.setattr(behaviour_cloning, "load", lambda source, key: demos)
+    monkeypatch.setattr(behaviour_cloning, "load", lambda source, key, sensors: demos)
     train = TrainConfig(**(TRAIN | {"epochs": 7, "eval_every": 4, "checkpoint_every": 6, "max_demos": 2}))
     config = PretrainConfig(
         task=TASK,

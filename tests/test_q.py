@@ -75,7 +75,7 @@ def test_parts_of_a_denoiser_make_no_difference(monkeypatch, states):
     """Its timestep and its observation may be broadcast."""
     torch.manual_seed(0)
     config = DenoiserConfig(hidden_dim=16, n_layers=2)
-    denoiser = build_denoiser(config, obs_dim=DO, horizon=2, action_dim=DA, denoising_steps=10)
+    denoiser = build_denoiser(config, features=DO, horizon=2, action_dim=DA, denoising_steps=10)
     x, encoded = torch.randn(6, 2, DA), denoiser.encode(torch.randn(states, DO))
     whole = denoiser(x, torch.tensor(3), encoded)
     monkeypatch.setattr(parts, "NUMBERS", 4 * 16)

@@ -58,7 +58,7 @@ def transitions(first: int, n: int) -> Transitions:
 
 
 def test_the_ring_overwrites_the_oldest():
-    replay = Replay(5, 2, 1, torch.device("cpu"))
+    replay = Replay(5, transitions(0, 1))
     replay.add(transitions(0, 3))
     assert (replay.size, replay.position) == (3, 3)
     replay.add(transitions(3, 3))
@@ -76,14 +76,14 @@ def test_the_ring_overwrites_the_oldest():
 
 
 def test_only_what_was_stored_is_sampled():
-    replay = Replay(100, 2, 1, torch.device("cpu"))
+    replay = Replay(100, transitions(0, 1))
     replay.add(transitions(7, 2))
     assert set(replay.sample(50, torch.Generator().manual_seed(0)).reward.tolist()) == {7, 8}
 
 
 @pytest.mark.parametrize("n", [3, 7])
 def test_a_restored_ring_goes_on_alike(n):
-    ours, theirs = (Replay(5, 2, 1, torch.device("cpu")) for _ in range(2))
+    ours, theirs = (Replay(5, transitions(0, 1)) for _ in range(2))
     ours.add(transitions(0, 2))
     ours.add(transitions(2, n - 2))
     theirs.load_state_dict(copy.deepcopy(ours.state_dict()))

@@ -65,7 +65,7 @@ def test_shapes_and_types(task, action_dim):
     proprioception = sum(sizes[key] for key in task.obs_keys if key != "object")
     n_object = 10 if task is LIFT else 41
     assert simulator.action_dim == action_dim
-    assert obs.shape == step.obs.shape == (simulator.obs_dim,) == (proprioception + n_object,)
+    assert obs.shape == step.obs.shape == (simulator.obs_spec.state_dim,) == (proprioception + n_object,)
     assert obs.dtype == np.float32
     assert (step.reward, step.terminated, step.success) == (0.0, False, False)
     assert type(step.terminated) is type(step.success) is bool

@@ -19,6 +19,7 @@ from burnish.envs.task import load_task
 from burnish.errors import BurnishError
 from burnish.evaluation import video
 from burnish.networks import DenoiserConfig
+from burnish.observations import ObsSpec
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.runs import progress as progress_module
 from burnish.runs.folder import Run, load_config
@@ -149,7 +150,7 @@ def test_impossible_folders_and_modes_are_told_before_any_work(tmp_path: Path) -
 
 
 class NoSimulator:
-    obs_dim, action_dim = 3, 1
+    obs_spec, action_dim = ObsSpec.of_state(3), 1
 
     def close(self) -> None:
         pass

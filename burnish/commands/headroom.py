@@ -168,7 +168,7 @@ def _choosing(config: HeadroomConfig, folder: Path) -> FinetuneConfig:
         source = demonstrations_of(config.task, config.demos)
         if source is None:
             raise BurnishError(f"demos=task: task={config.task.name} names none: give a file, or demos=null")
-        load(source)
+        load(source, sensors=config.task.sensors)
     words = [
         f"policy={config.policy}",
         "stage=best_of_n",

@@ -34,9 +34,9 @@ def make_simulator(task: TaskConfig) -> Simulator:
         from burnish.envs.robosuite.simulator import RobosuiteSimulator
 
         return RobosuiteSimulator(task)
-    from burnish.envs.gymnasium.simulator import GymnasiumSimulator
+    from burnish.envs.gymnasium.simulator import make_gymnasium
 
-    return GymnasiumSimulator(task)
+    return make_gymnasium(task)
 
 
 def make_vector_env(

@@ -12,28 +12,32 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from burnish.observations import ObsSpec
+
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+Obs = NDArray[Any]  # (..., Do) float32 of a state alone, records (...) with sensors (`burnish.observations`)
 
 
 class Step(NamedTuple):
     """One primitive step of one simulator."""
 
-    obs: Floats  # (Do,)
+    obs: Obs  # (Do,), or one record
     reward: float
     terminated: bool
     success: bool
+    truncated: bool = False  # by the environment itself, beside the task's time limit
 
 
 class Simulator(Protocol):
     """One environment, without time limit, chunks, history or autoreset: `VectorEnv` adds those."""
 
-    obs_dim: int
+    obs_spec: ObsSpec
     action_dim: int
 
-    def reset(self, seed: int | None) -> Floats:
-        """Start an episode -> observation (Do,). With a seed, the initial state depends on the seed alone
-        (not on what was run before, nor on which instance this is); None goes on with the generator."""
+    def reset(self, seed: int | None) -> Obs:
+        """Start an episode -> observation (Do,), or one record. With a seed, the initial state depends on the seed
+        alone (not on what was run before, nor on which instance this is); None goes on with the generator."""
 
     def step(self, action: Floats) -> Step:
         """One control step; `action` (Da,) in [-1, 1] (clipped, then rescaled to the simulator's range)."""
@@ -59,11 +63,11 @@ class ChunkStep(NamedTuple):
     `final_obs` the true last one; elsewhere both are the same.
     """
 
-    obs: Floats  # (E, To, Do) what to act on next
+    obs: Obs  # (E, To, Do) what to act on next; with sensors, records (E, To)
     reward: Floats  # (E,) sum over the executed steps
     terminated: Bools  # (E,)
     truncated: Bools  # (E,) time limit, or non-finite simulation; never together with terminated
-    final_obs: Floats  # (E, To, Do)
+    final_obs: Obs  # likewise
     success: Bools  # (E,) success in any executed step of the chunk
     steps: NDArray[np.int64]  # (E,) executed steps, 0 where masked
     step_rewards: Floats  # (E, Ta) reward of each executed step, 0 after the cut (for discounting inside a chunk)
@@ -73,16 +77,16 @@ class VectorEnv(ABC):
     """E environments that execute chunks of actions (Gymnasium's vector semantics, SAME_STEP autoreset)."""
 
     n_envs: int
-    obs_dim: int  # Do
+    obs_spec: ObsSpec
     action_dim: int  # Da
     n_obs_steps: int  # To
     n_action_steps: int  # Ta
     nonfinite_episodes: int  # episodes ended because of a non-finite observation or reward
 
     @abstractmethod
-    def reset(self, seeds: Sequence[int] | None = None) -> Floats:
-        """Start an episode everywhere -> (E, To, Do), the first observation repeated To times. `seeds`: one
-        per environment; None goes on with each environment's own generator."""
+    def reset(self, seeds: Sequence[int] | None = None) -> Obs:
+        """Start an episode everywhere -> (E, To, Do) or records (E, To), the first observation repeated To times.
+        `seeds`: one per environment; None goes on with each environment's own generator."""
 
     @abstractmethod
     def step(self, actions: Floats, mask: Bools | None = None) -> ChunkStep:

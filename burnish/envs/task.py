@@ -22,19 +22,22 @@ class TaskConfig(Checked):
     env_id: str = key(doc="the suite's own name of the environment, as Hopper-v5 or Lift")
     max_episode_steps: int = key(doc="primitive (not chunk) steps after which an episode is truncated", least=1)
     obs_keys: list[str] = key(
-        ["flat"], "observations joined, in this order, into one flat one (Do,); of Gymnasium's tasks always [flat]"
+        ["flat"],
+        "observations joined, in this order, into the state (Do,); of Gymnasium's tasks [flat], or keys of a Dict",
+    )
+    sensors: list[str] = key(
+        [], "observations beside the state that keep their shape: pictures (H, W, channels), clouds of points (P, d)"
+    )
+    success_key: str | None = key(
+        None, "of a Gymnasium task measured by success, the key of `info` that tells it (null: is_success or success)"
     )
     env_kwargs: dict[str, Any] = key(factory=dict, doc="arguments for gymnasium.make or robosuite.make")
     dataset: str | None = key(None, "its demonstrations: a file, or shipped:NAME for one of the package (null: none)")
     fast: bool = key(True, "robosuite's control step compiled, with the same numbers; false: its own")
 
     def check(self) -> None:
-        if not self.obs_keys:
-            raise WrongValue("obs_keys=[]: expected at least one observation key")
-        if self.suite == "gymnasium" and self.obs_keys != ["flat"]:
-            raise WrongValue(
-                f"obs_keys=[{', '.join(self.obs_keys)}]: Gymnasium tasks have one observation, expected [flat]"
-            )
+        if not self.obs_keys and not self.sensors:
+            raise WrongValue("obs_keys=[]: expected at least one observation key, or sensors")
 
     @property
     def measure(self) -> MeasureName:

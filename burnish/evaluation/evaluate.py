@@ -27,6 +27,7 @@ from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, warn
 from burnish.evaluation.intervals import CONFIDENCE, bootstrap_interval, wilson_interval
+from burnish.observations import ObsSpec
 from burnish.policies.base import Policy
 from burnish.policies.folder import fingerprint
 from burnish.runs.evaluation_file import About, EvaluationFile, EvaluationSummary
@@ -142,7 +143,13 @@ class Evaluation:
         ).write(path)
 
 
-MEANINGFUL = ("suite", "env_id", "env_kwargs", "obs_keys")  # keys of a task that say what actions and observations are
+MEANINGFUL = (
+    "suite",
+    "env_id",
+    "env_kwargs",
+    "obs_keys",
+    "sensors",
+)  # keys of a task that say what actions and observations are
 
 
 def check_task(policy: Policy, task: TaskConfig, allow: Sequence[str] = ()) -> None:
@@ -163,7 +170,7 @@ def check_task(policy: Policy, task: TaskConfig, allow: Sequence[str] = ()) -> N
             warn(said)
 
 
-def check_fit(policy: Policy, task: TaskConfig, obs_dim: int, action_dim: int, source: str | None = None) -> None:
+def check_fit(policy: Policy, task: TaskConfig, obs_spec: ObsSpec, action_dim: int, source: str | None = None) -> None:
     """Raise BurnishError where a policy cannot act in a task; `source` is what the user gave, if not a policy."""
     source = source or f"the policy (trained for task={policy.task or 'unknown'})"
     if policy.obs_keys != task.obs_keys:
@@ -171,11 +178,13 @@ def check_fit(policy: Policy, task: TaskConfig, obs_dim: int, action_dim: int, s
             f"{source} has the observations {policy.obs_keys}, but task={task.name} gives {task.obs_keys}"
         )
     for name, ours, theirs in (
-        ("observation", policy.obs_dim, obs_dim),
+        ("observation", policy.obs_dim, obs_spec.state_dim),
         ("action", policy.action_dim, action_dim),
     ):
         if ours != theirs:
             raise BurnishError(f"{source} has {name} dimension {ours}, but task={task.name} has {theirs}")
+    if policy.obs_spec != obs_spec:
+        raise BurnishError(f"{source} has the observations {policy.obs_spec}, but task={task.name} gives {obs_spec}")
 
 
 @contextlib.contextmanager
@@ -196,7 +205,7 @@ def evaluation_envs(
         autoreset=False,
     )
     try:
-        check_fit(policy, task, envs.obs_dim, envs.action_dim, source)
+        check_fit(policy, task, envs.obs_spec, envs.action_dim, source)
         yield envs
     finally:
         envs.close()
@@ -300,8 +309,7 @@ def episode_noise(policy: Policy, generators: list[torch.Generator], candidates:
 
 def latency_ms(policy: Policy, candidates: int = 1) -> float:
     """Median wall-clock time of `act` for one observation (numpy in, numpy out), in milliseconds."""
-    obs = policy.obs_normalizer.offset.cpu().numpy()
-    obs = np.broadcast_to(obs, (1, policy.config.n_obs_steps, policy.obs_dim)).copy()
+    obs = policy.typical_obs()
     generator = torch.Generator(policy.device).manual_seed(0)
     times = []
     for _ in range(LATENCY_CALLS):

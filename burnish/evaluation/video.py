@@ -26,7 +26,7 @@ class RecordingSimulator:
 
     def __init__(self, simulator: Simulator):
         self.simulator = simulator
-        self.obs_dim, self.action_dim = simulator.obs_dim, simulator.action_dim
+        self.obs_spec, self.action_dim = simulator.obs_spec, simulator.action_dim
         self.frames: list[np.ndarray] = []
 
     def reset(self, seed: int | None) -> np.ndarray:

@@ -43,12 +43,12 @@ class DenoiserConfig(Checked):
 
 
 def build_denoiser(
-    config: DenoiserConfig, *, obs_dim: int, horizon: int, action_dim: int, denoising_steps: int
+    config: DenoiserConfig, *, features: int, horizon: int, action_dim: int, denoising_steps: int
 ) -> Denoiser:
-    """The network for observations (B, To * Do) = (B, obs_dim) and chunks (B, Tp, Da) = (B, horizon, action_dim)."""
+    """The network for features of observations (B, F) and chunks (B, Tp, Da) = (B, horizon, action_dim)."""
     if config.name == "unet":
         return UNetDenoiser(
-            obs_dim,
+            features,
             action_dim,
             denoising_steps,
             channels=config.channels,
@@ -57,7 +57,7 @@ def build_denoiser(
             time_dim=config.time_dim,
         )
     return MLPDenoiser(
-        obs_dim,
+        features,
         horizon,
         action_dim,
         denoising_steps,

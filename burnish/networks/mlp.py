@@ -36,7 +36,7 @@ def trunk(dim: int, n_layers: int, residual: bool, activation: type[nn.Module]) 
 
 
 class MLPDenoiser(nn.Module):
-    """Network output for noisy chunks (B, Tp, Da) at timesteps k, given observations (B, To * Do).
+    """Network output for noisy chunks (B, Tp, Da) at timesteps k, given features of observations (B, F).
 
     The first layer is written as a sum, W_x x + W_s s + W_t emb(k): the observation's part is the same for
     every denoising step (and every candidate), so `encode` computes it once, and that of all timesteps. Where there
@@ -47,7 +47,7 @@ class MLPDenoiser(nn.Module):
 
     def __init__(
         self,
-        obs_dim: int,
+        features: int,
         horizon: int,
         action_dim: int,
         denoising_steps: int,
@@ -59,21 +59,25 @@ class MLPDenoiser(nn.Module):
         time_dim: int,
     ):
         super().__init__()
+        self.encoder: nn.Module = nn.Identity()  # from observations to features
         self.activation, self.residual = activation, residual
         self.time = TimeEmbedding(denoising_steps, time_dim)
         self.from_time = nn.Linear(time_dim, hidden_dim)
-        self.from_obs = nn.Linear(obs_dim, hidden_dim, bias=False)
+        self.from_obs = nn.Linear(features, hidden_dim, bias=False)
         self.from_action = nn.Linear(horizon * action_dim, hidden_dim, bias=False)
         self.trunk = trunk(hidden_dim, n_layers, residual, ACTIVATIONS[activation])
         self.out = nn.Linear(hidden_dim, horizon * action_dim)
 
     def encode(self, obs: Tensor) -> Encoded:
-        """Observations (B, To * Do) -> their part of the first layer (B, hidden), and the timesteps' (K, hidden)."""
+        """Observations (B, ...) -> their part of the first layer (B, hidden), and the timesteps' (K, hidden)."""
+        features = self.encoder(obs)
         half = half_wanted()
         if not can_compile(self.from_obs.weight, self.out.in_features, self.activation, half):
-            return Encoded(self.from_obs(obs), self._times())
+            return Encoded(self.from_obs(features), self._times())
         with torch.autocast("cpu", enabled=False):
-            return Encoded(self.from_obs(obs), *up_to_date(self, lambda: (self._times(), self._compiled(half)), half))
+            return Encoded(
+                self.from_obs(features), *up_to_date(self, lambda: (self._times(), self._compiled(half)), half)
+            )
 
     def forward(self, x: Tensor, k: Tensor, encoded: Encoded) -> Tensor:
         """Args: x (..., Tp, Da), k and encoded.obs (..., hidden) broadcast against its leading dimensions."""

@@ -48,16 +48,17 @@ class QEnsemble(nn.Module):
 
     Args:
         config: see `CriticConfig`.
-        obs_dim: To * Do, normalised. action_dim: Ta * Da, normalised: the executed part of a chunk.
+        features: F, of an observation. action_dim: Ta * Da, normalised: the executed part of a chunk.
     """
 
-    def __init__(self, config: CriticConfig, obs_dim: int, action_dim: int):
+    def __init__(self, config: CriticConfig, features: int, action_dim: int):
         super().__init__()
+        self.encoder: nn.Module = nn.Identity()  # from observations to features
         self.activation, self.layer_norm = config.activation, config.layer_norm
         n, dim = config.n_critics, config.hidden_dim
-        joint = EnsembleLinear(n, obs_dim + action_dim, dim)
-        self.from_obs = nn.Parameter(joint.weight[:, :obs_dim].detach().clone())
-        self.from_action = nn.Parameter(joint.weight[:, obs_dim:].detach().clone())
+        joint = EnsembleLinear(n, features + action_dim, dim)
+        self.from_obs = nn.Parameter(joint.weight[:, :features].detach().clone())
+        self.from_action = nn.Parameter(joint.weight[:, features:].detach().clone())
         self.bias = joint.bias
         layers: list[nn.Module] = []
         for i in range(config.n_layers):
@@ -67,9 +68,9 @@ class QEnsemble(nn.Module):
         self.layers = nn.Sequential(*layers, EnsembleLinear(n, dim, 1))
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Args: obs (B, To * Do), actions (B, N, Ta * Da) -> (n, B, N)."""
+        """Args: obs (B, ...), actions (B, N, Ta * Da) -> (n, B, N)."""
         n, _, dim = self.bias.shape
-        h_obs = torch.baddbmm(self.bias, obs.expand(n, -1, -1), self.from_obs)  # (n, B, hidden)
+        h_obs = torch.baddbmm(self.bias, self.encoder(obs).expand(n, -1, -1), self.from_obs)  # (n, B, hidden)
         if can_compile(actions, dim, self.activation):
             members = up_to_date(self, self._compiled)
             each = [member(actions.flatten(0, 1), h) for member, h in zip(members, h_obs)]  # (B N, 1)

@@ -54,7 +54,7 @@ class FiLMBlock(nn.Module):
 
 
 class UNetDenoiser(nn.Module):
-    """Network output for noisy chunks (B, Tp, Da) at timesteps k, given observations (B, To * Do).
+    """Network output for noisy chunks (B, Tp, Da) at timesteps k, given features of observations (B, F).
 
     Lengths that the strides do not divide are padded by repeating the last step and cut again at the end.
     """
@@ -63,7 +63,7 @@ class UNetDenoiser(nn.Module):
 
     def __init__(
         self,
-        obs_dim: int,
+        features: int,
         action_dim: int,
         denoising_steps: int,
         *,
@@ -73,9 +73,10 @@ class UNetDenoiser(nn.Module):
         time_dim: int,
     ):
         super().__init__()
+        self.encoder: nn.Module = nn.Identity()  # from observations to features
         self.time = TimeEmbedding(denoising_steps, time_dim)
         self.stride = 2 ** (len(channels) - 1)
-        cond_dim = time_dim + obs_dim
+        cond_dim = time_dim + features
 
         def block(in_channels: int, out_channels: int) -> FiLMBlock:
             return FiLMBlock(in_channels, out_channels, cond_dim, kernel_size, n_groups)
@@ -88,11 +89,11 @@ class UNetDenoiser(nn.Module):
         self.out = nn.Conv1d(channels[0], action_dim, 1)
 
     def encode(self, obs: Tensor) -> Encoded:
-        """Observations (B, To * Do), unchanged: FiLM mixes them with the timestep in every block."""
-        return Encoded(obs, self.time())
+        """Observations (B, ...) -> their features (B, F): FiLM mixes them with the timestep in every block."""
+        return Encoded(self.encoder(obs), self.time())
 
     def forward(self, x: Tensor, k: Tensor, encoded: Encoded) -> Tensor:
-        """Args: x (..., Tp, Da), k and encoded.obs (..., To * Do) broadcast against its leading dimensions."""
+        """Args: x (..., Tp, Da), k and encoded.obs (..., F) broadcast against its leading dimensions."""
         leading, length = x.shape[:-2], x.shape[-2]
         time = F.embedding(k, encoded.times)
         cond = torch.cat([time.expand(*leading, -1), encoded.obs.expand(*leading, -1)], dim=-1).flatten(0, -2)

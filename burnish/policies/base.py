@@ -1,7 +1,7 @@
 """What every kind of policy has in common: raw observations in, raw action chunks out, a folder that evaluates alone.
 
 Symbols: B batch, N candidate chunks for an observation, To observation steps, Tp predicted and Ta executed action
-steps, Do and Da dimensions.
+steps, Do and Da dimensions, W an observation's numbers or bytes (`burnish.observations`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from burnish.config import Checked, WrongValue, key, parse
 from burnish.errors import BurnishError
 from burnish.machine.disk import save_folder
 from burnish.networks import CriticConfig, QEnsemble
+from burnish.networks.encoders.encoder import Encoder, EncoderConfig
+from burnish.observations import STATE, ObsSpec
 from burnish.policies.folder import DESCRIPTION, FORMAT, WEIGHTS, policy_folder, read_description
 from burnish.policies.normalizer import Normalizer
 
 P = TypeVar("P", bound="Policy")
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class ChunkConfig(Checked):
     kind: str = key()
     n_obs_steps: int = key(1, "To, observation steps that it sees", least=1)
     n_action_steps: int = key(4, "Ta, executed action steps", least=1)
+    encoder: EncoderConfig = key(factory=EncoderConfig, doc="of sensors")
     obs_normalization: Literal["min_max", "mean_std", "none"] = key(
         "min_max", "of each dimension, over the demonstrations"
     )
@@ -62,7 +66,8 @@ class Policy(nn.Module, ABC):
 
     Args:
         config: of the class's `Config`.
-        obs_dim, action_dim: Do, Da.
+        obs_spec: what it sees; a number: a state of so many, Do.
+        action_dim: Da.
         obs_keys: the observation keys that make up Do, in order.
         task: name of the task it was trained for; for information.
     """
@@ -70,14 +75,17 @@ class Policy(nn.Module, ABC):
     Config: ClassVar[type[ChunkConfig]]
     config: ChunkConfig
 
-    def __init__(self, config: ChunkConfig, obs_dim: int, action_dim: int, obs_keys: list[str], task: str = ""):
+    def __init__(
+        self, config: ChunkConfig, obs_spec: ObsSpec | int, action_dim: int, obs_keys: list[str], task: str = ""
+    ):
         super().__init__()
         self.config = config
-        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.obs_spec = ObsSpec.of_state(obs_spec) if isinstance(obs_spec, int) else obs_spec
+        self.obs_dim, self.action_dim = self.obs_spec.state_dim, action_dim
         self.obs_keys = list(obs_keys)
         self.task = task
         self.trained_in: dict[str, Any] | None = None  # the whole task, as plain data
-        self.obs_normalizer = Normalizer(obs_dim)
+        self.obs_normalizer = Normalizer(self.obs_dim)  # of the state; sensors are for their encoders
         self.action_normalizer = Normalizer(action_dim)
         self.critic: QEnsemble | None = None
         self.critic_config: CriticConfig | None = None
@@ -130,6 +138,34 @@ class Policy(nn.Module, ABC):
             self.sample_as(before)
 
     @property
+    def features(self) -> int:
+        """F, what networks see of an observation."""
+        return self.config.encoder.count(self.obs_spec, self.config.n_obs_steps)
+
+    def fit_normalizers(self, obs: Tensor, actions: Tensor) -> None:
+        """Take the statistics of raw observations (N, W) and actions (N, Da)."""
+        if STATE in self.obs_spec.parts:
+            self.obs_normalizer.fit(self.obs_spec.split(obs)[STATE], self.config.obs_normalization)
+        self.action_normalizer.fit(actions, self.config.action_normalization)
+
+    def typical_obs(self) -> np.ndarray:
+        """A raw observation, as `act` takes it with B = 1, whose state is the normalizer's middle."""
+        obs = self.obs_spec.zeros(1, self.config.n_obs_steps)
+        if STATE in self.obs_spec.parts:
+            self.obs_spec.part(obs, STATE)[:] = self.obs_normalizer.offset.cpu().numpy()
+        return obs
+
+    def blank_obs(self, n: int) -> Tensor:
+        """Prepared observations of zeros (n, To * W), as an example of them."""
+        width = self.config.n_obs_steps * self.obs_spec.width
+        return torch.zeros(n, width, dtype=self.obs_spec.dtype, device=self.device)
+
+    def seeing(self, network: N) -> N:
+        """`network`, with an encoder of its own for this policy's observations."""
+        network.encoder = Encoder(self.obs_spec, self.config.n_obs_steps, self.config.encoder)
+        return network
+
+    @property
     def device(self) -> torch.device:
         return self.obs_normalizer.offset.device
 
@@ -148,7 +184,7 @@ class Policy(nn.Module, ABC):
         """What behaviour cloning minimises: a scalar.
 
         Args:
-            obs: raw (B, To, Do)
+            obs: raw (B, To, W)
             actions: raw (B, Tp, Da)
             generator: of all that is random in it.
         """
@@ -161,15 +197,20 @@ class Policy(nn.Module, ABC):
     def predict(
         self, obs: Tensor, noise: Tensor | None, generator: torch.Generator | None = None, candidates: int = 1
     ) -> Tensor:
-        """The normalised chunks (B, Tp, Da) for normalised, flattened observations (B, To * Do); see `act`."""
+        """The normalised chunks (B, Tp, Da) for prepared observations (B, To * W), see `normalized_obs` and `act`."""
 
     @abstractmethod
     def within_bounds(self, x: Tensor) -> Tensor:
         """Normalised actions (..., Da) clamped to what can be executed."""
 
-    def normalized_obs(self, obs: Tensor) -> Tensor:
-        """Raw (B, To, Do) -> normalised and flattened (B, To * Do)."""
-        return self.obs_normalizer.normalize(obs).flatten(1)
+    def normalized_obs(self, obs: np.ndarray | Tensor) -> Tensor:
+        """Raw (B, To, Do), records (B, To) or either as a tensor (B, To, W) -> prepared for the networks: the state
+        normalised, sensors as they are, flattened (B, To * W)."""
+        spec, raw = self.obs_spec, self.obs_spec.tensor(obs, self.device)
+        if not spec.is_state and STATE not in spec.parts:
+            return raw.flatten(1)
+        state = raw if spec.is_state else spec.split(raw)[STATE]
+        return spec.with_state(raw, self.obs_normalizer.normalize(state)).flatten(1)
 
     def executed(self, x: Tensor) -> Tensor:
         """Normalised chunks (..., Tp, Da) -> the normalised part that is executed (..., Ta, Da), within its bounds."""
@@ -191,6 +232,7 @@ class Policy(nn.Module, ABC):
         """Raw observations (B, To, Do) -> raw actions (B, Ta, Da), numpy for numpy, tensors for tensors.
 
         Args:
+            obs: of a policy with sensors records (B, To), as `ObsSpec.record` makes them.
             noise: `noise_shape` with B behind its first dimension, e.g. (S + 1, B, Tp, Da) for a diffusion policy,
                 (S + 1, B, N, Tp, Da) for N candidates; None draws it with `generator`.
             candidates: N; of more than one the critic's best is executed.
@@ -198,15 +240,22 @@ class Policy(nn.Module, ABC):
         Raises:
             BurnishError: observations of another shape, or several candidates without a critic.
         """
-        expected = (self.config.n_obs_steps, self.obs_dim)
-        if tuple(obs.shape[1:]) != expected:
-            raise BurnishError(
-                f"observations of shape {tuple(obs.shape)}: expected (B, To, Do) = (B, {expected[0]}, {expected[1]})"
-            )
+        self._check_shape(obs)
         self.check_candidates(candidates)
-        normalized = self.normalized_obs(torch.as_tensor(obs, dtype=torch.float32, device=self.device))
+        normalized = self.normalized_obs(obs)
         actions = self.executed_actions(self.predict(normalized, noise, generator, candidates))
         return actions.cpu().numpy() if isinstance(obs, np.ndarray) else actions
+
+    def _check_shape(self, obs: np.ndarray | Tensor) -> None:
+        To, spec = self.config.n_obs_steps, self.obs_spec
+        if isinstance(obs, np.ndarray) and not spec.is_state:
+            expected, said = spec.zeros(1, To), f"records (B, To) = (B, {To}) of {spec}"
+            if obs.dtype != expected.dtype or obs.shape[1:] != expected.shape[1:]:
+                raise BurnishError(f"observations of shape {obs.shape} and type {obs.dtype}: expected {said}")
+        elif tuple(obs.shape[1:]) != (To, spec.width):
+            raise BurnishError(
+                f"observations of shape {tuple(obs.shape)}: expected (B, To, Do) = (B, {To}, {spec.width})"
+            )
 
     def check_candidates(self, candidates: int) -> None:
         """Raise BurnishError where one of several candidates would have to be chosen without a critic, or of none."""
@@ -243,6 +292,7 @@ class Policy(nn.Module, ABC):
             "task": self.task,
             **({"trained_in": self.trained_in} if self.trained_in else {}),
             "obs_dim": self.obs_dim,
+            **({"sensors": self.obs_spec.sensors_as_json()} if self.obs_spec.sensors else {}),
             "action_dim": self.action_dim,
             "obs_keys": self.obs_keys,
             "config": asdict(self.config),
@@ -252,8 +302,8 @@ class Policy(nn.Module, ABC):
     def from_description(cls: type[P], description: dict[str, Any]) -> P:
         """A policy without its weights. Raises BurnishError, KeyError or TypeError where it does not make sense."""
         config = parse(cls.Config, description["config"], where="config")
-        sizes = description["obs_dim"], description["action_dim"]
-        policy = cls(config, *sizes, description["obs_keys"], description["task"])
+        obs_spec = ObsSpec.from_json(description["obs_dim"], description.get("sensors"))
+        policy = cls(config, obs_spec, description["action_dim"], description["obs_keys"], description["task"])
         policy.trained_in = description.get("trained_in")
         return policy
 

@@ -36,6 +36,7 @@ from burnish.diffusion import (
 from burnish.diffusion.scheduler_file import SCHEDULER_FILE, betas_of, is_scheduler_file, scheduler_config
 from burnish.errors import BurnishError
 from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, Encoded, QEnsemble, build_denoiser
+from burnish.observations import ObsSpec
 from burnish.policies.base import ChunkConfig, Policy
 
 C = TypeVar("C", bound="ChainConfig")
@@ -167,25 +168,27 @@ class DiffusionPolicy(Policy):
 
     Args:
         config: see `PolicyConfig`.
-        obs_dim, action_dim: Do, Da.
-        obs_keys: the observation keys that make up Do, in order.
-        task: name of the task it was trained for; for information.
+        others: see `Policy`.
     """
 
     Config: ClassVar[type[ChainConfig]] = PolicyConfig
     config: ChainConfig
 
-    def __init__(self, config: ChainConfig, obs_dim: int, action_dim: int, obs_keys: list[str], task: str = ""):
+    def __init__(
+        self, config: ChainConfig, obs_spec: ObsSpec | int, action_dim: int, obs_keys: list[str], task: str = ""
+    ):
         config = config.standalone()
-        super().__init__(config, obs_dim, action_dim, obs_keys, task)
+        super().__init__(config, obs_spec, action_dim, obs_keys, task)
         self.process = config.noise_process()
         self.sampler = config.chain_sampler(self.process)
-        self.denoiser = build_denoiser(
-            config.denoiser,
-            obs_dim=config.n_obs_steps * obs_dim,
-            horizon=config.horizon,
-            action_dim=action_dim,
-            denoising_steps=config.denoising_steps,
+        self.denoiser = self.seeing(
+            build_denoiser(
+                config.denoiser,
+                features=self.features,
+                horizon=config.horizon,
+                action_dim=action_dim,
+                denoising_steps=config.denoising_steps,
+            )
         )
         self.finetuned: Denoiser | None = None
         self.ft_denoising_steps = 0
@@ -218,8 +221,8 @@ class DiffusionPolicy(Policy):
 
     def add_critic(self, config: CriticConfig) -> QEnsemble:
         """A critic of normalised observations and executed, normalised chunks, freshly initialised."""
-        obs_dim = self.config.n_obs_steps * self.obs_dim
-        self.critic = QEnsemble(config, obs_dim, self.config.n_action_steps * self.action_dim).to(self.device)
+        chunk_dim = self.config.n_action_steps * self.action_dim
+        self.critic = self.seeing(QEnsemble(config, self.features, chunk_dim)).to(self.device)
         self.critic_config = config
         return self.critic
 
@@ -243,7 +246,7 @@ class DiffusionPolicy(Policy):
         """Denoising loss of the pretrained denoiser (Ho et al. 2020, eq. 14; Chi et al. 2023, eq. 5): a scalar.
 
         Args:
-            obs: raw (B, To, Do)
+            obs: raw (B, To, W)
             actions: raw (B, Tp, Da)
             generator: of the timesteps and the noise.
         """
@@ -257,7 +260,7 @@ class DiffusionPolicy(Policy):
         """What `network` makes of `x0` noised at random, and what it shall -> output and target, shaped like `x0`.
 
         Args:
-            obs: normalised, flattened (B, To * Do)
+            obs: prepared (B, To * W)
             x0: normalised (B, Tp, Da) or, several for an observation, (B, N, Tp, Da)
             generator: of the timesteps (one for each chunk) and the noise.
             n_timesteps: timesteps are drawn below this; 0 for K.
@@ -275,7 +278,7 @@ class DiffusionPolicy(Policy):
 
         Args:
             network: the fine-tuned denoiser; at the timesteps that it does not run at, the pretrained one is taken.
-            obs: normalised, flattened (B, To * Do)
+            obs: prepared (B, To * W)
             x0: normalised chunks (B, Tp, Da), drawn from the policy whose errors are asked for.
         """
         errors = []
@@ -310,7 +313,7 @@ class DiffusionPolicy(Policy):
         """Run the denoising chain in normalised space.
 
         Args:
-            obs: normalised, flattened (B, To * Do), as `normalized_obs` gives it.
+            obs: (B, To * W), as `normalized_obs` gives it.
             noise: (S + 1, B, Tp, Da) or, for N candidates each, (S + 1, B, N, Tp, Da)
             sampler: None for the policy's own; bounds, noise_clip, keep, std_head: see `Sampler.sample`.
             pretrained: run the pretrained denoiser in every transition.
@@ -351,7 +354,7 @@ class DiffusionPolicy(Policy):
         """Least Q of the ensemble's members for candidates.
 
         Args:
-            obs: normalised, flattened (B, To * Do)
+            obs: prepared (B, To * W)
             x: normalised chunks (B, N, Tp, Da)
             critic: None for the policy's own.
 

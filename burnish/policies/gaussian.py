@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from burnish.config import WrongValue, key
 from burnish.networks.activation import ACTIVATIONS
+from burnish.networks.encoders.encoder import Encoder
+from burnish.observations import ObsSpec
 from burnish.policies.base import ChunkConfig, Policy
 
 
@@ -50,7 +52,7 @@ class GaussianPolicy(Policy):
     """See the module's docstring; the arguments are those of `Policy`.
 
     Attributes:
-        network: normalised, flattened observations (B, To * Do) -> mean before the squashing (B, Ta * Da).
+        network: features (B, F) -> mean before the squashing (B, Ta * Da).
         log_std: (Ta * Da,) what behaviour cloning fits and PPO explores with; of no use to SAC and TD3.
     """
 
@@ -58,10 +60,16 @@ class GaussianPolicy(Policy):
     config: GaussianPolicyConfig
 
     def __init__(
-        self, config: GaussianPolicyConfig, obs_dim: int, action_dim: int, obs_keys: list[str], task: str = ""
+        self,
+        config: GaussianPolicyConfig,
+        obs_spec: ObsSpec | int,
+        action_dim: int,
+        obs_keys: list[str],
+        task: str = "",
     ):
-        super().__init__(config, obs_dim, action_dim, obs_keys, task)
-        sizes = [config.n_obs_steps * obs_dim, *config.hidden_sizes]
+        super().__init__(config, obs_spec, action_dim, obs_keys, task)
+        self.encoder = Encoder(self.obs_spec, config.n_obs_steps, config.encoder)
+        sizes = [self.features, *config.hidden_sizes]
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), self.activation()]
@@ -74,8 +82,8 @@ class GaussianPolicy(Policy):
         return ACTIVATIONS[self.config.activation]()
 
     def mean(self, obs: Tensor) -> Tensor:
-        """Normalised, flattened observations (B, To * Do) -> normalised mean chunks (B, Ta * Da)."""
-        mean = self.network(obs)
+        """Prepared observations (B, To * W) -> normalised mean chunks (B, Ta * Da)."""
+        mean = self.network(self.encoder(obs))
         return mean.tanh() if self.config.squash else mean
 
     def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -43,7 +43,8 @@ def _encode(value: Any) -> Any:
         if value.dtype.hasobject:
             raise TypeError("cannot save a numpy array of objects")
         raw = np.frombuffer(np.ascontiguousarray(value).tobytes(), dtype=np.uint8)
-        return {_ARRAY: torch.from_numpy(raw.copy()), "dtype": value.dtype.str, "shape": list(value.shape)}
+        dtype: Any = np.lib.format.dtype_to_descr(value.dtype)  # text, or of records a list of their fields
+        return {_ARRAY: torch.from_numpy(raw.copy()), "dtype": dtype, "shape": list(value.shape)}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
@@ -61,7 +62,8 @@ def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         if _ARRAY in value:
             raw = value[_ARRAY].numpy().tobytes()
-            return np.frombuffer(raw, dtype=np.dtype(value["dtype"])).reshape(value["shape"]).copy()
+            dtype = np.lib.format.descr_to_dtype(value["dtype"])
+            return np.frombuffer(raw, dtype=dtype).reshape(value["shape"]).copy()
         return {key: _decode(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_decode(item) for item in value]

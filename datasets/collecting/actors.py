@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from burnish.datasets.experts.faults import EpisodeFaults
-from burnish.envs.base import Floats, Simulator
+from burnish.envs.base import Floats, Obs, Simulator
 
 if TYPE_CHECKING:
     from burnish.datasets.collecting.sac_actor import SACActor
@@ -56,7 +56,7 @@ class PolicyActor:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._history: deque[Floats] = deque(maxlen=policy.config.n_obs_steps)
+        self._history: deque[Obs] = deque(maxlen=policy.config.n_obs_steps)
         self._chunk: deque[Floats] = deque()
 
     def reset(self, simulator: Simulator, rng: np.random.Generator) -> None:
@@ -66,7 +66,7 @@ class PolicyActor:
         self._chunk.clear()
         self._generator: Any = torch.Generator().manual_seed(int(rng.integers(2**63)))
 
-    def act(self, obs: Floats) -> Floats:
+    def act(self, obs: Obs) -> Floats:
         missing = self._policy.config.n_obs_steps - len(self._history)
         self._history.extend([obs] * max(missing, 1))  # an episode begins with its first observation To times
         if not self._chunk:

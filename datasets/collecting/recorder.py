@@ -12,7 +12,7 @@ from burnish.datasets.collecting.actors import Actor, PolicyActor, SampledActor
 from burnish.datasets.episodes import Episode
 from burnish.datasets.formats.robosuite_states import model_xml
 from burnish.envs import make_simulator
-from burnish.envs.base import Floats, Step
+from burnish.envs.base import Floats, Obs, Step
 
 if TYPE_CHECKING:
     from burnish.datasets.collecting.config import CollectConfig
@@ -32,7 +32,7 @@ class Recording(NamedTuple):
 class Transition(NamedTuple):
     """What happened in one control step."""
 
-    obs: Floats  # (Do,) before the action
+    obs: Obs  # (Do,) or one record, before the action
     state: NDArray[np.float64] | None  # (S,) before the action
     action: Floats  # (Da,) as executed
     step: Step
@@ -53,7 +53,7 @@ class Recorder:
         """Episode `index`, from the environment seed `config.seed` + index."""
         self.actor = self.actors[index % len(self.actors)]
         obs, states, actions, steps = zip(*self._roll_out(self.config.seed + index))
-        by_key = self._by_key(np.stack([*obs, steps[-1].obs]))
+        by_key = self.simulator.obs_spec.by_key(np.stack([*obs, steps[-1].obs]))
         episode = Episode(
             name=f"demo_{index}",
             obs={key: values[:-1] for key, values in by_key.items()},
@@ -78,14 +78,14 @@ class Recorder:
             state = self._state() if self._with_states else None
             action = self._executed(self.actor.act(obs), noise_rng)
             step = self.simulator.step(action)
-            if not np.isfinite(step.obs).all():
+            if not self.simulator.obs_spec.is_finite(step.obs):
                 return  # the simulation blew up: the episode ends before that
             yield Transition(obs, state, action, step)
             obs = step.obs
             steps_left -= 1
             if step.success:
                 steps_left = min(steps_left, STEPS_AFTER_SUCCESS)
-            if step.terminated:
+            if step.terminated or step.truncated:
                 return
 
     def _executed(self, action: Floats, rng: np.random.Generator) -> Floats:
@@ -96,16 +96,6 @@ class Recorder:
 
     def _state(self) -> NDArray[np.float64]:
         return self.simulator.env.sim.get_state().flatten()
-
-    def _by_key(self, flat: Floats) -> dict[str, Floats]:
-        """Flat observations (T, Do) -> key -> (T, d), in the order of the task's keys."""
-        if not self._is_robosuite:
-            return {"flat": flat}
-        from burnish.envs.robosuite.simulator import select_obs
-
-        keys, obs = self.config.task.obs_keys, self.simulator.env._get_observations()
-        ends = np.cumsum([np.size(select_obs(obs, key)) for key in keys])
-        return dict(zip(keys, np.split(flat, ends[:-1], axis=1)))
 
 
 def _make_actor(config: CollectConfig, behaviour: str) -> Actor:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ _FAULT = "fault_"
 _EPISODE_NAME = re.compile(r"demo_(\d+)")
 
 
-def read(path: Path, filter_key: str | None = None) -> Demonstrations:
+def read(path: Path, filter_key: str | None = None, sensors: Sequence[str] = ()) -> Demonstrations:
     """Read a robomimic file, or the episodes of one of its filter keys.
 
-    Image observations (more than one dimension per step) are left out. `final_obs` comes from the last row of
+    Observations of more than one dimension per step (pictures) are read where `sensors` names them, and else left out:
+    `left_out` has their names. `final_obs` comes from the last row of
     `next_obs`, where the file has it. Masks are cut to the episodes that are read.
 
     Raises BurnishError naming the file and the episode for a damaged file, missing observations or actions,
@@ -57,10 +59,12 @@ def read(path: Path, filter_key: str | None = None) -> Demonstrations:
         if not names:
             raise BurnishError(f"{path}: none of the episodes of filter key {filter_key!r} is in the file")
         from_robosuite = env_args is not None and env_args.get("type") == ROBOSUITE_TYPE
-        episodes = [_read_episode(path, name, data[name], from_robosuite) for name in names]
+        episodes = [_read_episode(path, name, data[name], from_robosuite, sensors) for name in names]
+        observations = data[names[0]]["obs"]
+        left_out = sorted(key for key in observations if observations[key].ndim > 2 and key not in sensors)
     kept = set(names)
     masks = {key: [name for name in members if name in kept] for key, members in masks.items()}
-    return Demonstrations(episodes, env_args, masks, source=str(path))
+    return Demonstrations(episodes, env_args, masks, source=str(path), left_out=left_out)
 
 
 def write(path: Path, demos: Demonstrations) -> None:
@@ -123,7 +127,9 @@ def _read_env_args(path: Path, data: h5py.Group) -> dict[str, Any] | None:
     return env_args
 
 
-def _read_episode(path: Path, name: str, group: h5py.Group, from_robosuite: bool) -> Episode:
+def _read_episode(
+    path: Path, name: str, group: h5py.Group, from_robosuite: bool, sensors: Sequence[str] = ()
+) -> Episode:
     if "actions" not in group:
         found = ", ".join(group) or "nothing"
         raise BurnishError(f"{path}: episode {name} has no actions; it has: {found}")
@@ -134,10 +140,12 @@ def _read_episode(path: Path, name: str, group: h5py.Group, from_robosuite: bool
         )
     actions = _rows(group["actions"])
     n_steps = len(actions)
-    obs = {key: _rows(group["obs"][key]) for key in group["obs"] if group["obs"][key].ndim <= 2}
+    obs = {key: _rows(values) for key, values in group["obs"].items() if values.ndim <= 2 and key not in sensors}
+    obs |= {key: _sensor(group["obs"][key][()]) for key in sensors if key in group["obs"]}
     final_obs = None
     if "next_obs" in group and n_steps:
-        final_obs = {key: _rows(group["next_obs"][key])[-1] for key in obs if key in group["next_obs"]}
+        last = {key: group["next_obs"][key] for key in obs if key in group["next_obs"]}
+        final_obs = {k: _sensor(v[-1]) if k in sensors else _rows(v)[-1] for k, v in last.items()}
     rewards = group["rewards"][()] if "rewards" in group else np.zeros(n_steps)
     if "terminated" in group:
         terminated = group["terminated"][()]
@@ -162,6 +170,11 @@ def _read_episode(path: Path, name: str, group: h5py.Group, from_robosuite: bool
 def _rows(dataset: h5py.Dataset) -> NDArray[np.float32]:
     values = dataset[()].astype(np.float32)
     return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def _sensor(values: NDArray[Any]) -> NDArray[Any]:
+    """Pictures stay uint8."""
+    return values if values.dtype == np.uint8 else values.astype(np.float32)
 
 
 def _write_episode(group: h5py.Group, episode: Episode) -> None:

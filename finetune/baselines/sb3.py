@@ -85,6 +85,10 @@ class SB3Stage(Stage):
                 f"stage={config.name} needs a Gaussian policy with squash={expected}: network=gaussian"
                 f"{'' if self.SQUASH else '_ppo'}, or burnish pretrain policy=gaussian policy.squash={expected}"
             )
+        if not policy.obs_spec.is_state:
+            raise BurnishError(
+                f"stage={config.name} sees a state alone, but the policy has {policy.obs_spec}: expected another stage"
+            )
         self.policy = policy
         self.random = OwnRandomness()
         with self.random:
@@ -117,7 +121,7 @@ class SB3Stage(Stage):
 
     def normalized(self, obs: np.ndarray) -> Tensor:
         """Raw (E, To, Do) -> what the model sees (E, To * Do)."""
-        return self.policy.normalized_obs(torch.as_tensor(obs, device=self.policy.device))
+        return self.policy.normalized_obs(obs)
 
     def executed(self, chunks: Tensor) -> np.ndarray:
         """Normalised (E, Ta * Da) -> raw actions (E, Ta, Da)."""
@@ -255,7 +259,7 @@ class ReplayStage(SB3Stage):
             raise BurnishError(
                 f"stage.demos=task, but task={setting.task.name} names no demonstrations: give stage.demos=FILE or null"
             )
-        demos = load(source)
+        demos = load(source, sensors=setting.task.sensors)
         try:
             data = demonstration_transitions(
                 self.policy, demos.episodes, self.config.gamma, ends_at_success=setting.ends_at_success

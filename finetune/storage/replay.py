@@ -1,7 +1,7 @@
 """What off-policy learning remembers: chunk transitions, online and from demonstrations.
 
 Symbols: M stored transitions, B batch, E environments, T steps of an episode, h <= Ta executed steps of a chunk,
-To, Tp, Ta, Do, Da as in `burnish.policies.diffusion`; n chunks of an n-step return.
+To, Tp, Ta, W, Da as in `burnish.policies.diffusion`; n chunks of an n-step return.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from burnish.policies.base import Policy
 class Transitions(NamedTuple):
     """Chunks as Q-learning sees them, normalised and flattened."""
 
-    obs: Tensor  # (B, To * Do)
+    obs: Tensor  # (B, To * W) prepared, see `Policy.normalized_obs`
     chunk: Tensor  # (B, Tp * Da); of it the first Ta * Da numbers were executed
     reward: Tensor  # (B,) sum_{i<h} gamma^i r_i, of the chunk or of n of them
     discount: Tensor  # (B,) gamma^h, or 0 where the environment terminated
-    next_obs: Tensor  # (B, To * Do) what that truly led to
+    next_obs: Tensor  # (B, To * W) what that truly led to
 
 
 def discounted(step_rewards: np.ndarray, steps: np.ndarray, terminated: np.ndarray, gamma: float) -> np.ndarray:
@@ -100,13 +100,14 @@ class Replay:
     """A ring of the last M = `capacity` transitions on `device`.
 
     Memory is reserved, but touched (and so taken) only as it fills.
+
+    Args:
+        example: any transitions of the kind that is to be stored.
     """
 
-    def __init__(self, capacity: int, obs_dim: int, chunk_dim: int, device: torch.device):
-        self.capacity, self.device = capacity, device
-        widths = (obs_dim, chunk_dim, 0, 0, obs_dim)
-        shapes = [(capacity, width) if width else (capacity,) for width in widths]
-        self.data = Transitions(*(torch.empty(shape, device=device) for shape in shapes))
+    def __init__(self, capacity: int, example: Transitions):
+        self.capacity, self.device = capacity, example.reward.device
+        self.data = Transitions(*(field.new_empty(capacity, *field.shape[1:]) for field in example))
         self.size = self.position = 0
 
     def add(self, transitions: Transitions) -> None:
@@ -137,8 +138,15 @@ def online_transitions(policy: Policy, obs: Tensor, chunk: Tensor, step: ChunkSt
     """What the chunks (E, Tp, Da), normalised, led to from `obs` (E, To * Do), normalised."""
     device = policy.device
     numbers = torch.as_tensor(discounted(step.step_rewards, step.steps, step.terminated, gamma), device=device)
-    next_obs = policy.normalized_obs(torch.as_tensor(step.final_obs, device=device))
-    return Transitions(obs, chunk.flatten(1), numbers[0], numbers[1], next_obs)
+    return Transitions(obs, chunk.flatten(1), numbers[0], numbers[1], policy.normalized_obs(step.final_obs))
+
+
+def example_transition(policy: Policy) -> Transitions:
+    """One of zeros, of the sizes and types that `policy`'s have."""
+    obs = policy.blank_obs(1)
+    number = torch.zeros(1, device=policy.device)
+    chunk = torch.zeros(1, policy.config.horizon * policy.action_dim, device=policy.device)
+    return Transitions(obs, chunk, number, number, obs)
 
 
 def _until_success(episode: Episode) -> Episode:
@@ -192,25 +200,29 @@ def demonstration_transitions(
 
 def _episode_transitions(policy: Policy, episode: Episode, gamma: float, n_step: int) -> Transitions | None:
     config, T = policy.config, len(episode)
-    obs = episode.flat_obs(policy.obs_keys)  # (T, Do)
-    for name, ours, theirs in (
-        ("observation", policy.obs_dim, obs.shape[1]),
-        ("action", policy.action_dim, episode.actions.shape[1]),
-    ):
-        if ours != theirs:
-            raise BurnishError(f"episode {episode.name} has {name} dimension {theirs}, but the policy has {ours}")
+    spec = policy.obs_spec
+    theirs = episode.obs_spec(policy.obs_keys, list(spec.sensors))
+    if theirs.state_dim != policy.obs_dim:
+        raise BurnishError(
+            f"episode {episode.name} has observation dimension {theirs.state_dim}, but the policy has {policy.obs_dim}"
+        )
+    if theirs != spec:
+        raise BurnishError(f"episode {episode.name} has the observations {theirs}, but the policy has {spec}")
+    if episode.actions.shape[1] != policy.action_dim:
+        raise BurnishError(
+            f"episode {episode.name} has action dimension {episode.actions.shape[1]}, but the policy has "
+            f"{policy.action_dim}"
+        )
+    obs = episode.observations(spec, policy.obs_keys)  # (T, Do) or records (T,)
     if episode.final_obs is not None:
-        missing = [key for key in policy.obs_keys if key not in episode.final_obs]
-        if missing:
-            raise BurnishError(f"episode {episode.name}: its final observation has no {missing[0]!r}")
-        last = np.concatenate([episode.final_obs[key].reshape(-1) for key in policy.obs_keys])
+        last = episode.final_observation(spec, policy.obs_keys)
         known = end = T
     else:
         last = obs[-1]
         known, end = (T, T) if episode.terminated[-1] else (T - config.n_action_steps, T - 1)
     if known < 1:
         return None
-    obs = np.concatenate([obs, last[None].astype(np.float32)])  # (T + 1, Do)
+    raw = spec.tensor(np.concatenate([obs, last[None]]))  # (T + 1, W)
     start = np.arange(known)
     h = np.minimum(n_step * config.n_action_steps, end - start)
     offsets = np.arange(n_step * config.n_action_steps)
@@ -222,7 +234,7 @@ def _episode_transitions(policy: Policy, episode: Episode, gamma: float, n_step:
     def windows(steps: np.ndarray) -> Tensor:
         step = torch.from_numpy(steps)
         rows = history_rows(step, config.n_obs_steps, torch.zeros_like(step))
-        return policy.normalized_obs(torch.from_numpy(obs)[rows].to(policy.device)).cpu()
+        return policy.normalized_obs(raw[rows]).cpu()
 
     actions = torch.from_numpy(chunk).to(policy.device, torch.float32).clamp(-1, 1)
     normalized = policy.within_bounds(policy.action_normalizer.normalize(actions)).flatten(1).cpu()

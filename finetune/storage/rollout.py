@@ -1,7 +1,7 @@
 """A rollout: T chunks in E environments, each with what its likelihood is of.
 
 Symbols: E environments, T chunks in each, N = T E samples, L terms of the likelihood of a chunk (denoising steps; 1 of
-a Gaussian policy), To, Do as in `burnish.policies.base`.
+a Gaussian policy), To, W as in `burnish.policies.base`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from burnish.envs.base import ChunkStep
 class Rollout:
     """Filled by turns of `add_action` and `add_outcome`, from the start again after `clear`.
 
+    Args:
+        obs: a prepared observation, as an example.
+
     Attributes:
-        obs: (T, E, To * Do) normalised
-        final_obs: (T, E, To * Do) normalised; what the chunk truly led to
+        obs: (T, E, To * W) prepared
+        final_obs: (T, E, To * W) prepared; what the chunk truly led to
         sampled: (T, E, ...) what was sampled, as the stage keeps it
         log_prob: (T, E, L) of it, as sampled
         reward: (T, E)
@@ -27,9 +30,9 @@ class Rollout:
 
     TENSORS = ("obs", "final_obs", "sampled", "log_prob", "reward", "terminated", "truncated")
 
-    def __init__(self, T: int, E: int, obs_dim: int, sampled: tuple[int, ...], L: int, device: torch.device):
-        self.obs = torch.zeros(T, E, obs_dim, device=device)
-        self.final_obs = torch.zeros(T, E, obs_dim, device=device)
+    def __init__(self, T: int, E: int, obs: Tensor, sampled: tuple[int, ...], L: int, device: torch.device):
+        self.obs = obs.new_zeros(T, E, *obs.shape)
+        self.final_obs = torch.zeros_like(self.obs)
         self.sampled = torch.zeros(T, E, *sampled, device=device)
         self.log_prob = torch.zeros(T, E, L, device=device)
         self.reward = torch.zeros(T, E, device=device)
@@ -42,7 +45,7 @@ class Rollout:
         self.obs[self.t], self.sampled[self.t], self.log_prob[self.t] = obs, sampled, log_prob
 
     def add_outcome(self, step: ChunkStep, final_obs: Tensor) -> None:
-        """What it led to; `final_obs` (E, To * Do) normalised."""
+        """What it led to; `final_obs` (E, To * W) prepared."""
         device = self.reward.device
         self.reward[self.t] = torch.as_tensor(step.reward, device=device)
         self.terminated[self.t] = torch.as_tensor(step.terminated, device=device)

@@ -79,7 +79,7 @@ class Learner:
         config = PolicyConfig(DenoiserConfig(hidden_dim=HIDDEN_DIM), horizon=1, n_action_steps=1, denoising_steps=20)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator.initial_seed())
-            self.policy = DiffusionPolicy(config, obs_dim=1, action_dim=2, obs_keys=["none"])
+            self.policy = DiffusionPolicy(config, obs_spec=1, action_dim=2, obs_keys=["none"])
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:

@@ -28,6 +28,7 @@ from burnish.envs.task import TaskConfig
 from burnish.envs.vector.checks import check_actions, check_seeds, check_sizes
 from burnish.envs.vector.episode import LARGEST_REWARD, chunk_arrays
 from burnish.errors import BurnishError
+from burnish.observations import ObsSpec
 
 _NO_LIMIT = 2**31 - 1  # the time limit is counted here: EnvPool's own would start the next episode by itself
 
@@ -71,9 +72,9 @@ class EnvPoolVectorEnv(VectorEnv):
         space = self._pool.action_space
         self._half_range = ((space.high - space.low) / 2).astype(np.float32)
         self._center = ((space.high + space.low) / 2).astype(np.float32)
-        self.obs_dim: int = self._pool.observation_space.shape[0]
+        self.obs_spec = ObsSpec.of_state(self._pool.observation_space.shape[0])
         self.action_dim: int = space.shape[0]
-        self._history: Floats = np.zeros((n_envs, n_obs_steps, self.obs_dim), np.float32)
+        self._history: Floats = self.obs_spec.zeros(n_envs, n_obs_steps)
         self._elapsed = np.zeros(n_envs, np.int64)
         self._active = np.zeros(n_envs, np.bool_)
 
@@ -111,7 +112,7 @@ class EnvPoolVectorEnv(VectorEnv):
             e = np.flatnonzero(mask & ~self._active)[0]
             raise RuntimeError(f"environment {e} has no running episode: reset it first, or mask it out")
         controls = np.clip(actions, -1.0, 1.0) * self._half_range + self._center
-        out = chunk_arrays(self.n_envs, self.n_obs_steps, self.n_action_steps, self.obs_dim)
+        out = chunk_arrays(self.n_envs, self.n_obs_steps, self.n_action_steps, self.obs_spec)
         moving = np.flatnonzero(mask).astype(np.int32)
         for t in range(self.n_action_steps):
             if not len(moving):

@@ -1,178 +1,179 @@
-"""Gymnasium's MuJoCo tasks (Hopper, Walker2d, HalfCheetah, Ant, Humanoid, ...) as a `Simulator`."""
+"""Gymnasium's environments as a `Simulator`: its own MuJoCo tasks, and any other whose actions are a Box."""
 
 from __future__ import annotations
 
 import difflib
-import os
+import sys
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.envs.base import Floats, Step
+from burnish.envs.base import Floats, Obs, Simulator, Step
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.observations import STATE, ObsSpec, Part
 
-# What Gymnasium's classes and the renderer read from MjData between two steps. After mj_step these belong to
-# the last forward pass *inside* the step, so mj_forward on the restored state would not give them again.
-_DERIVED_FIELDS = (
-    "xpos", "xquat", "xmat", "xipos", "ximat", "xanchor", "xaxis", "geom_xpos", "geom_xmat",
-    "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir", "subtree_com",
-    "ten_length", "ten_velocity", "cinert", "cvel", "cacc", "cfrc_int", "cfrc_ext",
-    "qacc", "qfrc_actuator", "qfrc_constraint", "actuator_force",
-)  # fmt: skip
+FLAT = "flat"  # the state's key of an environment whose observations have no names
+SUCCESS = ("is_success", "success")  # of info, where the task does not name another
+HARMLESS_WRAPPERS = ("OrderEnforcing", "PassiveEnvChecker")  # that have no state of an episode
+
+
+def make_gymnasium(task: TaskConfig) -> Simulator:
+    """The simulator of a Gymnasium task.
+
+    Raises BurnishError for an unknown `env_id`, refused `env_kwargs`, an environment that cannot be made here
+    (`Pusher-v4` needs mujoco < 3), and one that is not for policies of continuous actions.
+    """
+    from burnish.envs.gymnasium.mujoco import MujocoSimulator
+
+    env = _make(task)
+    if type(env.unwrapped).__module__.startswith("gymnasium.envs.mujoco."):
+        if task.obs_keys != [FLAT] or task.sensors:
+            raise BurnishError(
+                f"obs_keys={task.obs_keys}, sensors={task.sensors}: {task.env_id} has one observation, expected [flat] "
+                "and no sensors"
+            )
+        return MujocoSimulator(env.unwrapped)
+    return GymnasiumSimulator(env, task)
 
 
 class GymnasiumSimulator:
-    """One Gymnasium MuJoCo environment without wrappers and without its time limit.
+    """Any Gymnasium environment, with its wrappers.
 
-    Raises BurnishError for an unknown `env_id`, refused `env_kwargs`, or an environment that cannot be made
-    here (`Pusher-v4` needs mujoco < 3).
+    Actions are rescaled from [-1, 1] to the Box's bounds. Observations are a Box, or a Dict of which the task's
+    `obs_keys` are joined to the state and its `sensors` are kept as they are. The environment's own `truncated` counts
+    beside the task's time limit. Success is what `info` says, where the task is measured by it. Its state can be saved
+    where the environment has `get_state() -> dict` and `set_state(dict)` of its own, of plain data, everything that
+    decides its future; else a resumed run's episodes start anew.
     """
 
-    def __init__(self, task: TaskConfig) -> None:
-        import mujoco
+    def __init__(self, env: Any, task: TaskConfig) -> None:
+        self._env, self._task = env, task
+        self._success_keys = (task.success_key,) if task.success_key else SUCCESS
+        self.obs_spec = _obs_spec(env.observation_space, task)
+        self._low, self._high = _action_bounds(env.action_space, task)
+        self.action_dim = len(self._low)
+        if not (np.allclose(self._low, -1) and np.allclose(self._high, 1)):
+            _say_once(f"{task.env_id}: actions in [-1, 1] are rescaled to {_bounds(self._low, self._high)}")
 
-        from burnish.envs.gymnasium.fast_step import fast_step
-
-        self._mujoco = mujoco
-        self._env = _make(task)
-        low, high = self._env.action_space.low, self._env.action_space.high
-        self._half_range = (high - low) / 2
-        self._center = (high + low) / 2
-        self.obs_dim: int = self._env.observation_space.shape[0]
-        self.action_dim: int = self._env.action_space.shape[0]
-        self._lowest = np.full(self.action_dim, -1.0, np.float32)
-        self._highest = np.full(self.action_dim, 1.0, np.float32)
-        self._step = fast_step(self._env) or self._gymnasium_step
-        self._warnings = self._env.data.warning
-        self._bad_qpos = int(mujoco.mjtWarning.mjWARN_BADQPOS)
-        self._bad_qvel = int(mujoco.mjtWarning.mjWARN_BADQVEL)
-        self._bad_qacc = int(mujoco.mjtWarning.mjWARN_BADQACC)
-        self._renderer: Any = None
-
-    def reset(self, seed: int | None) -> Floats:
-        return self._env.reset(seed=seed)[0].astype(np.float32)
+    def reset(self, seed: int | None) -> Obs:
+        return self._observation(self._env.reset(seed=seed)[0])
 
     def step(self, action: Floats) -> Step:
-        """One control step -> `Step`; `success` is always False.
+        share = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1) / 2
+        control = (self._low + share * (self._high - self._low)).astype(self._env.action_space.dtype)
+        obs, reward, terminated, truncated, info = self._env.step(control.reshape(self._env.action_space.shape))
+        success = self._task.measure == "success_rate" and any(bool(info.get(key)) for key in self._success_keys)
+        return Step(self._observation(obs), float(reward), bool(terminated), success, bool(truncated))
 
-        Where the simulation blew up, observation and reward are NaN: MuJoCo itself restarts such a simulation
-        silently, in the middle of the episode, from the model's default pose.
-        """
-        action = np.minimum(np.maximum(np.asarray(action, np.float32), self._lowest), self._highest)
-        obs, reward, terminated = self._step(action * self._half_range + self._center)
-        number = self._warnings.number
-        if number[self._bad_qpos] or number[self._bad_qvel] or number[self._bad_qacc]:
-            return Step(np.full(self.obs_dim, np.nan, np.float32), float("nan"), False, False)
-        return Step(obs, float(reward), terminated, False)
-
-    def _gymnasium_step(self, control: Floats) -> tuple[Floats, float, bool]:
-        obs, reward, terminated, _, _ = self._env.step(control)
-        return obs.astype(np.float32), reward, bool(terminated)
+    def _observation(self, obs: Any) -> Obs:
+        keys, sensors, spec = self._task.obs_keys, self._task.sensors, self.obs_spec
+        if not isinstance(obs, dict):
+            return spec.record({next(iter(spec.parts)): np.ravel(obs) if not sensors else obs})
+        state = np.concatenate([np.ravel(obs[key]) for key in keys], dtype=np.float32) if keys else None
+        return spec.record({STATE: state, **{name: obs[name] for name in sensors}})
 
     def get_state(self) -> dict[str, Any]:
-        """mujoco's integration state, the derived arrays that the next step reads, the environment's own
-        arrays (goals) and its random generator; integers beyond 64 bits as decimal strings."""
-        model, data = self._env.model, self._env.data
-        integration = np.empty(self._mujoco.mj_stateSize(model, self._integration), np.float64)
-        self._mujoco.mj_getState(model, data, integration, self._integration)
-        generator = self._env.np_random.bit_generator.state
-        return {
-            "integration": integration,
-            "derived": {name: getattr(data, name).copy() for name in _DERIVED_FIELDS},
-            "attributes": {k: v.copy() for k, v in vars(self._env).items() if isinstance(v, np.ndarray)},
-            "generator": generator | {"state": {k: str(v) for k, v in generator["state"].items()}},
-        }
+        """Raises NotImplementedError where the environment has none of its own."""
+        env, wrappers = self._env, []
+        while env is not env.unwrapped:
+            wrappers.append(type(env).__name__)
+            env = env.env
+        stateful = [name for name in wrappers if name not in HARMLESS_WRAPPERS]
+        if stateful or not (hasattr(env, "get_state") and hasattr(env, "set_state")):
+            reason = f"wrapped in {stateful[0]}" if stateful else "without get_state and set_state"
+            raise NotImplementedError(f"{self._task.env_id}, {reason}, cannot be saved: episodes start anew at resume")
+        return env.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take a state from `get_state`. Raises BurnishError where it is another environment's."""
-        model, data = self._env.model, self._env.data
-        size = self._mujoco.mj_stateSize(model, self._integration)
-        if len(state["integration"]) != size:
-            raise BurnishError(
-                f"saved state has {len(state['integration'])} numbers, {self._env.spec.id} expects {size}: "
-                "it was saved with another environment or another mujoco version"
-            )
-        self._mujoco.mj_resetData(model, data)
-        self._mujoco.mj_setState(model, data, state["integration"], self._integration)
-        for name, array in state["derived"].items():
-            getattr(data, name)[:] = array
-        for name, array in state["attributes"].items():
-            setattr(self._env, name, array.copy())
-        generator = state["generator"]
-        self._env.np_random.bit_generator.state = generator | {
-            "state": {k: int(v) for k, v in generator["state"].items()}
-        }
-
-    @property
-    def _integration(self) -> int:
-        return int(self._mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._env.reset()  # wrappers want an episode to have begun
+        self._env.unwrapped.set_state(state)
 
     def render(self, width: int, height: int) -> NDArray[np.uint8]:
-        """RGB image (height, width, 3), with the camera Gymnasium gives this task.
-
-        Raises BurnishError where there is no offscreen OpenGL.
-        """
-        if self._renderer is None or (self._renderer.width, self._renderer.height) != (width, height):
-            self._close_renderer()
-            self._renderer = self._make_renderer(width, height)
-        self._renderer.update_scene(self._env.data, camera=self._camera())
-        return self._renderer.render()
-
-    def _make_renderer(self, width: int, height: int) -> Any:
-        framebuffer = self._env.model.vis.global_
-        framebuffer.offwidth = max(framebuffer.offwidth, width)
-        framebuffer.offheight = max(framebuffer.offheight, height)
-        try:
-            return self._mujoco.Renderer(self._env.model, height, width)
-        except Exception as error:  # each of the OpenGL backends fails with exceptions of its own
-            raise BurnishError(
-                f"cannot render: MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} gives no OpenGL ({error}); "
-                "set MUJOCO_GL=egl (Debian package libegl1) or MUJOCO_GL=osmesa (libosmesa6) before starting"
-            ) from error
-
-    def _camera(self) -> Any:
-        camera = self._mujoco.MjvCamera()
-        self._mujoco.mjv_defaultFreeCamera(self._env.model, camera)
-        for name, value in (self._env.mujoco_renderer.default_cam_config or {}).items():
-            if isinstance(value, np.ndarray):
-                getattr(camera, name)[:] = value
-            else:
-                setattr(camera, name, value)
-        if camera.trackbodyid >= 0:
-            camera.type = self._mujoco.mjtCamera.mjCAMERA_TRACKING
-        return camera
-
-    def _close_renderer(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        """RGB image of the size that the environment gives. Raises BurnishError where it gives none."""
+        picture = self._env.render() if self._env.render_mode == "rgb_array" else None
+        if picture is None:
+            raise BurnishError(f"{self._task.env_id} gives no picture: expected env_kwargs={{render_mode: rgb_array}}")
+        return np.asarray(picture, np.uint8)
 
     def close(self) -> None:
-        self._close_renderer()
         self._env.close()
+
+
+@cache
+def _say_once(remark: str) -> None:
+    print(f"burnish: {remark}", file=sys.stderr, flush=True)
+
+
+def _bounds(low: NDArray[np.float64], high: NDArray[np.float64]) -> str:
+    pairs = [f"[{a:g}, {b:g}]" for a, b in zip(low, high)]
+    return pairs[0] if len(set(pairs)) == 1 else ", ".join(pairs)
+
+
+def _action_bounds(space: Any, task: TaskConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    from gymnasium.spaces import Box
+
+    if not isinstance(space, Box):
+        raise BurnishError(f"task.env_id={task.env_id} has actions {space}: expected a Box, continuous ones")
+    low, high = (np.ravel(bound).astype(np.float64) for bound in (space.low, space.high))
+    if not np.isfinite([low, high]).all():
+        raise BurnishError(
+            f"task.env_id={task.env_id} has actions without bounds: wrap it in gymnasium.wrappers.RescaleAction or "
+            "give its Box bounds, as policies act in [-1, 1]"
+        )
+    return low, high
+
+
+def _obs_spec(space: Any, task: TaskConfig) -> ObsSpec:
+    """Raises BurnishError naming the keys that there are, where the task's are others or no arrays."""
+    from gymnasium.spaces import Box, Dict
+
+    name, keys, sensors = f"task.env_id={task.env_id}", task.obs_keys, task.sensors
+    if isinstance(space, Dict):
+        missing = [key for key in (*keys, *sensors) if key not in space.spaces]
+        if missing:
+            raise BurnishError(
+                f"{name} gives no observation {missing[0]!r}: expected task.obs_keys (joined to the state) and "
+                f"task.sensors (kept as they are) to be of {', '.join(space.spaces)}"
+            )
+        boxes: dict[str, Any] = dict(space.spaces)
+    elif sensors:
+        if len(sensors) > 1 or keys:
+            raise BurnishError(f"{name} gives one observation: expected obs_keys=[] and one name in sensors")
+        boxes = {sensors[0]: space}
+    elif keys == [FLAT]:
+        boxes = {FLAT: space}
+    else:
+        raise BurnishError(f"{name} gives one observation without a name: expected obs_keys=[flat], not {keys}")
+    for key in (*keys, *sensors):
+        if not isinstance(boxes[key], Box):
+            raise BurnishError(f"{name} gives {key!r} as {boxes[key]}: expected a Box, an array of numbers")
+    sizes = {key: int(np.prod(boxes[key].shape)) for key in keys}
+    state = {STATE: Part((sum(sizes.values()),))} if keys else {}
+    return ObsSpec(state | {key: _part(boxes[key]) for key in sensors}, sizes)
+
+
+def _part(box: Any) -> Part:
+    return Part(tuple(box.shape), "uint8" if box.dtype == np.uint8 else "float32")
 
 
 def _make(task: TaskConfig) -> Any:
     import gymnasium
-    from gymnasium.envs.mujoco import MujocoEnv
 
-    mujoco_ids = [i for i, spec in gymnasium.registry.items() if "envs.mujoco" in str(spec.entry_point)]
-    if task.env_id not in gymnasium.registry:
-        nearest = difflib.get_close_matches(task.env_id, mujoco_ids, n=3, cutoff=0.3)
+    module, _, env_id = task.env_id.rpartition(":")
+    if not module and env_id not in gymnasium.registry:
+        known = [i for i, spec in gymnasium.registry.items() if "envs.mujoco" in str(spec.entry_point)]
+        nearest = difflib.get_close_matches(env_id, [*gymnasium.registry, *known], n=3, cutoff=0.3)
         raise BurnishError(
-            f"task.env_id={task.env_id}: Gymnasium has no such environment; nearest: {', '.join(nearest)}"
+            f"task.env_id={task.env_id}: Gymnasium has no such environment; nearest: {', '.join(nearest)} (of "
+            "another package: module:NAME)"
         )
-    try:
-        env = gymnasium.make(task.env_id, disable_env_checker=True, **task.env_kwargs).unwrapped
+    try:  # -1: the time limit is the task's own
+        return gymnasium.make(task.env_id, max_episode_steps=-1, disable_env_checker=True, **task.env_kwargs)
     except Exception as error:  # TypeError, ImportError, OSError, Gymnasium's own
         reason = " ".join(str(error).split())
         raise BurnishError(
             f"task.env_id={task.env_id} with task.env_kwargs={task.env_kwargs} cannot be made: {reason}"
         ) from error
-    if not isinstance(env, MujocoEnv):
-        raise BurnishError(
-            f"task.env_id={task.env_id} is not a MuJoCo environment; expected one of {', '.join(mujoco_ids)}"
-        )
-    return env

@@ -17,6 +17,7 @@ from burnish.envs.robosuite.observables import disable_unneeded, observables_of,
 from burnish.envs.robosuite.state import episode_state, restore_episode
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.observations import ObsSpec
 
 # They keep wiped markers, or the object chosen for the episode, in Python.
 _STATEFUL_TASKS = ("Wipe", "PickPlaceSingle", "NutAssemblySingle")
@@ -47,7 +48,9 @@ class RobosuiteSimulator:
         self._keys = list(task.obs_keys)
         self._scene: Scene | None = None
         self._reseed(None)
-        self.obs_dim = len(self._flatten(self.env.reset()))
+        obs = self.env.reset()
+        sizes = {key: np.size(select_obs(obs, key)) for key in self._keys}
+        self.obs_spec = ObsSpec.of_state(sum(sizes.values()), sizes)
         self._compiled = "step" in vars(self.env)
         if self._compiled:
             disable_unneeded(self.env, self._keys)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from burnish.envs.base import ChunkStep, Floats, Simulator
+from burnish.envs.base import ChunkStep, Floats, Obs, Simulator
 from burnish.errors import BurnishError
+from burnish.observations import ObsSpec
 
 MakeSimulator = Callable[[], Simulator]
 
@@ -48,7 +49,8 @@ class ChunkedEnv:
         ends_at_success: bool,
     ) -> None:
         self.simulator = simulator
-        self.history: Floats = np.zeros((n_obs_steps, simulator.obs_dim), np.float32)  # (To, Do), newest last
+        self.history: Obs = simulator.obs_spec.zeros(n_obs_steps)  # (To, Do) or records (To,), newest last
+        self._is_finite = simulator.obs_spec.is_finite
         self.nonfinite_episodes = 0
         self._n_action_steps = n_action_steps
         self._max_episode_steps = max_episode_steps
@@ -65,7 +67,7 @@ class ChunkedEnv:
         if seed is None and not self._seeded:
             seed = int(np.random.SeedSequence(self._entropy).generate_state(1)[0])
         obs = self.simulator.reset(None if seed is None else int(seed))
-        if not np.isfinite(obs).all():
+        if not self._is_finite(obs):
             raise RuntimeError(f"environment {self._index}: an episode's first observation is not finite")
         self.history[:] = obs
         self._elapsed, self._seeded, self._active = 0, True, True
@@ -79,10 +81,10 @@ class ChunkedEnv:
         executed = 0
         out.step_rewards[e] = 0
         while True:
-            obs, reward, terminated, step_success = step(actions[executed])
+            obs, reward, terminated, step_success, step_truncated = step(actions[executed])
             executed += 1
             self._elapsed += 1
-            if not (-LARGEST_REWARD < reward < LARGEST_REWARD and np.isfinite(obs).all()):
+            if not (-LARGEST_REWARD < reward < LARGEST_REWARD and self._is_finite(obs)):
                 terminated, truncated = False, True
                 self.nonfinite_episodes += 1
                 break
@@ -92,7 +94,7 @@ class ChunkedEnv:
             out.step_rewards[e, executed - 1] = reward
             success = success or step_success
             terminated = terminated or (step_success and self._ends_at_success)
-            truncated = not terminated and self._elapsed >= self._max_episode_steps
+            truncated = not terminated and (step_truncated or self._elapsed >= self._max_episode_steps)
             if terminated or truncated or executed == self._n_action_steps:
                 break
         out.reward[e] = total
@@ -126,28 +128,28 @@ class ChunkedEnv:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["history"].shape != self.history.shape:
+        saved = state["history"]
+        if saved.shape != self.history.shape or saved.dtype != self.history.dtype:
             raise BurnishError(
-                f"saved environment has observation histories {state['history'].shape}, expected "
+                f"saved environment has observation histories {saved.shape}, expected "
                 f"{self.history.shape} (To, Do): resume with the task and policy it was saved with"
             )
         self.simulator.set_state(state["simulator"])
-        self.history[:] = state["history"]
+        self.history[:] = saved
         self._elapsed = state["elapsed"]
         self._seeded = state["seeded"]
         self._active = state["active"]
         self.nonfinite_episodes = state["nonfinite_episodes"]
 
 
-def chunk_arrays(n_envs: int, n_obs_steps: int, n_action_steps: int, obs_dim: int) -> ChunkStep:
+def chunk_arrays(n_envs: int, n_obs_steps: int, n_action_steps: int, obs_spec: ObsSpec) -> ChunkStep:
     """A `ChunkStep` of zeros, to be filled row by row."""
-    obs_shape = (n_envs, n_obs_steps, obs_dim)
     return ChunkStep(
-        obs=np.zeros(obs_shape, np.float32),
+        obs=obs_spec.zeros(n_envs, n_obs_steps),
         reward=np.zeros(n_envs, np.float32),
         terminated=np.zeros(n_envs, np.bool_),
         truncated=np.zeros(n_envs, np.bool_),
-        final_obs=np.zeros(obs_shape, np.float32),
+        final_obs=obs_spec.zeros(n_envs, n_obs_steps),
         success=np.zeros(n_envs, np.bool_),
         steps=np.zeros(n_envs, np.int64),
         step_rewards=np.zeros((n_envs, n_action_steps), np.float32),

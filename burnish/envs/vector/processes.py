@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from burnish.envs.base import Bools, ChunkStep, Floats
 from burnish.envs.vector.episode import ChunkedEnv, MakeSimulator, chunk_arrays
 from burnish.errors import BurnishError
+from burnish.observations import ObsSpec
 
 _ALIGNMENT = 64
 _SECONDS_TO_CLOSE = 5.0
@@ -33,12 +34,12 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 class Sizes(NamedTuple):
-    """The numbers that fix the shapes of all shared arrays."""
+    """What fixes the shapes of all shared arrays."""
 
     n_envs: int
     n_obs_steps: int
     n_action_steps: int
-    obs_dim: int
+    obs_spec: ObsSpec
     action_dim: int
 
 
@@ -57,7 +58,7 @@ def shared_arrays(sizes: Sizes, memory: SharedMemory | None) -> tuple[SharedArra
         np.zeros((sizes.n_envs, sizes.n_action_steps, sizes.action_dim), np.float32),
         np.zeros(sizes.n_envs, np.bool_),
         np.zeros(sizes.n_envs, np.int64),
-        *chunk_arrays(sizes.n_envs, sizes.n_obs_steps, sizes.n_action_steps, sizes.obs_dim),
+        *chunk_arrays(sizes.n_envs, sizes.n_obs_steps, sizes.n_action_steps, sizes.obs_spec),
     ]
     sizes_in_memory = [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in templates]
     if memory is None:
@@ -125,9 +126,9 @@ class _Worker:
         self.memory: SharedMemory | None = None
         self.arrays: SharedArrays
 
-    def sizes(self, _: None) -> tuple[int, int]:
+    def sizes(self, _: None) -> tuple[ObsSpec, int]:
         simulator = self.envs[0].simulator
-        return simulator.obs_dim, simulator.action_dim
+        return simulator.obs_spec, simulator.action_dim
 
     def attach(self, argument: tuple[str, Sizes]) -> None:
         name, sizes = argument

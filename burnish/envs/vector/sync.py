@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from burnish.envs.base import Bools, ChunkStep, Floats, VectorEnv
+from burnish.envs.base import Bools, ChunkStep, Floats, Obs, VectorEnv
 from burnish.envs.vector.checks import check_actions, check_seeds, check_sizes, check_state
 from burnish.envs.vector.episode import ChunkedEnv, MakeSimulator, chunk_arrays
 
@@ -53,20 +53,20 @@ class SyncVectorEnv(VectorEnv):
             for e in range(n_envs)
         ]
         self.n_envs = n_envs
-        self.obs_dim = self._envs[0].simulator.obs_dim
+        self.obs_spec = self._envs[0].simulator.obs_spec
         self.action_dim = self._envs[0].simulator.action_dim
         self.n_obs_steps = n_obs_steps
         self.n_action_steps = n_action_steps
         self.nonfinite_episodes = 0
 
-    def reset(self, seeds: Sequence[int] | None = None) -> Floats:
+    def reset(self, seeds: Sequence[int] | None = None) -> Obs:
         for env, seed in zip(self._envs, check_seeds(seeds, self.n_envs)):
             env.reset(seed)
         return np.stack([env.history for env in self._envs])
 
     def step(self, actions: Floats, mask: Bools | None = None) -> ChunkStep:
         actions, mask = check_actions(self, actions, mask)
-        out = chunk_arrays(self.n_envs, self.n_obs_steps, self.n_action_steps, self.obs_dim)
+        out = chunk_arrays(self.n_envs, self.n_obs_steps, self.n_action_steps, self.obs_spec)
         for env, chunk, moves in zip(self._envs, actions, mask.tolist()):
             if moves:
                 env.step(chunk, out)

@@ -12,7 +12,7 @@ from itertools import pairwise
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
-from burnish.envs.base import Bools, ChunkStep, Floats, VectorEnv
+from burnish.envs.base import Bools, ChunkStep, Floats, Obs, VectorEnv
 from burnish.envs.vector.checks import check_actions, check_seeds, check_sizes, check_state
 from burnish.envs.vector.episode import MakeSimulator
 from burnish.envs.vector.processes import SharedArrays, Sizes, WorkerPlan, Workers, shared_arrays
@@ -68,13 +68,13 @@ class WorkerVectorEnv(VectorEnv):
         self._vector = self.workers.admit()
         try:
             self._command("make", plans)
-            obs_dim, action_dim = self._command("sizes", [None] * n_workers)[0]
-            self._share(Sizes(n_envs, n_obs_steps, n_action_steps, obs_dim, action_dim))
+            obs_spec, action_dim = self._command("sizes", [None] * n_workers)[0]
+            self._share(Sizes(n_envs, n_obs_steps, n_action_steps, obs_spec, action_dim))
         except BaseException:
             self.close()
             raise
         self.n_envs = n_envs
-        self.obs_dim = obs_dim
+        self.obs_spec = obs_spec
         self.action_dim = action_dim
         self.n_obs_steps = n_obs_steps
         self.n_action_steps = n_action_steps
@@ -100,7 +100,7 @@ class WorkerVectorEnv(VectorEnv):
             raise RuntimeError("this WorkerVectorEnv is closed")
         return self._arrays
 
-    def reset(self, seeds: Sequence[int] | None = None) -> Floats:
+    def reset(self, seeds: Sequence[int] | None = None) -> Obs:
         all_seeds = check_seeds(seeds, self.n_envs)
         self._command("reset", [all_seeds[indices.start : indices.stop] for indices in self._indices])
         return self._shared.out.obs.copy()

@@ -1,0 +1,1 @@
+"""Encoders: what makes features of observations that are not a state."""
