@@ -210,7 +210,7 @@ def _result(folder: Path, config: dict[str, Any], summary: FinetuneSummary, line
         curve=curve(lines, f"eval/{measure.key}"),
         curve_selected=curve(lines, f"eval_selected/{measure.key}"),
         curve_training=curve(lines, f"train/{measure.key}"),
-        cost=_cost(folder, summary, lines),
+        cost=_cost(folder, summary, lines, last.sampler_steps),
         config=(folder / CONFIG).read_text(encoding="utf-8"),
         commit=last.about.origin.commit,
         versions=last.about.origin.versions,
@@ -321,7 +321,8 @@ def _logged(lines: list[dict[str, Any]], prefix: str, measure: Measure, env_step
     return None
 
 
-def _cost(folder: Path, summary: FinetuneSummary, lines: list[dict[str, Any]]) -> Cost:
+def _cost(folder: Path, summary: FinetuneSummary, lines: list[dict[str, Any]], sampler_steps: int | None) -> Cost:
+    """`sampler_steps`: of the evaluation; None: an older one does not tell, or there are none."""
     updates = [line["time/update"] for line in lines if "time/update" in line]
     gradient_steps = max((line.get("gradient_steps") or 0 for line in lines), default=0)
     policy = _policy_config(folder)
@@ -333,7 +334,7 @@ def _cost(folder: Path, summary: FinetuneSummary, lines: list[dict[str, Any]]) -
         peak_memory_mib=summary.peak_memory_mib,
         n_parameters=summary.n_parameters,
         denoising_steps=K,
-        transitions=policy.get("ddim_steps") if policy.get("sampler") == "ddim" else K,
+        transitions=sampler_steps or (policy.get("ddim_steps") if policy.get("sampler") == "ddim" else K),
     )
 
 

@@ -157,6 +157,11 @@ class DrawingStage(OffPolicyStage):
         kind, steps, eta = config.sampler, config.ddim_steps, config.eta
         try:
             if kind == "inherit":
+                if not policy.sampler.gaussian:
+                    raise BurnishError(
+                        f"sampler=inherit: the policy's own, sampler={policy.sampler.kind}, is for evaluation; "
+                        "expected ddpm or ddim (burnish policy set sets the policy's)"
+                    )
                 return replace(own, temperature=temperature).chain_sampler(policy.process).to(policy.device)
             return Sampler(policy.process, kind, steps, eta, temperature).to(policy.device)
         except BurnishError as error:

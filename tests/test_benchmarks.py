@@ -54,6 +54,18 @@ def denoiser_flop(rows: int, hidden: int, action_dim: int) -> int:
     return 2 * rows * (action_dim * hidden + 2 * hidden**2 + hidden * action_dim)
 
 
+def test_samplers_are_measured_in_the_same_episodes(tmp_path):
+    PENDULUM_POLICY.save(tmp_path / "policy")
+    words = ["task=inverted_double_pendulum", f"policy={tmp_path / 'policy'}"]
+    samplers = ["--samplers", "ddpm", "ddim", "diffusers:HeunDiscreteScheduler"]
+    report = run_quick("bench_samplers.py", tmp_path / "samplers.json", *words, *samplers)
+    assert [(row["sampler"], row["steps"], row["calls"]) for row in report["rows"]] == [
+        ("ddim", 2, 2),  # ddpm takes all of its steps
+        ("diffusers:HeunDiscreteScheduler", 2, 3),
+    ]
+    assert all(row["measure"] == "return" and row["episodes"] == 2 and row["cpu_ms"] > 0 for row in report["rows"])
+
+
 def test_quick_run_writes_rows_with_the_floor_of_a_step(tmp_path):
     report = run_quick("bench_rsm.py", tmp_path / "rsm.json", "--algorithms", "dpmd")
     assert report["threads"] == 1

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from burnish.commands import doctor
-from burnish.diffusion.process import PREDICTION_TYPES
-from burnish.diffusion.sampler import StdBounds
+from burnish.diffusion import StdBounds
+from burnish.diffusion.process import PREDICTIONS
 from burnish.networks import CriticConfig, DenoiserConfig, QEnsemble, build_denoiser
 from burnish.networks.averages import polyak
 from burnish.networks.compiled import mlp as compiled_mlp
@@ -318,7 +318,7 @@ SAMPLERS = [{"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.0}, {"sampler": "d
 @pytest.mark.parametrize("finetuned", [False, True])
 @pytest.mark.parametrize("clip_sample", [1.0, None])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_a_compiled_chain_is_the_same_bit_for_bit(prediction_type, sampler, clip_sample, finetuned):
     """As compiled passes with torch's operations for the transitions between them, and with any number of threads.
 
@@ -354,7 +354,7 @@ def test_a_compiled_chain_is_the_same_bit_for_bit(prediction_type, sampler, clip
 
 
 def test_all_code_chains_bit_for_bit(variant):
-    for prediction_type, sampler in zip(PREDICTION_TYPES, itertools.cycle(SAMPLERS), strict=False):
+    for prediction_type, sampler in zip(PREDICTIONS, itertools.cycle(SAMPLERS), strict=False):
         test_a_compiled_chain_is_the_same_bit_for_bit(prediction_type, sampler, 1.0, sampler == SAMPLERS[0])
 
 

@@ -81,7 +81,7 @@ def test_ddim_step_is_diffusers(eta, steps):
         timestep_spacing="leading",
     )
     scheduler.set_timesteps(steps)
-    sampler = Sampler(process(K), "ddim", ddim_steps=steps, eta=eta)
+    sampler = Sampler(process(K), "ddim", steps=steps, eta=eta)
     assert sampler.timesteps.tolist() == scheduler.timesteps.tolist()
     torch.manual_seed(0)
     for i, k in enumerate(sampler.timesteps.tolist()):
@@ -92,7 +92,7 @@ def test_ddim_step_is_diffusers(eta, steps):
 
 
 def test_ddim_with_all_steps_and_eta_1_is_ddpm():
-    ddpm, ddim = Sampler(process()), Sampler(process(), "ddim", ddim_steps=20, eta=1.0)
+    ddpm, ddim = Sampler(process()), Sampler(process(), "ddim", steps=20, eta=1.0)
     torch.testing.assert_close(ddim.std, ddpm.std)
     torch.testing.assert_close(ddim.coef_x, ddpm.coef_x, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(ddim.coef_x0, ddpm.coef_x0, atol=1e-6, rtol=1e-5)
@@ -111,7 +111,7 @@ def test_sampling_recovers_a_gaussian(kind, eta):
     """With the exact score of N(m, s^2) the chain ends in N(m, s^2), up to the discretisation."""
     m, s = 0.3, 0.2
     noise_process = process(1000, clip_sample=None)
-    sampler = Sampler(noise_process, kind, ddim_steps=1000, eta=eta)
+    sampler = Sampler(noise_process, kind, steps=1000, eta=eta)
 
     def denoise(x, i):
         k = sampler.timesteps[i]
@@ -133,7 +133,7 @@ def test_a_sampler_of_a_process_on_another_device(kind):
 
 
 def test_ddim_eta_0_ignores_the_noise_of_its_transitions():
-    sampler = Sampler(process(), "ddim", ddim_steps=5, eta=0.0)
+    sampler = Sampler(process(), "ddim", steps=5, eta=0.0)
     noise = torch.randn(6, 8, 4, 3)
     other = torch.cat([noise[:1], torch.randn(5, 8, 4, 3)])
     first, second = (sampler.sample(lambda x, i: 0.1 * x, n)[0] for n in (noise, other))

@@ -182,6 +182,7 @@ class Guess:
     """A policy whose actions, two a chunk, are of its noise and of the observation."""
 
     device, least_rows, config = torch.device("cpu"), 4, SimpleNamespace(n_obs_steps=1, temperature=0.5, mean_of=3)
+    sampler_steps = None
 
     def typical_obs(self):
         return np.zeros((1, 1, 3), np.float32)
@@ -192,7 +193,7 @@ class Guess:
     def check_candidates(self, candidates):
         pass
 
-    def sampling(self, temperature, mean_of):
+    def sampling(self, *how):
         return contextlib.nullcontext()
 
     def noise_shape(self, candidates):

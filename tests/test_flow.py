@@ -7,7 +7,7 @@ import pytest
 import torch
 from bandit import DA, TA, TASK, E, play, score
 
-from burnish.diffusion import FlowProcess, Sampler, flow_times
+from burnish.diffusion import FlowProcess, NoiseProcess, Sampler, StdBounds, betas, flow_times
 from burnish.errors import BurnishError
 from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
@@ -121,3 +121,130 @@ def test_reweighting_trains_a_flow(cloned, make, config):
 def test_the_flat_prior_is_refused():
     with pytest.raises(BurnishError, match=r"stage.prior=flat: at its noisiest a flow policy sees noise alone"):
         SDAC(make_policy(), SDACConfig(prior="flat", demos=None, demo_ratio=0.0), Setting(TASK, E, 0))
+
+
+# -- Flow-GRPO's stochastic steps --------------------------------------------------------------------------------------
+
+
+def sampled_moments(steps: int, level: float, mean: float, std: float) -> tuple[float, float]:
+    """Of `flow_sde` with the exact velocity of data N(mean, std^2), whose steps are linear, in closed form."""
+    sampler = Sampler(FlowProcess(flow_times(steps), clip_sample=None), "flow_sde", steps, level)
+    m, v = 0.0, 1.0
+    for i in range(steps):
+        t = float(sampler.process.signal[sampler.timestep(i)])
+        gain = t * std**2 / (t**2 * std**2 + (1 - t) ** 2)  # E[x_0 | x] = mean + gain (x - t mean)
+        x0, x, noise = (float(table[i]) for table in (sampler.coef_x0, sampler.coef_x, sampler.std))
+        m, v = x0 * (mean + gain * (m - t * mean)) + x * m, (x0 * gain + x) ** 2 * v + noise**2
+    return m, v**0.5
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3, 0.7])
+def test_flow_sde_samples_the_data_s_distribution(level):
+    """The more steps, the nearer: that is what the ODE's own marginals mean; level 0 is the ODE."""
+    errors = []
+    for steps in (10, 100, 1000):
+        m, s = sampled_moments(steps, level, 0.3, 0.2)
+        errors.append(abs(m - 0.3) + abs(s - 0.2))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[2] < 0.003
+
+
+def test_flow_sde_draws_what_its_moments_say():
+    steps, m, s = 20, 0.3, 0.2
+    sampler = Sampler(FlowProcess(flow_times(steps), clip_sample=None), "flow_sde", steps, 0.7)
+
+    def velocity(x, i):
+        t = sampler.process.signal[sampler.timestep(i)]
+        x0 = m + t * s**2 / (t**2 * s**2 + (1 - t) ** 2) * (x - t * m)
+        return (x0 - x) / (1 - t)
+
+    noise = torch.randn(steps + 1, 100_000, 1, 1, generator=torch.Generator().manual_seed(0))
+    x, _ = sampler.sample(velocity, noise)
+    expected = sampled_moments(steps, 0.7, m, s)
+    assert (float(x.mean()), float(x.std())) == pytest.approx(expected, abs=0.003)
+
+
+def test_flow_sde_with_level_0_is_euler():
+    process = FlowProcess(flow_times(20))
+    euler, sde = Sampler(process, "euler", 10), Sampler(process, "flow_sde", 10, 0.0)
+    torch.testing.assert_close(sde.coef_x, euler.coef_x, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(sde.coef_x0, euler.coef_x0, atol=1e-6, rtol=1e-5)
+    assert not sde.std.any()
+
+
+def test_a_flow_acts_by_the_sampler_it_is_told(cloned):
+    policy = make_policy(sampler="flow_sde", eta=0.5)
+    policy.load_state_dict(cloned)
+    assert policy.sampler.std.all()
+    assert torch.equal(policy.config.chain_sampler(eta=1.0).std, policy.sampler.std)  # explores with its own level
+    obs, noise = torch.zeros(4, 1, 2), torch.randn(11, 4, TA, DA)
+    with policy.sampling(sampler="euler"):
+        first = policy.act(obs, noise=noise)
+    assert not torch.equal(first, policy.act(obs, noise=noise))
+    with policy.sampling(sampler="euler", sampler_steps=20):
+        assert len(policy.sampler) == 20
+    assert policy.config.sampler == "flow_sde" and len(policy.sampler) == 10
+
+
+@pytest.mark.parametrize("kind", ["euler", "flow_sde"])
+def test_only_a_flow_is_sampled_like_a_flow(kind):
+    with pytest.raises(BurnishError, match=f"sampler={kind}: only a flow is sampled so; expected ddpm or ddim"):
+        Sampler(NoiseProcess(betas("cosine", 20)), kind, 10)
+
+
+# -- Standard deviations of a head -------------------------------------------------------------------------------------
+
+
+class Noise(torch.nn.Module):
+    """A head that sees the state, the step, and x, as a noise network does."""
+
+    def __init__(self, obs: torch.Tensor):
+        super().__init__()
+        self.obs, self.linear = obs, torch.nn.Linear(2 + 1 + TA * DA, TA * DA)
+
+    def forward(self, x, i):
+        seen = torch.cat([self.obs, torch.full_like(self.obs[:, :1], i / 10), x.flatten(1)], 1)
+        return (self.linear(seen).tanh() - 2).exp().view_as(x)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_chain_whose_standard_deviation_a_head_gives(cloned, temperature):
+    """It moves by what the head says at each state, within the bounds; its likelihood is torch's, with gradients."""
+    torch.manual_seed(0)
+    policy = make_policy(temperature=temperature)
+    policy.load_state_dict(cloned)
+    obs, bounds = torch.randn(6, 2), StdBounds(0.06, 0.2)
+    head = Noise(obs)
+    noise = torch.randn(11, 6, TA, DA)
+    with torch.no_grad():
+        _, chain = policy.sample(obs, noise, std_head=head, bounds=bounds, noise_clip=1.0, keep=5)
+        table = policy.sample(obs, noise, keep=5)[1]
+    assert chain.std.shape == chain.mean.shape and table.std.shape == (5, 1, 1) and not table.std.any()
+    outside = (chain.std < 0.06) | (chain.std > 0.2)
+    assert 0 < float(outside.float().mean()) < 1
+    log_prob = torch.zeros(())
+    for i in range(5):
+        x, sampled = chain.x[:, i], chain.x[:, i + 1]
+        std = head(x, 5 + i)
+        output = policy.denoiser(x, policy.sampler.timesteps[5 + i], policy.denoiser.encode(obs))
+        step = policy.sampler.transition(output, x, 5 + i, std)
+        torch.testing.assert_close(step.std, temperature * std)
+        torch.testing.assert_close(step.std, chain.std[:, i])
+        torch.testing.assert_close(step.mean, chain.mean[:, i], atol=1e-5, rtol=1e-5)
+        within = step._replace(std=bounds.of(step.std))
+        torch.testing.assert_close(sampled, within.mean + within.std * noise[6 + i].clamp(-1, 1), atol=1e-5, rtol=1e-5)
+        expected = torch.distributions.Normal(within.mean, within.std).log_prob(sampled)
+        torch.testing.assert_close(within.log_prob(sampled), expected)
+        log_prob = log_prob + within.log_prob(sampled).sum()
+    log_prob.backward()
+    assert float(head.linear.weight.grad.abs().sum()) > 0
+
+
+def test_a_transition_s_table_is_that_of_each_step():
+    sampler = Sampler(FlowProcess(flow_times(10)), "euler", 10, 1.0)
+    x, output, i = torch.randn(4, TA, DA), torch.randn(4, TA, DA), torch.tensor([0, 3, 7, 9])
+    together = sampler.transition(output, x, i)
+    for row, step in enumerate(i.tolist()):
+        alone = sampler.transition(output[row : row + 1], x[row : row + 1], step)
+        torch.testing.assert_close(together.mean[row], alone.mean[0])
+        assert float(together.std[row]) == float(alone.std) == float(sampler.std[step])

@@ -1,7 +1,8 @@
 """Our transitions, log-probabilities and losses against numbers of the authors' own code.
 
 The files hold a stub network's weights and what the authors' code made of them; see their README. Every
-`dppo_*.npz`, `rsm_*.npz` and `flow_bc.npz` in $BURNISH_PARITY_DIR (default: ../shared/data/parity) is tried.
+`dppo_*.npz`, `rsm_*.npz`, `flow_bc.npz`, `flow_grpo.npz` and `reinflow.npz` in $BURNISH_PARITY_DIR (default:
+../shared/data/parity) is tried.
 """
 
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.diffusion import FlowProcess, NoiseProcess, Sampler, StdBounds, betas, gaussian_log_prob
+from burnish.diffusion import FlowProcess, NoiseProcess, Sampler, StdBounds, betas, flow_times, gaussian_log_prob
 from burnish.envs.task import TaskConfig
 from burnish.finetune import on_policy
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
@@ -63,7 +64,7 @@ class Case:
         self.sampler = Sampler(
             NoiseProcess(betas("cosine", int(self["K"]))),
             "ddim" if ddim_steps > 0 else "ddpm",
-            ddim_steps=ddim_steps,
+            steps=ddim_steps,
             eta=float(self["eta"]),
         )
         self.n_finetuned, self.Ta = int(self["K_ft"]), int(self["Ta"])
@@ -344,3 +345,49 @@ def test_euler_s_steps_of_a_flow(flow):
     last = flow["sample_uniform_clip"][:, -2]
     output = stub(last, bounded.timesteps[3], obs)
     torch.testing.assert_close(bounded.mean(output, last, 3), flow["sample_uniform_clip"][:, -1], **CLOSE)
+
+
+@pytest.fixture(params=files("flow_grpo.npz"))
+def flow_grpo(request) -> dict[str, torch.Tensor]:
+    return numbers(request.param)
+
+
+def test_flow_grpo_s_stochastic_steps(flow_grpo):
+    """Their clock and velocity run backwards; row i of the file is one step, from a state of its own."""
+    sampler = Sampler(FlowProcess(flow_times(6), clip_sample=None), "flow_sde", 6, float(flow_grpo["noise_level"]))
+    torch.testing.assert_close(1 - sampler.process.signal[sampler.timesteps], flow_grpo["sigmas"][:-1])
+    for i in range(6):
+        step = sampler.transition(-flow_grpo["velocity"][i], flow_grpo["x_in"][i], i)
+        torch.testing.assert_close(step.mean, flow_grpo["sde_mean"][i], **CLOSE)
+        torch.testing.assert_close(step.std, flow_grpo["sde_step_std"][i], **CLOSE)
+        log_prob = step.log_prob(flow_grpo["sde_next"][i]).mean((-1, -2))
+        torch.testing.assert_close(log_prob, flow_grpo["sde_logprob_old"][i], **CLOSE)
+
+
+@pytest.fixture(params=files("reinflow.npz"))
+def reinflow(request) -> dict[str, torch.Tensor]:
+    return numbers(request.param)
+
+
+def test_reinflow_s_noise_network_is_a_head_of_the_standard_deviation(reinflow):
+    """Its Euler steps on the uniform grid; they clip the mean, which is no part of a sampler of ours."""
+    K, low, high = 4, reinflow["std_min"].float().log(), reinflow["std_max"].float().log()
+    sampler = Sampler(FlowProcess(flow_times(K), clip_sample=None), "euler", K)
+    obs, chain = reinflow["obs"].flatten(1), reinflow["chain_uniform"]
+
+    def head(x, i):  # ln std = ln std_min + (ln std_max - ln std_min) (tanh(h) + 1) / 2, h of time and state
+        t = torch.full((len(obs), 1), i / K)
+        h = (torch.cat([t, obs], 1) @ reinflow["nz_W1"] + reinflow["nz_b1"]).tanh() @ reinflow["nz_W2"]
+        return (low + (high - low) * ((h + reinflow["nz_b2"]).tanh() + 1) / 2).exp().view_as(x)
+
+    log_prob = torch.distributions.Normal(0, 1).log_prob(chain[:, 0]).sum((-1, -2))
+    for i in range(K):
+        x, t = chain[:, i], sampler.process.signal[sampler.timesteps[i]]
+        flat = x.flatten(1) @ reinflow["ft_Wx"] + obs @ reinflow["ft_Ws"] + t * reinflow["ft_u"] + reinflow["ft_b"]
+        step = sampler.transition(flat.tanh().view_as(x), x, i, head(x, i))
+        torch.testing.assert_close(step.std.flatten(1), reinflow["std_uniform_ft"][:, i], **CLOSE)
+        step = step._replace(mean=step.mean.clamp(-1, 1))
+        moved = step.mean + step.std * reinflow["noise"][i].clamp(-3, 3)
+        torch.testing.assert_close(moved if i < K - 1 else moved.clamp(-1, 1), chain[:, i + 1], **CLOSE)
+        log_prob = log_prob + step.log_prob(chain[:, i + 1]).sum((-1, -2))
+    torch.testing.assert_close(log_prob, reinflow["logprob_joint_uniform_ft"], rtol=1e-5, atol=1e-4)

@@ -268,7 +268,7 @@ def test_the_finetuned_denoiser_runs_below_a_timestep(monkeypatch, sampler, ft_d
     if ft_denoising_steps:
         policy.start_finetuning(ft_denoising_steps)
     assert policy.finetuned_timesteps == timesteps
-    other = Sampler(policy.process, "ddim", ddim_steps=10, eta=1.0)  # 18, 16, .. 0
+    other = Sampler(policy.process, "ddim", steps=10, eta=1.0)  # 18, 16, .. 0
     calls, given = [], copy.deepcopy(policy.denoiser)
     for name, network in (("base", policy.denoiser), ("finetuned", policy.finetuned), ("given", given)):
         if network is not None:

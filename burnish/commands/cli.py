@@ -160,9 +160,11 @@ def _add_data(commands: Any) -> None:
 def _add_policy(commands: Any) -> None:
     policy = commands.add_parser("policy", help="change how a saved policy samples")
     actions = policy.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    change = actions.add_parser("set", help="its temperature, or of how many chunks it takes the mean")
+    change = actions.add_parser("set", help="its temperature, of how many chunks it takes the mean, or its sampler")
     change.add_argument("folder", help="of the policy, or a run's: its latest checkpoint")
-    change.add_argument("settings", nargs="+", metavar="key=value", help="temperature=0.5, mean_of=16")
+    change.add_argument(
+        "settings", nargs="+", metavar="key=value", help="temperature=0.5, mean_of=16, sampler=ddim, sampler_steps=5"
+    )
     change.set_defaults(run=_set_policy)
 
 

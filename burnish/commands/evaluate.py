@@ -1,7 +1,8 @@
-"""`burnish evaluate`: a policy folder and a task -> evaluation.json and videos, or a table over temperatures."""
+"""`burnish evaluate`: a policy folder and a task -> evaluation.json and videos, or a table over ways to sample."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,28 @@ class EvaluateConfig(EpisodesConfig, DeviceConfig, PluginsConfig):
     mean_of: int | list[int] | None = key(
         None, "chunks whose mean is executed (null: the policy's own number); of several, [1,16], a table", least=1
     )
+    sampler: str | list[str] | None = key(
+        None,
+        "with which the policy acts: ddpm, ddim, euler, flow_sde, or a scheduler of diffusers, "
+        "diffusers:DPMSolverMultistepScheduler (null: its own; docs/samplers.md); of several a table",
+    )
+    sampler_steps: int | list[int] | None = key(
+        None, "denoising steps of it (null: the policy's own number); of several, [5,10], a table", least=1
+    )
 
     def evaluation(self) -> EvaluationConfig:
         """How to evaluate, but for how to sample."""
         return EvaluationConfig(**{field.name: getattr(self, field.name) for field in fields(EpisodesConfig)})
 
     def samplings(self, policy: Policy) -> list[Sampling]:
-        """All pairs of a temperature and a number of chunks."""
+        """All combinations of what was given."""
         own = policy.config
         temperatures, means = _listed(self.temperature, own.temperature), _listed(self.mean_of, own.mean_of)
-        return [Sampling(temperature, n) for n in means for temperature in temperatures]
+        samplers, steps = _listed(self.sampler, None), _listed(self.sampler_steps, None)
+        return [
+            Sampling(temperature, n, sampler, S)
+            for sampler, S, n, temperature in itertools.product(samplers, steps, means, temperatures)
+        ]
 
 
 def _listed(given: Any, own: Any) -> list[Any]:
@@ -77,7 +90,7 @@ def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
     policy.set_sampling(*each[0])
     with Progress(config.episodes, f"evaluate {config.task.name}") as progress:
         evaluation = evaluate(policy, config.task, how, progress=progress)
-    evaluation.save(folder / EVALUATION, about(config.policy, config.task, how))
+    evaluation.save(folder / EVALUATION, about(config.policy, config.task, replace(how, **each[0]._asdict())))
     record(policy, config.task, evaluation.seeds[: config.video], folder, config.candidates)
     return evaluation.summary().to_json()
 
@@ -87,13 +100,13 @@ def evaluate_samplings(config: EvaluateConfig, policy: Policy, each: list[Sampli
     how, measure = config.evaluation(), config.task.measure
     found = compare_samplings(policy, config.task, how, each, shown=f"evaluate {config.task.name}, ")
     for sampling, evaluation in found.items():
-        as_it_was = replace(how, temperature=sampling.temperature, mean_of=sampling.mean_of)
-        name = f"evaluation-temperature{sampling.temperature:g}-mean_of{sampling.mean_of}.json"
-        evaluation.save(folder / name, about(config.policy, config.task, as_it_was))
+        parts = [f"{name}{value.removeprefix('diffusers:')}" for name, value in sampling.settings.items()]
+        file = f"evaluation-{'-'.join(parts)}.json"
+        evaluation.save(folder / file, about(config.policy, config.task, replace(how, **sampling._asdict())))
     print(f"{config.task.name}, {measure}, {how.episodes} episodes from seed {how.seed} on, 95 % intervals\n")
     print(table(found, measure))
     first = best(found)
-    keys = f"temperature={first.temperature:g} mean_of={first.mean_of}"
+    keys = " ".join(f"{name}={value}" for name, value in first.settings.items())
     print(f"\nThe policy's own is {Sampling(policy.config.temperature, policy.config.mean_of)}. Best here: {first}.")
     print(f"To keep it: burnish policy set {config.policy} {keys}\n")
     return found[first].summary().to_json()

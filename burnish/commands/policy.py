@@ -15,7 +15,7 @@ from burnish.machine.disk import write_atomically
 from burnish.policies.base import policy_class
 from burnish.policies.folder import DESCRIPTION, policy_folder, read_description
 
-SETTABLE = ("temperature", "mean_of")
+SETTABLE = ("temperature", "mean_of", "sampler", "sampler_steps")
 """What says how a policy samples and not what it has learned."""
 
 
@@ -34,8 +34,19 @@ def set_policy(folder: str, overrides: Sequence[str]) -> str:
         if name not in SETTABLE:
             raise BurnishError(f"{override}: expected one of {', '.join(f'{each}=...' for each in SETTABLE)}")
         given[name] = parse_value(override)
+        if name.startswith("sampler") and description.get("ft_denoising_steps"):
+            raise BurnishError(
+                f"{override}: a fine-tuned policy keeps its sampler, whose steps its ft_denoising_steps counts; "
+                "burnish evaluate takes another for an evaluation"
+            )
     after = parse(config_class, {**dataclasses.asdict(before), **given})
     description["config"] = dataclasses.asdict(after)
+    for file, content in after.companions().items():
+        write_atomically(Path(found) / file, json.dumps(content, indent=2) + "\n")
     write_atomically(Path(found) / DESCRIPTION, json.dumps(description, indent=2) + "\n")
-    changed = [f"{name} from {getattr(before, name):g} to {getattr(after, name):g}" for name in given]
+    changed = [f"{name} from {_shown(getattr(before, name))} to {_shown(getattr(after, name))}" for name in given]
     return f"{found}: {', '.join(changed)}"
+
+
+def _shown(value: float | str | None) -> str:
+    return "null" if value is None else value if isinstance(value, str) else f"{value:g}"

@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from burnish.errors import BurnishError
+from burnish.registry import load
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "velocity")
+PREDICTIONS = {
+    "epsilon": "burnish.diffusion.predictions:Epsilon",
+    "sample": "burnish.diffusion.predictions:Sample",
+    "v_prediction": "burnish.diffusion.predictions:VPrediction",
+    "velocity": "burnish.diffusion.predictions:Velocity",
+}
+"""Name -> module:class, of what a network may be trained to give."""
 
 
 class Process(nn.Module):
@@ -22,8 +29,7 @@ class Process(nn.Module):
 
     Args:
         power, variance: signal_k^2 and noise_k^2, float64 (K,)
-        prediction_type: what the network gives: "epsilon", "sample" (x_0), "v_prediction" (v = signal eps - noise x_0;
-            Salimans & Ho 2022), in diffusers' words, or "velocity" (x_0 - eps, where signal + noise = 1).
+        prediction_type: what the network gives, one of `PREDICTIONS`.
         clip_sample: bound of the predicted x_0, or None.
     """
 
@@ -33,9 +39,9 @@ class Process(nn.Module):
 
     def __init__(self, power: Tensor, variance: Tensor, prediction_type: str, clip_sample: float | None):
         super().__init__()
-        if prediction_type not in PREDICTION_TYPES:
-            raise BurnishError(f"prediction_type={prediction_type}: expected one of {', '.join(PREDICTION_TYPES)}")
-        self.prediction_type = prediction_type
+        if prediction_type not in PREDICTIONS:
+            raise BurnishError(f"prediction_type={prediction_type}: expected one of {', '.join(PREDICTIONS)}")
+        self.prediction_type, self.prediction = prediction_type, load(PREDICTIONS[prediction_type])
         self.clip_sample = clip_sample
         self.power, self.variance = power, variance
         self.register_buffer("signal", power.sqrt().float(), persistent=False)
@@ -58,38 +64,21 @@ class Process(nn.Module):
 
     def target(self, x0: Tensor, eps: Tensor, k: Tensor) -> Tensor:
         """What the network shall give for the noised `x0`: regression target (B, ...)."""
-        if self.prediction_type == "epsilon":
-            return eps
-        if self.prediction_type == "sample":
-            return x0
-        if self.prediction_type == "velocity":
-            return x0 - eps
-        signal, noise = self.levels(k, x0)
-        return signal * eps - noise * x0
+        target: Tensor = self.prediction.target(x0, eps, *self.levels(k, x0))
+        return target
 
     def x0_coefs(self) -> Tensor:
         """(K, 3), on the CPU: a, b, c of `predict_x0` before it is clipped, x_0 = (a x - b output) / c."""
-        signal, noise = torch.tensor(self._levels).unbind(1)
-        one = torch.ones_like(signal)
-        if self.prediction_type == "epsilon":
-            return torch.stack([one, noise, signal], 1)
-        if self.prediction_type == "sample":
-            return torch.stack([0 * one, -one, one], 1)
-        if self.prediction_type == "velocity":
-            return torch.stack([one, -noise, one], 1)
-        return torch.stack([signal, noise, one], 1)
+        return torch.stack(self.prediction.coefs(*torch.tensor(self._levels).unbind(1)), 1)
+
+    def level(self, k: int) -> tuple[float, float]:
+        """signal_k and noise_k as numbers, which no device is waited for."""
+        return self._levels[k]
 
     def predict_x0(self, output: Tensor, x: Tensor, k: Tensor | int) -> Tensor:
         """The network's `output` at (x_k, k) as an estimate of x_0, clipped -> (B, ...)."""
         signal, noise = self.levels(k, x) if isinstance(k, Tensor) else self._levels[k]
-        if self.prediction_type == "epsilon":
-            x0 = (x - noise * output) / signal
-        elif self.prediction_type == "sample":
-            x0 = output
-        elif self.prediction_type == "velocity":
-            x0 = x + noise * output
-        else:
-            x0 = signal * x - noise * output
+        x0: Tensor = self.prediction.x0(output, x, signal, noise)
         return x0 if self.clip_sample is None else x0.clamp(-self.clip_sample, self.clip_sample)
 
 

@@ -1,47 +1,49 @@
 """The reverse process: S Gaussian transitions x_{i+1} ~ N(mean_i, std_i^2), i = 0 (noisiest) .. S-1.
 
-This is the one place that knows a transition's mean and standard deviation. DDPM's posterior and DDIM's step
-are both linear in the predicted x_0 and the present x, so one table of three numbers a step holds either:
+Every kind's step is linear in the predicted x_0 and the present x, so one table of three numbers a step holds it:
 
     mean_i = coef_x0[i] * x0hat + coef_x[i] * x        std_i = std[i]
 
-Both are written here for any process: of a flow, DDIM's step with eta = 0 is Euler's, x + (t' - t) v.
+Each is written for any process (its own file has the equations). In place of the table's, the standard deviation may
+be a head's, which depends on x, on what it sees of the state, and on the step (ReinFlow's noise network).
 
-Symbols: B batch, S transitions (DDPM: S = K; DDIM: S <= K), k and j a transition's start and end, p = signal^2 and
-v = noise^2 there (p_j = 1, v_j = 0 after the last); of diffusion p = abar and v = 1 - abar.
+Symbols: B batch, S transitions (DDPM: S = K; the others: S <= K).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from burnish.diffusion.process import Process
+from burnish.diffusion.process import FlowProcess, Process
+from burnish.diffusion.transition import Equations, Gaussian, Levels, StdBounds
 from burnish.errors import BurnishError
 from burnish.networks.encoded import Encoded
+from burnish.registry import load
 
-SAMPLERS = ("ddpm", "ddim")
-
-
-@dataclass(frozen=True)
-class StdBounds:
-    """Floor and ceiling of a transition's standard deviation; sampling and log-probability have their own."""
-
-    floor: float = 0.0
-    ceiling: float = math.inf
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.floor <= self.ceiling:
-            raise BurnishError(f"std floor {self.floor} and ceiling {self.ceiling}: expected 0 <= floor <= ceiling")
+SAMPLERS = {
+    "ddpm": "burnish.diffusion.ddpm:DDPM",
+    "ddim": "burnish.diffusion.ddim:DDIM",
+    "euler": "burnish.diffusion.euler:Euler",
+    "flow_sde": "burnish.diffusion.flow_sde:FlowSDE",
+}
+"""Name -> module:class of its equations (`Equations`)."""
+DIFFUSERS = "diffusers:"
+"""What the name of a scheduler of diffusers begins with, which is a sampler too (`SchedulerSampler`)."""
 
 
 class Denoise(Protocol):
     """The network inside a chain: its output (B, ...) at `x` (B, ...) of transition `i`."""
+
+    def __call__(self, x: Tensor, i: int) -> Tensor: ...
+
+
+class StdHead(Protocol):
+    """Standard deviation of transition `i` at `x` (B, ...), before floor and ceiling; broadcasts against `x`."""
 
     def __call__(self, x: Tensor, i: int) -> Tensor: ...
 
@@ -51,20 +53,23 @@ class Chain(NamedTuple):
 
     x: Tensor  # (B, keep + 1, ...)
     mean: Tensor  # (B, keep, ...)
+    std: Tensor  # before floor and ceiling; (keep, 1, ...) of the table, (B, keep, ...) of a head
 
 
 class Sampler(nn.Module):
-    """The transitions of DDPM (Ho et al. 2020, eq. 7) or DDIM (Song et al. 2021, eqs. 12 and 16), of any process.
+    """The transitions of one kind of samplers for a process.
 
     Args:
         process: the forward process that the network was trained with.
-        kind: "ddpm" (all K steps) or "ddim".
-        ddim_steps: S for DDIM; timesteps are spaced evenly from 0 (diffusers' "leading"), of a flow up to K - 1
-            ("trailing"), which is t = 0.
-        eta: DDIM's noise: 0 deterministic, 1 like DDPM's posterior. Ignored for DDPM.
+        kind: one of `SAMPLERS`.
+        steps: S, of kinds that do not take all K; timesteps are spaced evenly from 0 (diffusers' "leading"), of a flow
+            up to K - 1 ("trailing"), which is t = 0.
+        eta: how much noise; 0: deterministic. See the kind's class.
         temperature: tau, factor on all noise of the chain, the initial one included.
+        steps_key: what the setting of `steps` is called, for messages.
     """
 
+    gaussian = True  # its steps have a likelihood
     timesteps: Tensor  # (S,) int64, decreasing
     coef_x0: Tensor  # (S,)
     coef_x: Tensor  # (S,)
@@ -75,39 +80,33 @@ class Sampler(nn.Module):
         self,
         process: Process,
         kind: str = "ddpm",
-        ddim_steps: int = 5,
+        steps: int = 5,
         eta: float = 0.0,
         temperature: float = 1.0,
+        *,
+        steps_key: str = "ddim_steps",
     ):
         super().__init__()
         K = process.denoising_steps
         if kind not in SAMPLERS:
-            raise BurnishError(f"sampler={kind}: expected one of {', '.join(SAMPLERS)}")
-        if kind == "ddim" and not 1 <= ddim_steps <= K:
-            raise BurnishError(f"ddim_steps={ddim_steps}: expected 1 to denoising_steps={K}")
-        if kind == "ddim" and K % ddim_steps:
-            raise BurnishError(f"ddim_steps={ddim_steps}: expected a divisor of denoising_steps={K}")
+            raise BurnishError(
+                f"sampler={kind}: expected one of {', '.join(SAMPLERS)}, or {DIFFUSERS}NAME of a scheduler"
+            )
+        equations: Equations = load(SAMPLERS[kind])
+        if equations.flow_only and not isinstance(process, FlowProcess):
+            raise BurnishError(f"sampler={kind}: only a flow is sampled so; expected ddpm or ddim for a diffusion")
+        if not equations.every_step and not 1 <= steps <= K:
+            raise BurnishError(f"{steps_key}={steps}: expected 1 to denoising_steps={K}")
+        if not equations.every_step and K % steps:
+            raise BurnishError(f"{steps_key}={steps}: expected a divisor of denoising_steps={K}")
         if not 0 <= eta <= 1:
             raise BurnishError(f"eta={eta}: expected 0 to 1")
-        self.process, self.temperature = process, temperature
-        between = 1 if kind == "ddpm" else K // ddim_steps
+        self.process, self.kind, self.temperature = process, kind, temperature
+        between = 1 if equations.every_step else K // steps
         timesteps = torch.arange(between - 1 if process.begins_with_noise else 0, K, between)
         p_k, v_k = process.power[timesteps], process.variance[timesteps]
         p_j, v_j = torch.cat([torch.ones_like(p_k[:1]), p_k[:-1]]), torch.cat([torch.zeros_like(v_k[:1]), v_k[:-1]])
-        # variance of x_k given x_j: v_k - p_k / p_j v_j, written so that diffusion's is 1 - abar_k / abar_j
-        added = (p_k + v_k) - p_k / p_j * (p_j + v_j)
-        if kind == "ddpm":
-            # mean = added sqrt(p_j) / v_k x0 + v_j sqrt(p_k / p_j) / v_k x
-            coef_x0 = added * p_j.sqrt() / v_k
-            coef_x = v_j * (p_k / p_j).sqrt() / v_k
-            # var = added v_j / v_k
-            std = (added * v_j / v_k).sqrt()
-        else:
-            # sigma = eta sqrt(v_j / v_k) sqrt(added)
-            std = eta * (v_j / v_k).sqrt() * added.sqrt()
-            # mean = sqrt(p_j) x0 + sqrt(v_j - sigma^2) eps', eps' = (x - sqrt(p_k) x0) / sqrt(v_k)
-            coef_x = ((v_j - std**2).clamp(min=0) / v_k).sqrt()
-            coef_x0 = p_j.sqrt() - coef_x * p_k.sqrt()
+        coef_x0, coef_x, std = equations.coefficients(Levels(p_k, v_k, p_j, v_j), eta)
         self._variance = std.flip(0) ** 2  # (S,) float64, at temperature 1
         for name, table in (("coef_x0", coef_x0), ("coef_x", coef_x), ("std", temperature * std)):
             self.register_buffer(name, table.flip(0).float(), persistent=False)
@@ -138,6 +137,20 @@ class Sampler(nn.Module):
             k, (coef_x0, coef_x) = self._timesteps[i], self._coefs[i]
         return coef_x0 * self.process.predict_x0(output, x, k) + coef_x * x
 
+    def transition(self, output: Tensor, x: Tensor, i: Tensor | int, std: Tensor | None = None) -> Gaussian:
+        """Transition `i` (a number, or (B,)) at `x` (B, ...) from the network's `output` there.
+
+        Args:
+            std: a head's at `x`, in place of the table's; the temperature is a factor on it.
+        """
+        if std is not None:
+            std = self.temperature * std
+        elif isinstance(i, Tensor):
+            std = self.std[i].reshape((-1,) + (1,) * (x.dim() - 1))
+        else:
+            std = self.std[i]
+        return Gaussian(self.mean(output, x, i), std)
+
     def widen(self, x0_errors: Tensor) -> None:
         """Give each transition the variance of its Gaussian that fits best (Bao et al. 2022, arXiv 2201.06503):
 
@@ -154,7 +167,7 @@ class Sampler(nn.Module):
 
     def bounded_std(self, bounds: StdBounds) -> Tensor:
         """Standard deviation of every transition within `bounds` -> (S,)."""
-        return self.std.clamp(bounds.floor, bounds.ceiling)
+        return bounds.of(self.std)
 
     def sample(
         self,
@@ -164,6 +177,7 @@ class Sampler(nn.Module):
         bounds: StdBounds | None = None,
         noise_clip: float = math.inf,
         keep: int = 0,
+        std_head: StdHead | None = None,
     ) -> tuple[Tensor, Chain]:
         """Run the chain from x = tau noise[0] -> clean sample (B, ...), and its last `keep` transitions.
 
@@ -171,19 +185,26 @@ class Sampler(nn.Module):
             noise: standard normal (S + 1, B, ...): the start, then one draw for each transition.
             bounds: of the sampling std; None leaves the table as it is (no noise at the last transition).
             noise_clip: draws of the transitions are truncated to +-noise_clip (DPPO: 3).
+            std_head: gives the transitions' standard deviations, in place of the table.
         """
-        scaled, x = self._scaled(noise, bounds, noise_clip), self.temperature * noise[0]
+        if std_head is None:
+            added, x = self._scaled(noise, bounds, noise_clip), self.temperature * noise[0]
+        else:
+            added, x = _clipped(noise[1:], noise_clip), self.temperature * noise[0]
         first_kept = len(self) - keep
-        xs, means = [x] if first_kept == 0 else [], []
+        xs, means, stds = [x] if first_kept == 0 else [], [], []
         for i in range(len(self)):
-            mean = self.mean(denoise(x, i), x, i)
-            x = mean + scaled[i]
+            std = None if std_head is None else std_head(x, i)
+            step = self.transition(denoise(x, i), x, i, std)
+            if i >= first_kept:
+                means.append(step.mean)
+                stds.append(step.std.expand_as(x) if std_head else step.std)
+            x = step.mean + (added[i] if std_head is None else (bounds or StdBounds()).of(step.std) * added[i])
             if i >= first_kept - 1 and keep:
                 xs.append(x)
-            if i >= first_kept:
-                means.append(mean)
         empty = x.new_empty(x.shape[0], 0, *x.shape[1:])
-        return x, Chain(torch.stack(xs, 1) if xs else empty, torch.stack(means, 1) if means else empty)
+        kept_std = torch.stack(stds, 1) if std_head and stds else self._kept_std(keep, noise)
+        return x, Chain(torch.stack(xs, 1) if xs else empty, torch.stack(means, 1) if means else empty, kept_std)
 
     def sample_compiled(
         self,
@@ -219,16 +240,34 @@ class Sampler(nn.Module):
             )
             done += steps
         xs, means = (x[:0], scaled[:0]) if mean is None else (x[S - keep :], mean[S - keep :])
-        kept = Chain(*(each.view(len(each), *shape).transpose(0, 1).contiguous() for each in (xs, means)))
-        return (x[-1].clone() if keep else x[0]).view(shape), kept
+        xs, means = (each.view(len(each), *shape).transpose(0, 1).contiguous() for each in (xs, means))
+        return (x[-1].clone() if keep else x[0]).view(shape), Chain(xs, means, self._kept_std(keep, noise))
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """What a scheduler of diffusers has to be told beside the process; see `burnish.diffusion.scheduler_file`."""
+        return {}
+
+    def _kept_std(self, keep: int, noise: Tensor) -> Tensor:
+        """Of the table, for chains of `noise` (S + 1, B, ...) -> (keep, 1, ...)."""
+        return self.std[len(self) - keep :].reshape(-1, *(1,) * (noise.dim() - 2))
 
     def _scaled(self, noise: Tensor, bounds: StdBounds | None, noise_clip: float) -> Tensor:
         """What is added to each transition's mean (S, B, ...)."""
         std = self.bounded_std(bounds or StdBounds())
-        draws = noise[1:] if noise_clip == math.inf else noise[1:].clamp(-noise_clip, noise_clip)
-        return std.reshape(-1, *(1,) * (noise.dim() - 1)) * draws
+        return std.reshape(-1, *(1,) * (noise.dim() - 1)) * _clipped(noise[1:], noise_clip)
 
 
-def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log N(x; mean, std^2), element by element (broadcasting)."""
-    return -0.5 * ((x - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
+def _clipped(noise: Tensor, noise_clip: float) -> Tensor:
+    return noise if noise_clip == math.inf else noise.clamp(-noise_clip, noise_clip)
+
+
+def make_sampler(
+    process: Process, kind: str, steps: int, eta: float, temperature: float, steps_key: str = "ddim_steps"
+) -> Sampler:
+    """The sampler called `kind`, one of `SAMPLERS` or "diffusers:NAME"; the rest as in `Sampler`."""
+    if kind.startswith(DIFFUSERS):
+        found: Sampler = load("burnish.diffusion.scheduler:SchedulerSampler")(
+            process, kind.removeprefix(DIFFUSERS), steps, temperature, steps_key=steps_key
+        )
+        return found
+    return Sampler(process, kind, steps, eta, temperature, steps_key=steps_key)

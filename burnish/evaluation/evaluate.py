@@ -66,10 +66,12 @@ class EvaluationConfig(EpisodesConfig):
 
     temperature: float | None = key(None, "factor on all noise of the policy's sampler (null: its own)", least=0)
     mean_of: int | None = key(None, "chunks whose mean is executed (null: the policy's own number)", least=1)
+    sampler: str | None = key(None, "with which the policy acts (null: its own; docs/samplers.md)")
+    sampler_steps: int | None = key(None, "denoising steps of it (null: the policy's own number)", least=1)
 
     def require_single(self) -> None:
         """Raise BurnishError unless trainings can evaluate so: as the policy acts, without selection."""
-        for name in ("temperature", "mean_of"):
+        for name in ("temperature", "mean_of", "sampler", "sampler_steps"):
             if getattr(self, name) is not None:
                 raise BurnishError(
                     f"evaluation.{name}={getattr(self, name)}: expected null; trainings evaluate as the policy acts "
@@ -94,6 +96,8 @@ class Evaluation:
     nonfinite_episodes: int
     temperature: float
     mean_of: int
+    sampler: str | None = None  # of a policy without one: None
+    sampler_steps: int | None = None
 
     @property
     def score(self) -> tuple[float, float]:
@@ -134,6 +138,8 @@ class Evaluation:
             lengths=self.lengths.tolist(),
             temperature=self.temperature,
             mean_of=self.mean_of,
+            sampler=self.sampler,
+            sampler_steps=self.sampler_steps,
         ).write(path)
 
 
@@ -222,7 +228,7 @@ def evaluate(
     Raises:
         BurnishError: the policy does not fit the task, cannot act so, or has no critic to choose among candidates.
     """
-    with policy.sampling(config.temperature, config.mean_of):
+    with policy.sampling(config.temperature, config.mean_of, config.sampler, config.sampler_steps):
         policy.check_candidates(config.candidates)
         if envs is not None:
             return _evaluate(policy, config, envs, progress)
@@ -250,6 +256,8 @@ def _evaluate(policy: Policy, config: EvaluationConfig, envs: VectorEnv, progres
         nonfinite_episodes=envs.nonfinite_episodes - nonfinite,
         temperature=policy.config.temperature,
         mean_of=policy.config.mean_of,
+        sampler=getattr(policy.config, "sampler", None),
+        sampler_steps=policy.sampler_steps,
     )
 
 

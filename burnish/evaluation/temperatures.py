@@ -29,14 +29,24 @@ class TrainingEvaluationConfig(EvaluationConfig):
 
 
 class Sampling(NamedTuple):
-    """How a policy samples."""
+    """How a policy samples; None: with its own sampler, in its own number of steps."""
 
     temperature: float
     mean_of: int = 1
+    sampler: str | None = None
+    sampler_steps: int | None = None
 
     def __str__(self) -> str:
         mean = f", mean of {self.mean_of}" if self.mean_of > 1 else ""
-        return f"temperature={self.temperature:g}{mean}"
+        sampler = f", {self.sampler.removeprefix('diffusers:')}" if self.sampler else ""
+        steps = f", {self.sampler_steps} steps" if self.sampler_steps else ""
+        return f"temperature={self.temperature:g}{mean}{sampler}{steps}"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Key: value, as `burnish evaluate` and `burnish policy set` take them, but those that stay as they are."""
+        given = {name: value for name, value in self._asdict().items() if value is not None}
+        return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in given.items()}
 
 
 def samplings(policy: Policy, temperatures: Sequence[float], means_of: Sequence[int] = ()) -> list[Sampling]:
@@ -72,7 +82,7 @@ def compare_samplings(
         envs = envs or stack.enter_context(evaluation_envs(policy, task, config))
         found = {}
         for sampling in each:
-            how = replace(config, temperature=sampling.temperature, mean_of=sampling.mean_of)
+            how = replace(config, **sampling._asdict())
             with _progress(config.episodes, f"{shown}{sampling}" if shown else "") as progress:
                 found[sampling] = evaluate(policy, task, how, envs=envs, progress=progress)
         return found
@@ -94,7 +104,7 @@ def best(found: Mapping[Sampling, Evaluation]) -> Sampling:
 
 def table(found: Mapping[Sampling, Evaluation], measure: str) -> str:
     """A line for each way to sample, with the 95 % interval of `measure` ("success_rate" or "return")."""
-    lines = []
+    lines, width = [], max(26, *(len(str(sampling)) for sampling in found)) + 2
     for sampling, evaluation in found.items():
         summary = evaluation.summary()
         if measure == "success_rate":
@@ -102,5 +112,5 @@ def table(found: Mapping[Sampling, Evaluation], measure: str) -> str:
             numbers = f"{summary.success_rate:7.1%}  [{low:.1%}, {high:.1%}]"
         else:
             numbers = f"{summary.mean_return:9.1f}  [{summary.return_low:.1f}, {summary.return_high:.1f}]"
-        lines.append(f"{sampling!s:<28}{numbers:<32}{summary.episode_length:7.1f} steps")
+        lines.append(f"{sampling!s:<{width}}{numbers:<32}{summary.episode_length:7.1f} steps")
     return "\n".join(lines)

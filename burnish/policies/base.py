@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from burnish.config import Checked, key, parse
+from burnish.config import Checked, WrongValue, key, parse
 from burnish.errors import BurnishError
 from burnish.machine.disk import save_folder
 from burnish.networks import CriticConfig, QEnsemble
@@ -69,6 +69,10 @@ class ChunkConfig(Checked):
         """Tp"""
         return self.n_action_steps
 
+    def companions(self) -> dict[str, Any]:
+        """Files beside policy.json that follow from it, for other programs to read: name -> content, as JSON."""
+        return {}
+
 
 class Policy(nn.Module, ABC):
     """See the module's docstring.
@@ -100,27 +104,52 @@ class Policy(nn.Module, ABC):
         self.critic: QEnsemble | None = None
         self.critic_config: CriticConfig | None = None
 
-    def set_sampling(self, temperature: float | None = None, mean_of: int | None = None) -> None:
-        """Act with this temperature and the mean of so many chunks from now on; None leaves what is.
+    def set_sampling(
+        self,
+        temperature: float | None = None,
+        mean_of: int | None = None,
+        sampler: str | None = None,
+        sampler_steps: int | None = None,
+    ) -> None:
+        """Act with this temperature, the mean of so many chunks, this sampler in so many steps from now on; None leaves
+        what is, but a sampler that is given without steps takes its own number.
 
         Raises:
             WrongValue: it cannot act so.
         """
-        self.config = replace(
-            self.config,
-            temperature=self.config.temperature if temperature is None else temperature,
-            mean_of=self.config.mean_of if mean_of is None else mean_of,
-        )
+        given: dict[str, Any] = {
+            "temperature": temperature,
+            "mean_of": mean_of,
+            "sampler": sampler,
+            "sampler_steps": sampler_steps,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        if sampler is not None:
+            changes["sampler_steps"] = sampler_steps
+        for name, value in changes.items():
+            if not hasattr(self.config, name):
+                raise WrongValue(f"{name}={value}: a {self.config.kind} policy has no sampler")
+        self.sample_as(replace(self.config, **changes))
+
+    def sample_as(self, config: ChunkConfig) -> None:
+        """Take this config, which differs in nothing but how it samples."""
+        self.config = config
 
     @contextmanager
-    def sampling(self, temperature: float | None = None, mean_of: int | None = None) -> Iterator[None]:
+    def sampling(
+        self,
+        temperature: float | None = None,
+        mean_of: int | None = None,
+        sampler: str | None = None,
+        sampler_steps: int | None = None,
+    ) -> Iterator[None]:
         """`set_sampling` for the time of a `with`."""
         before = self.config
-        self.set_sampling(temperature, mean_of)
+        self.set_sampling(temperature, mean_of, sampler, sampler_steps)
         try:
             yield
         finally:
-            self.set_sampling(before.temperature, before.mean_of)
+            self.sample_as(before)
 
     @property
     def features(self) -> int:
@@ -153,6 +182,11 @@ class Policy(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return self.obs_normalizer.offset.device
+
+    @property
+    def sampler_steps(self) -> int | None:
+        """S, calls of the network for one chunk; None of a policy without a sampler."""
+        return None
 
     @property
     def least_rows(self) -> int:
@@ -252,15 +286,17 @@ class Policy(nn.Module, ABC):
             )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `policy.json` and `policy.safetensors` into `folder`, whole or not at all."""
+        """Write `policy.json`, `policy.safetensors` and what goes with them into `folder`, whole or not at all."""
         save_folder(Path(folder), self.write)
 
     def write(self, folder: Path) -> None:
-        """Write the two files into an existing folder."""
+        """Write the files into an existing folder."""
         from safetensors.torch import save_file
 
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
         (folder / DESCRIPTION).write_text(json.dumps(self.description(), indent=2) + "\n")
+        for name, content in self.config.companions().items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
     def description(self) -> dict[str, Any]:
         """The content of policy.json: all that `from_description` needs to make such a policy."""

@@ -15,20 +15,33 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from burnish.config import WrongValue, key, parse
-from burnish.diffusion import SCHEDULES, Chain, NoiseProcess, Process, Sampler, StdBounds, betas
+from burnish.diffusion import (
+    SCHEDULES,
+    Chain,
+    NoiseProcess,
+    Process,
+    Sampler,
+    StdBounds,
+    StdHead,
+    betas,
+    make_sampler,
+)
+from burnish.diffusion.scheduler_file import SCHEDULER_FILE, betas_of, is_scheduler_file, scheduler_config
 from burnish.errors import BurnishError
 from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, DenoiserKeys, Encoded, QEnsemble, build_denoiser
 from burnish.networks.q import NETWORKS
 from burnish.observations import ObsSpec
 from burnish.policies.base import ChunkConfig, Policy
 from burnish.registry import address
+
+C = TypeVar("C", bound="ChainConfig")
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,10 @@ class ChainConfig(ChunkConfig):
     horizon: int = key(4, "Tp, predicted action steps", least=1)
     denoising_steps: int = key(20, "K, timesteps of the forward process", least=1)
     clip_sample: float | None = key(1.0, "bound of the predicted clean, normalised action (null: none)", above=0)
+    sampler: str = key("ddpm", "with which it acts (docs/samplers.md)")
+    sampler_steps: int | None = key(
+        None, "S, denoising steps with which it acts, of any sampler but ddpm (null: ddim_steps, euler_steps)", least=1
+    )
 
     def check(self) -> None:
         if self.n_action_steps > self.horizon:
@@ -63,6 +80,24 @@ class ChainConfig(ChunkConfig):
     def chain_sampler(self, process: Process | None = None, eta: float | None = None) -> Sampler:
         """With which the policy acts, or with another `eta`."""
 
+    def _sampler_in(self, process: Process | None, steps: int, steps_key: str, eta: float) -> Sampler:
+        """The policy's, in `sampler_steps`, or else in `steps`, a number that is called `steps_key`."""
+        if self.sampler == "ddpm" and self.sampler_steps not in (None, self.denoising_steps):
+            raise BurnishError(
+                f"sampler_steps={self.sampler_steps}: expected null with sampler=ddpm, which takes all "
+                f"{self.denoising_steps} steps; fewer: sampler=ddim, or one of diffusers"
+            )
+        if self.sampler_steps is not None:
+            steps, steps_key = self.sampler_steps, "sampler_steps"
+        return make_sampler(process or self.noise_process(), self.sampler, steps, eta, self.temperature, steps_key)
+
+    def standalone(self: C) -> C:
+        """The same without files that it names."""
+        return self
+
+    def companions(self) -> dict[str, Any]:
+        return {SCHEDULER_FILE: scheduler_config(self.chain_sampler())}
+
 
 @dataclass(frozen=True)
 class PolicyConfig(ChainConfig):
@@ -71,30 +106,59 @@ class PolicyConfig(ChainConfig):
     OPTION: ClassVar[str] = "mlp"
 
     kind: Literal["diffusion"] = field(default="diffusion", kw_only=True)
-    schedule: str = key("cosine", "of the noise's variance over the timesteps", options=SCHEDULES)
+    schedule: str = key(
+        "cosine",
+        f"of the noise's variance over the timesteps: {', '.join(SCHEDULES)}, or the path of a {SCHEDULER_FILE}",
+    )
     schedule_scale: float = key(1.0, "factor on every variance", above=0)
     beta_start: float = key(1e-4, "first noise variance of the linear and the sigmoid schedule")
     beta_end: float = key(0.999, "last noise variance of the linear and the sigmoid schedule")
+    trained_betas: list[float] | None = key(
+        None,
+        "the variances themselves, K of them, for schedule=trained_betas (a file's become that)",
+        above=0,
+        below=1,
+    )
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = key("epsilon", "what the network predicts")
-    sampler: Literal["ddpm", "ddim"] = key("ddpm", "ddpm goes through all K steps, ddim through ddim_steps of them")
+    sampler: str = key(
+        "ddpm",
+        "ddpm goes through all K steps, ddim through ddim_steps of them; diffusers:NAME of a scheduler, to evaluate "
+        "with (docs/samplers.md)",
+    )
     ddim_steps: int = key(5, "transitions of DDIM, a divisor of K", least=1)
     eta: float = key(
         0.0, "DDIM's noise when the policy acts (0: deterministic given the initial noise)", least=0, most=1
     )
 
     def noise_process(self) -> NoiseProcess:
-        beta = betas(
+        return NoiseProcess(self._betas(), self.prediction_type, self.clip_sample)
+
+    def _betas(self) -> Tensor:
+        if (self.schedule == "trained_betas") != (self.trained_betas is not None):
+            raise BurnishError(f"schedule={self.schedule}: expected trained_betas with schedule=trained_betas alone")
+        if self.trained_betas is not None:
+            if len(self.trained_betas) != self.denoising_steps:
+                raise BurnishError(
+                    f"trained_betas: {len(self.trained_betas)} of them, expected denoising_steps={self.denoising_steps}"
+                )
+            return torch.tensor(self.trained_betas, dtype=torch.float64)
+        if is_scheduler_file(self.schedule):
+            return betas_of(self.schedule, vars(self))
+        return betas(
             self.schedule,
             self.denoising_steps,
             scale=self.schedule_scale,
             beta_start=self.beta_start,
             beta_end=self.beta_end,
         )
-        return NoiseProcess(beta, self.prediction_type, self.clip_sample)
+
+    def standalone(self) -> PolicyConfig:
+        if not is_scheduler_file(self.schedule):
+            return self
+        return replace(self, schedule="trained_betas", trained_betas=self._betas().tolist())
 
     def chain_sampler(self, process: Process | None = None, eta: float | None = None) -> Sampler:
-        eta = self.eta if eta is None else eta
-        return Sampler(process or self.noise_process(), self.sampler, self.ddim_steps, eta, self.temperature)
+        return self._sampler_in(process, self.ddim_steps, "ddim_steps", self.eta if eta is None else eta)
 
 
 class DiffusionPolicy(Policy):
@@ -115,6 +179,7 @@ class DiffusionPolicy(Policy):
     def __init__(
         self, config: ChainConfig, obs_spec: ObsSpec | int, action_dim: int, obs_keys: list[str], task: str = ""
     ):
+        config = config.standalone()
         super().__init__(config, obs_spec, action_dim, obs_keys, task)
         self.process = config.noise_process()
         self.sampler = config.chain_sampler(self.process)
@@ -129,6 +194,7 @@ class DiffusionPolicy(Policy):
         )
         self.finetuned: Denoiser | None = None
         self.ft_denoising_steps = 0
+        self.finetuned_timesteps = 0  # the fine-tuned denoiser runs at the timesteps k below this, in any sampler
 
     def start_finetuning(self, ft_denoising_steps: int | None = None, *, from_scratch: bool = False) -> None:
         """Freeze the denoiser and add a copy of it for the last K' = `ft_denoising_steps` transitions (None: all S).
@@ -152,15 +218,8 @@ class DiffusionPolicy(Policy):
             raise BurnishError("this policy is fine-tuned already: start from the pretrained one, or resume that run")
         self.finetuned = copy.deepcopy(self.denoiser)
         self.denoiser.requires_grad_(False)
-        self.ft_denoising_steps = ft_denoising_steps
-
-    @property
-    def finetuned_timesteps(self) -> int:
-        """The fine-tuned denoiser runs at the timesteps k below this."""
-        S, K_ft = len(self.sampler), self.ft_denoising_steps
-        if K_ft in (0, S):
-            return self.config.denoising_steps if K_ft else 0
-        return self.sampler.timestep(S - K_ft) + 1
+        self.ft_denoising_steps = K_ft = ft_denoising_steps
+        self.finetuned_timesteps = self.config.denoising_steps if K_ft == S else self.sampler.timestep(S - K_ft) + 1
 
     def add_critic(self, config: CriticConfig) -> QEnsemble:
         """A critic of normalised observations and executed, normalised chunks, freshly initialised."""
@@ -179,11 +238,10 @@ class DiffusionPolicy(Policy):
             raise BurnishError("the sampler of a fine-tuned policy cannot be changed")
         if not isinstance(self.config, PolicyConfig):
             raise BurnishError(f"sampler={sampler}: a {self.config.kind} policy has a sampler of its own: inherit")
-        self.config = replace(self.config, sampler=sampler, ddim_steps=ddim_steps, eta=0.0)
-        self.sampler = self.config.chain_sampler(self.process).to(self.device)
+        self.sample_as(replace(self.config, sampler=sampler, ddim_steps=ddim_steps, sampler_steps=None, eta=0.0))
 
-    def set_sampling(self, temperature: float | None = None, mean_of: int | None = None) -> None:
-        super().set_sampling(temperature, mean_of)
+    def sample_as(self, config: ChunkConfig) -> None:
+        super().sample_as(config)
         self.sampler = self.config.chain_sampler(self.process).to(self.device)
 
     def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -250,6 +308,7 @@ class DiffusionPolicy(Policy):
         bounds: StdBounds | None = None,
         noise_clip: float = float("inf"),
         keep: int = 0,
+        std_head: StdHead | None = None,
         pretrained: bool = False,
         finetuned: Denoiser | None = None,
     ) -> tuple[Tensor, Chain]:
@@ -258,7 +317,7 @@ class DiffusionPolicy(Policy):
         Args:
             obs: (B, To * W), as `normalized_obs` gives it.
             noise: (S + 1, B, Tp, Da) or, for N candidates each, (S + 1, B, N, Tp, Da)
-            sampler: None for the policy's own; bounds, noise_clip, keep: see `Sampler.sample`.
+            sampler: None for the policy's own; bounds, noise_clip, keep, std_head: see `Sampler.sample`.
             pretrained: run the pretrained denoiser in every transition.
             finetuned: runs in place of the policy's own fine-tuned denoiser.
 
@@ -277,10 +336,13 @@ class DiffusionPolicy(Policy):
             return network(x, sampler.timesteps[i], encoded)
 
         # a chunk without a batch goes step by step
-        if noise.dim() > 3 and all(encoded.compiled is not None for _, encoded, _ in parts):
-            compiled = [(encoded, steps) for _, encoded, steps in parts]
-            return sampler.sample_compiled(compiled, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)
-        return sampler.sample(denoise, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)
+        compiled = (
+            sampler.gaussian and std_head is None and all(encoded.compiled is not None for _, encoded, _ in parts)
+        )
+        if noise.dim() > 3 and compiled:
+            in_order = [(encoded, steps) for _, encoded, steps in parts]
+            return sampler.sample_compiled(in_order, noise, bounds=bounds, noise_clip=noise_clip, keep=keep)
+        return sampler.sample(denoise, noise, bounds=bounds, noise_clip=noise_clip, keep=keep, std_head=std_head)
 
     def within_bounds(self, x: Tensor) -> Tensor:
         """Normalised actions (..., Da) clamped to what can be sampled; without such bounds, to what environments do."""
@@ -304,6 +366,10 @@ class DiffusionPolicy(Policy):
         critic = critic or self.critic
         assert critic is not None
         return critic(obs, self.executed(x).flatten(2)).amin(0)
+
+    @property
+    def sampler_steps(self) -> int:
+        return len(self.sampler)
 
     @property
     def least_rows(self) -> int:

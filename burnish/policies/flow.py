@@ -25,10 +25,15 @@ class FlowPolicyConfig(ChainConfig):
     kind: Literal["flow"] = field(default="flow", kw_only=True)
     denoising_steps: int = key(100, "K, times that it is trained at", least=1)
     euler_steps: int = key(10, "S, steps with which it acts, a divisor of denoising_steps", least=1)
+    sampler: str = key(
+        "euler",
+        "euler, flow_sde (Flow-GRPO's), or diffusers:NAME of a scheduler of flow matching, to evaluate with "
+        "(docs/samplers.md)",
+    )
     eta: float = key(
         0.0,
         "noise with which it acts: 0 Euler's (deterministic given the initial noise), 1 that of the posterior in each "
-        "step",
+        "step; of flow_sde the level a",
         least=0,
         most=1,
     )
@@ -37,8 +42,8 @@ class FlowPolicyConfig(ChainConfig):
         return FlowProcess(flow_times(self.denoising_steps), self.clip_sample)
 
     def chain_sampler(self, process: Process | None = None, eta: float | None = None) -> Sampler:
-        eta = self.eta if eta is None else eta
-        return Sampler(process or self.noise_process(), "ddim", self.euler_steps, eta, self.temperature)
+        eta = self.eta if eta is None or self.sampler == "flow_sde" else eta  # which is no Euler's without its noise
+        return self._sampler_in(process, self.euler_steps, "euler_steps", eta)
 
 
 class FlowPolicy(DiffusionPolicy):

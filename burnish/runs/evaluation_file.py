@@ -115,7 +115,8 @@ class About:
 class EvaluationFile:
     """The content of a file; an entry per episode in `seeds`, `success`, `returns` and `lengths`.
 
-    `temperature` and `mean_of` are how the policy sampled; None: older files do not tell.
+    `temperature`, `mean_of`, `sampler` and `sampler_steps` (S, calls of the network for a chunk) are how the policy
+    sampled; None: older files do not tell, or it has no sampler.
     """
 
     about: About
@@ -127,6 +128,8 @@ class EvaluationFile:
     lengths: list[int]
     temperature: float | None = None
     mean_of: int | None = None
+    sampler: str | None = None
+    sampler_steps: int | None = None
 
     @property
     def candidates(self) -> int:
@@ -144,6 +147,8 @@ class EvaluationFile:
             **self.about.to_json(),
             "temperature": self.temperature,
             "mean_of": self.mean_of,
+            "sampler": self.sampler,
+            "sampler_steps": self.sampler_steps,
             "confidence": self.confidence,
             "summary": self.summary.to_json(),
             "seeds": self.seeds,
@@ -168,6 +173,8 @@ class EvaluationFile:
                 lengths=content["length"],
                 temperature=content.get("temperature"),
                 mean_of=content.get("mean_of"),
+                sampler=content.get("sampler"),
+                sampler_steps=content.get("sampler_steps"),
             )
 
 

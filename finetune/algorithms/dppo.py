@@ -87,6 +87,11 @@ class DPPO(OnPolicyStage):
         if policy.finetuned is None:
             if config.sampler != "inherit":
                 policy.set_sampler(config.sampler, config.ddim_steps)
+            if not policy.sampler.gaussian:
+                raise BurnishError(
+                    f"stage.sampler={config.sampler}: the policy acts with sampler={policy.sampler.kind}, whose steps "
+                    "have no likelihood; expected ddpm or ddim (a flow's: burnish policy set POLICY sampler=euler)"
+                )
             policy.start_finetuning(config.ft_denoising_steps, from_scratch=not setting.pretrained)
         elif policy.ft_denoising_steps != config.ft_denoising_steps:
             raise BurnishError(
