@@ -137,6 +137,7 @@ class OffPolicyStage(Stage):
         "joining",
         "monte_carlo",
     )
+    PARTS: ClassVar[dict[str, str]] = {"_batch": "batches", "_update_critic": "critic, forward"}
     COUNTERS = ("env_steps", "chunks_since_update", "gradient_steps", "owed")
 
     def __init__(self, policy: DiffusionPolicy, config: OffPolicyConfig, setting: Setting):
