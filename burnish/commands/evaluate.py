@@ -40,6 +40,10 @@ class EvaluateConfig(EpisodesConfig, DeviceConfig):
         None, "chunks whose mean is executed (null: the policy's own number); of several, [1,16], a table", least=1
     )
 
+    def check(self) -> None:
+        super().check()
+        self.task.require_simulator()
+
     def evaluation(self) -> EvaluationConfig:
         """How to evaluate, but for how to sample."""
         return EvaluationConfig(**{field.name: getattr(self, field.name) for field in fields(EpisodesConfig)})

@@ -43,13 +43,17 @@ def print_tasks(names: Sequence[str] = (), *, check: bool = False, show: bool = 
     print(_row("task", "suite", "environment", "steps", "demonstrations", "runs here"))
     all_run = True
     for task in tasks:
-        problem = None if find_spec(task.suite) else f"no: pip install {task.suite}"
-        if check and problem is None:
+        problem, runs = None, "yes"
+        if not task.has_simulator:
+            runs = "data alone"
+        elif find_spec(task.suite) is None:
+            problem = f"no: pip install {task.suite}"
+        elif check:
             problem = try_task(task)
         all_run &= problem is None
         dataset = task.dataset or "give dataset=..."
         print(
-            _row(task.name, task.suite, task.env_id, str(task.max_episode_steps), dataset, problem or "yes"),
+            _row(task.name, task.suite, task.env_id, str(task.max_episode_steps), dataset, problem or runs),
             flush=True,
         )
     return 0 if all_run else 1

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from burnish.config import Checked, WrongValue, key
 from burnish.errors import BurnishError
 
-SUITES = ("gymnasium", "robosuite")
+NO_SIMULATOR = "none"
+SUITES = ("gymnasium", "robosuite", NO_SIMULATOR)
 MeasureName = Literal["success_rate", "return"]
 
 
@@ -18,9 +19,9 @@ class TaskConfig(Checked):
     """One entry of the config group `task`."""
 
     name: str = key(doc="the task's name on the command line")
-    suite: str = key(doc="the simulator package", options=SUITES)
-    env_id: str = key(doc="the suite's own name of the environment, as Hopper-v5 or Lift")
-    max_episode_steps: int = key(doc="primitive (not chunk) steps after which an episode is truncated", least=1)
+    suite: str = key(doc="the simulator package; none: there are data alone, as of a real robot", options=SUITES)
+    env_id: str = key("", "the suite's own name of the environment, as Hopper-v5 or Lift")
+    max_episode_steps: int = key(0, "primitive (not chunk) steps after which an episode is truncated", least=0)
     obs_keys: list[str] = key(
         ["flat"], "observations joined, in this order, into one flat one (Do,); of Gymnasium's tasks always [flat]"
     )
@@ -34,6 +35,23 @@ class TaskConfig(Checked):
         if self.suite == "gymnasium" and self.obs_keys != ["flat"]:
             raise WrongValue(
                 f"obs_keys=[{', '.join(self.obs_keys)}]: Gymnasium tasks have one observation, expected [flat]"
+            )
+
+        if self.has_simulator and not self.env_id:
+            raise WrongValue(f"env_id is missing: give env_id=..., suite={self.suite}'s name of the environment")
+        if self.has_simulator and self.max_episode_steps < 1:
+            raise WrongValue(f"max_episode_steps={self.max_episode_steps}: expected at least 1")
+
+    @property
+    def has_simulator(self) -> bool:
+        return self.suite != NO_SIMULATOR
+
+    def require_simulator(self) -> None:
+        """Raise BurnishError where there is none to act in."""
+        if not self.has_simulator:
+            raise BurnishError(
+                f"task={self.name} has no simulator (suite={self.suite}): it can be pretrained for, and a policy "
+                "loaded from Python; everything else needs a task with a simulator (docs/tasks.md)"
             )
 
     @property
