@@ -40,7 +40,8 @@ def read(path: Path, action_scale: Sequence[float] = (1.0,)) -> Demonstrations:
         raise BurnishError(
             f"{path}: no observation: expected columns such as joint_pos.0 beside episode, step, action.0"
         )
-    episodes, done = [], set()
+    episodes: list[Episode] = []
+    done: set[str] = set()
     for name, rows in groupby(range(len(names)), key=names.__getitem__):
         part = list(rows)
         if name in done:
