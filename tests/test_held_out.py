@@ -13,6 +13,8 @@ import torch
 from burnish.commands.cli import main
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.formats import robomimic
+from burnish.datasets.load import load
+from burnish.datasets.split import split_episodes
 from burnish.datasets.windows import Windows
 from burnish.envs import make_simulator, make_vector_env
 from burnish.envs.task import TaskConfig
@@ -123,6 +125,9 @@ def test_it_learns_and_the_error_says_so(config, tmp_path):
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "held_out/action_error" in line]
     assert lines[-1]["held_out/action_error"] == summary["held_out"]["action_error"] < 0.2  # constant actions: 0.4
     policy = load_policy(config.run_dir)
+    held_out = split_episodes(load(config.task.dataset), 0.05, config.seed)[1]
+    measured = HeldOutActions(held_out, Windows(held_out, ["joint_pos"], 1, 2)).measure(policy, 0.0)
+    assert measured.absolute == pytest.approx(summary["held_out"]["action_error_each"])
     obs = np.array([[[0.5, -0.5]]], np.float32)
     acted = np.mean([policy.act(obs)[0, 0] for _ in range(20)], axis=0)
     np.testing.assert_allclose(acted, [0.4, -0.4], atol=0.15)
