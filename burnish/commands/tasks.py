@@ -27,7 +27,7 @@ def try_task(task: TaskConfig) -> str | None:
             simulator.close()
     except Exception as error:  # whatever a simulator raises is the answer
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None if np.isfinite(obs).all() else "its observation is not finite"
+    return None if simulator.obs_spec.is_finite(obs) else "its observation is not finite"
 
 
 def print_tasks(names: Sequence[str] = (), *, check: bool = False, show: bool = False) -> int:
