@@ -201,7 +201,7 @@ def off_policy(device: torch.device, quick: bool, config: ReweightingConfig, wor
         obs, next_obs = torch.randn(2, stored, OBS_DIM, device=device)
         chunk = 2 * torch.rand(stored, stage.policy.config.horizon * ACTION_DIM, device=device) - 1
         reward = torch.randn(stored, device=device)
-        stage.replay.add(Transitions(obs, chunk, reward, torch.full_like(reward, 0.99), next_obs))
+        stage.replay.store(Transitions(obs, chunk, reward, torch.full_like(reward, 0.99), next_obs))
 
     def numbers() -> dict[str, Tensor]:
         sample = stage.candidates(obs[:8], 4)
