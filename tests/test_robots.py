@@ -45,6 +45,7 @@ def course(env_id: str, env_kwargs: dict, *, fast: bool, lean: bool, n_steps: in
         UR5E,
         {"robots": "Kinova3"},
         {"robots": "Jaco"},
+        {"robots": "Baxter"},
         {"controller_configs": "OSC_POSITION"},
         {"gripper_types": "Robotiq85Gripper"},
     ],
