@@ -119,6 +119,20 @@ def test_diffusers_ddpm_is_ours_with_the_noise_that_it_draws():
     torch.testing.assert_close(theirs.sample(lambda x, i: eps(x, 19 - i), noise)[0], x, atol=1e-5, rtol=1e-5)
 
 
+def test_a_scheduler_that_takes_eps_alone_and_scales_its_state():
+    process = cosine(clip_sample=None)
+    settings = {"trained_betas": process.betas.numpy(), "timestep_spacing": "trailing"}
+    scheduler = diffusers.EulerAncestralDiscreteScheduler(20, **settings)
+    scheduler.set_timesteps(5)
+    noise = torch.randn(6, 6, 4, 3, generator=torch.Generator().manual_seed(0))
+    x, generators = noise[0] * scheduler.init_noise_sigma, row_generators(noise)
+    for t in scheduler.timesteps:
+        x = scheduler.step(eps(scheduler.scale_model_input(x, t), t), t, x, generator=generators).prev_sample
+    sampler = of_diffusers("EulerAncestralDiscreteScheduler", process)
+    ours, _ = sampler.sample(lambda x, i: eps(x, sampler.timestep(i)), noise)
+    torch.testing.assert_close(ours, x, atol=2e-3, rtol=1e-4)
+
+
 def test_lcm_is_diffusers_own_with_its_clip():
     process = cosine(clip_sample=0.5)
     settings = {"trained_betas": process.betas.numpy(), "clip_sample": True, "clip_sample_range": 0.5}
