@@ -42,7 +42,6 @@ from burnish.envs import make_vector_env
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import load_task
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
-from burnish.finetune.off_policy import OffPolicyStage
 from burnish.finetune.stage import Setting, stage_class
 from burnish.finetune.start import finetune
 from burnish.finetune.storage.replay import Replay, Transitions
@@ -402,17 +401,17 @@ def flatness(stage_name: str, length: list[str]) -> Flatness:
     """Of one run of the loop itself; `length` are the overrides that make it end."""
     make_stage: Any = stage_class(stage_name)
     mib, count, growing = np.ones(SAMPLES), 0, 0  # ones: a page that is touched for the first time would be growth
-    gradient_steps: int | None = None
+    gradient_steps, stored = None, 0.0
     update = make_stage.update
 
     def watched(stage: Any) -> Any:
-        nonlocal count, growing, gradient_steps
+        nonlocal count, growing, gradient_steps, stored
         metrics = update(stage)
         mib[count] = resident_mib()
         count += 1
-        if isinstance(stage, OffPolicyStage):
-            gradient_steps = stage.gradient_steps
-            growing = count if stage.replay.size < stage.replay.capacity else growing
+        gradient_steps = metrics.get("gradient_steps")
+        if metrics.get("replay_size", 0) > stored:
+            growing, stored = count, metrics["replay_size"]
         return metrics
 
     make_stage.update = watched

@@ -26,12 +26,21 @@ from burnish.runs.origin import origin
 from burnish.runs.summary import FinetuneSummary
 
 AT_ONCE = ["stage.random_steps=0", "stage.learning_starts=400"]  # a gradient step for two environment steps
-RUNS = {  # and environment steps, for a few seconds to half a minute; the fewest that make an update
-    "hopper dppo": (["task=hopper", "stage=dppo_scratch", "n_envs=40"], 30_720, 2_560),
-    "hopper dpmd": (["task=hopper", "stage=dpmd_scratch", "n_envs=40", *AT_ONCE], 2_400, 1_200),
-    "lift dppo": (["task=lift", "stage=dppo_scratch", "n_envs=16"], 8_192, 1_024),
+
+
+class Run(NamedTuple):
+    words: list[str]  # of `burnish scratch`
+    steps: int  # for a few seconds to half a minute
+    fewest: int  # that make an update
+    quick: list[str] = []  # noqa: RUF012 - words with which that is enough to see whether it runs
+
+
+ONE_EPOCH = ["stage.update_epochs=1"]
+RUNS = {
+    "hopper dppo": Run(["task=hopper", "stage=dppo_scratch", "n_envs=40"], 30_720, 2_560, ONE_EPOCH),
+    "hopper dpmd": Run(["task=hopper", "stage=dpmd_scratch", "n_envs=40", *AT_ONCE], 2_400, 1_200),
+    "lift dppo": Run(["task=lift", "stage=dppo_scratch", "n_envs=16"], 8_192, 1_024, ONE_EPOCH),
 }
-QUICK = {"dppo": ["stage.update_epochs=1"], "dpmd": []}  # an update is enough to see whether it runs
 WORKERS = (0, 1, 2)  # 0: in the training process
 THREADS = (1, 2)
 
@@ -44,16 +53,16 @@ class Setting(NamedTuple):
 
 def steps_per_second(setting: Setting, quick: bool) -> float:
     """Of acting, simulation and updates."""
-    words, total, least = RUNS[setting.run]
+    run = RUNS[setting.run]
     backend = ["backend=workers", f"n_workers={setting.n_workers}"] if setting.n_workers else ["backend=sync"]
     words = [
-        *words,
+        *run.words,
         *backend,
-        f"total_env_steps={least if quick else total}",
+        f"total_env_steps={run.fewest if quick else run.steps}",
         f"torch_threads={setting.torch_threads}",
         "checkpoint_every=0",
     ]
-    words += QUICK[setting.run.split()[1]] if quick else []
+    words += run.quick if quick else []
     words += ["eval_every=0", "evaluation.episodes=1", "evaluation.n_envs=1", "evaluation.backend=sync"]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "burnish.commands.cli", "scratch", *words, f"run_dir={folder}/run"]

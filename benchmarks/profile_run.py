@@ -22,17 +22,16 @@ import torch
 
 from burnish.compose import compose
 from burnish.config import parse
-from burnish.finetune import drawing, loop, on_policy, start
+from burnish.finetune import loop, start
 from burnish.finetune.config import FinetuneConfig
-from burnish.finetune.critics import QCritic, base
-from burnish.finetune.drawing import ReweightingStage
+from burnish.finetune.critics import CRITICS, base
 from burnish.finetune.losses import rsm
-from burnish.finetune.on_policy import OnPolicyStage
-from burnish.finetune.stage import stage_class
+from burnish.finetune.stage import Stage, stage_class
 from burnish.policies.diffusion import DiffusionPolicy
 from burnish.runs.folder import Run
 
 WHOLE = {"evaluation", "acting"}  # what these call belongs to them
+SHARED = {"clipped_step": "backward, clipping and Adam", "polyak": "Polyak averages"}  # functions that updates call
 
 
 class Clock:
@@ -70,7 +69,7 @@ class Clock:
         setattr(owner, name, self.timed(label, getattr(owner, name)))
 
 
-def watch_parts(clock: Clock, stage: type) -> None:
+def watch_parts(clock: Clock, stage: type[Stage]) -> None:
     clock.watch(loop.Loop, "_learn", "the loop itself")
     clock.watch(loop.Loop, "_evaluate", "evaluation")
     clock.watch(Run, "save_checkpoint", "checkpoints")
@@ -85,21 +84,17 @@ def watch_parts(clock: Clock, stage: type) -> None:
         return envs
 
     start.make_vector_env = make_watched_env  # type: ignore[assignment]
-    if issubclass(stage, OnPolicyStage):
-        clock.watch(stage, "update_critic", "critic, forward")
-        clock.watch(stage, "update_actor", "actor, surrogate")
-        clock.watch(stage, "new_log_prob", "actor, forward")
-        clock.watch(on_policy, "clipped_step", "backward, clipping and Adam")
-    elif issubclass(stage, ReweightingStage):
-        clock.watch(stage, "_sample", "draws (denoising steps)")
-        clock.watch(DiffusionPolicy, "values", "Q of draws")
-        clock.watch(stage, "_batch", "batches")
-        clock.watch(QCritic, "update", "critic, forward")
-        clock.watch(stage, "_actor_step", "actor, forward")
-        clock.watch(rsm.Weighting, "__call__", "weights")
-        for module in (base, drawing):
-            clock.watch(module, "clipped_step", "backward, clipping and Adam")
-            clock.watch(module, "polyak", "Polyak averages")
+    for critic in CRITICS.values():
+        if "update" in vars(critic):
+            clock.watch(critic, "update", "critic, forward")
+    for name, label in stage.PARTS.items():
+        clock.watch(stage, name, label)
+    clock.watch(DiffusionPolicy, "values", "Q of draws")
+    clock.watch(rsm.Weighting, "__call__", "weights")
+    for module in {base, *(sys.modules[each.__module__] for each in stage.__mro__)}:
+        for name, label in SHARED.items():
+            if hasattr(module, name):
+                clock.watch(module, name, label)
 
 
 def main() -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
-
 from burnish.datasets.consistency import require_consistent
 from burnish.datasets.episodes import Demonstrations
-from burnish.datasets.formats import d4rl, dppo_npz, hdf5, minari_local, robomimic
 from burnish.datasets.sources import resolve
 from burnish.errors import BurnishError
 
@@ -37,6 +34,8 @@ def load(source: str | Path, filter_key: str | None = None, sensors: Sequence[st
 
 def read(source: str | Path, filter_key: str | None = None, sensors: Sequence[str] = ()) -> Demonstrations:
     """Like `load`, but without looking at the values: for `inspect` and `check`, which report them."""
+    from burnish.datasets.formats import d4rl, dppo_npz, minari_local, robomimic  # here, as training needs no h5py
+
     path = resolve(source)
     if not path.exists():
         raise BurnishError(f"{path}: no such file or folder")
@@ -58,6 +57,10 @@ def read(source: str | Path, filter_key: str | None = None, sensors: Sequence[st
 
 
 def _hdf5_format(path: Path) -> str:
+    import h5py
+
+    from burnish.datasets.formats import d4rl, hdf5
+
     with hdf5.reading(path) as file:
         if d4rl.is_layout(file):
             return "D4RL"

@@ -72,6 +72,7 @@ class FinetuneConfig(RunConfig):
     checkpoint_every: int = key(12_800, "environment steps between checkpoints (0: only at the end)", least=0)
 
     def check(self) -> None:
+        self.task.require_simulator()
         if self.policy is None and self.network is None:
             raise BurnishError(
                 "policy=null: expected the folder of a pretrained policy (burnish scratch starts without one)"

@@ -131,6 +131,7 @@ class DrawingStage(OffPolicyStage):
     """Acts by the policy's averaged denoiser; the target is of draws of the old one."""
 
     config: DrawingConfig
+    PARTS: ClassVar[dict[str, str]] = {**OffPolicyStage.PARTS, "_sample": "draws (denoising steps)"}
     refresh_every = 1000  # gradient steps between refreshes of the old policy
 
     def __init__(self, policy: DiffusionPolicy, config: DrawingConfig, setting: Setting, K_ft: int | None = None):
@@ -253,6 +254,7 @@ class ReweightingStage(DrawingStage):
     """Trains the denoiser by a weighted denoising loss; a subclass gives it."""
 
     config: ReweightingConfig
+    PARTS: ClassVar[dict[str, str]] = {**DrawingStage.PARTS, "_actor_step": "actor, forward"}
     STATEFUL = (*DrawingStage.STATEFUL, "actor", "old", "actor_optimizer", "weighting")
 
     def __init__(self, policy: DiffusionPolicy, config: ReweightingConfig, setting: Setting):

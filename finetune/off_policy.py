@@ -105,6 +105,7 @@ class OffPolicyStage(OfflineStage):
     online = True
     config: OffPolicyConfig
     STATEFUL: ClassVar[tuple[str, ...]] = ("policy", "replay", "joining", "monte_carlo", "own_episodes")
+    PARTS: ClassVar[dict[str, str]] = {"_batch": "batches"}
     COUNTERS = ("env_steps", "chunks_since_update", "gradient_steps", "owed")
 
     def __init__(self, policy: DiffusionPolicy, config: OffPolicyConfig, setting: Setting):

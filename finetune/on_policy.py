@@ -108,6 +108,11 @@ class OnPolicyStage(Stage):
     """
 
     config: OnPolicyConfig
+    PARTS: ClassVar[dict[str, str]] = {
+        "update_critic": "critic, forward",
+        "update_actor": "actor, surrogate",
+        "new_log_prob": "actor, forward",
+    }
 
     def __init__(
         self,

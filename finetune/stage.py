@@ -76,6 +76,7 @@ class Stage(ABC):
     online: ClassVar[bool] = True  # False: it learns from demonstrations alone
     package: ClassVar[str] = ""  # that it needs, of the `extra`
     extra: ClassVar[str] = ""
+    PARTS: ClassVar[dict[str, str]] = {}  # methods inside of `update` that a profile tells apart -> what they do
     policy: Policy  # what is evaluated and saved
     chunks_per_update: int  # chunks in each environment before the first update
     random_steps: int = 0  # environment steps of random actions at the start

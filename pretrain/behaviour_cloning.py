@@ -39,6 +39,7 @@ from burnish.networks.optimise import clipped_step
 from burnish.policies.base import ChunkConfig, Policy, policy_class
 from burnish.policies.diffusion import PolicyConfig
 from burnish.pretrain.convergence import still_improving
+from burnish.pretrain.held_out import ActionError, HeldOutActions
 from burnish.runs.checkpoint import PretrainState
 from burnish.runs.config import RunConfig
 from burnish.runs.course import Course, passed
@@ -87,6 +88,18 @@ class TrainConfig(Checked):
         return self.updates
 
 
+@dataclass(frozen=True)
+class PretrainEvaluationConfig(TrainingEvaluationConfig):
+    """How pretraining evaluates its policy: in the simulator, or by the held-out demonstrations alone."""
+
+    episodes: int = key(
+        100,
+        "with fixed seeds: episode i starts from seed + i (0, or a task without a simulator: the best checkpoint is "
+        "that whose actions are nearest to those of the held-out demonstrations)",
+        least=0,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
     """One run of `burnish pretrain`."""
@@ -94,12 +107,24 @@ class PretrainConfig(RunConfig):
     task: TaskConfig = key()
     policy: ChunkConfig = key(factory=PolicyConfig)
     train: TrainConfig = key(factory=TrainConfig)
-    evaluation: TrainingEvaluationConfig = key(factory=TrainingEvaluationConfig)
+    evaluation: PretrainEvaluationConfig = key(factory=PretrainEvaluationConfig)
     dataset: str | None = key(None, "demonstrations: a file, or shipped:NAME (null: those the task names)")
     filter_key: str | None = key(None, "robomimic filter key of the episodes to train on, e.g. better (null: all)")
 
     def check(self) -> None:
         self.evaluation.require_single()
+        if not self.in_simulator and self.train.validation_fraction == 0:
+            raise BurnishError(
+                "train.validation_fraction=0: without evaluations in a simulator the best checkpoint is chosen by "
+                "held-out episodes, expected more than 0"
+            )
+        if self.evaluation.video:
+            self.task.require_simulator()
+
+    @property
+    def in_simulator(self) -> bool:
+        """Whether the policy is evaluated in one."""
+        return self.task.has_simulator and self.evaluation.episodes > 0
 
 
 class BehaviourCloning:
@@ -228,10 +253,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     policy: Policy = make_policy(config.policy, *sizes, config.task.obs_keys, config.task.name).to(device)
     policy.trained_in, policy.plugins = to_dict(config.task), config.plugins
     policy.fit_normalizers(windows.obs, windows.actions)
+    trainer = BehaviourCloning(config, policy, windows, validation)
+    held_out = HeldOutActions(valid, validation) if validation and not config.in_simulator else None
+    if not config.in_simulator and held_out is None:
+        raise BurnishError(f"{demos.source or source}: one episode, expected at least two, as some are held out")
     with ExitStack() as stack:
-        envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation, f"dataset={source}"))
+        envs = None
+        if held_out is None:
+            envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation, f"dataset={source}"))
         run = stack.enter_context(Run.open(config))
-        return Pretraining(config, BehaviourCloning(config, policy, windows, validation), envs, run).run_to_end()
+        return Pretraining(config, trainer, envs, run, held_out).run_to_end()
 
 
 def _windows(config: PretrainConfig, episodes: list[Episode], device: torch.device) -> Windows:
@@ -240,12 +271,22 @@ def _windows(config: PretrainConfig, episodes: list[Episode], device: torch.devi
 
 
 class Pretraining:
-    """Course of one run: updates, evaluations, checkpoints, and going on where an earlier one stopped."""
+    """Course of one run: updates, evaluations, checkpoints, and going on where an earlier one stopped.
 
-    def __init__(self, config: PretrainConfig, trainer: BehaviourCloning, envs: VectorEnv, run: Run):
-        self.config, self.trainer, self.envs, self.run = config, trainer, envs, run
+    It evaluates by `held_out`, where that is given, else in `envs`.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        trainer: BehaviourCloning,
+        envs: VectorEnv | None,
+        run: Run,
+        held_out: HeldOutActions | None = None,
+    ):
+        self.config, self.trainer, self.envs, self.run, self.held_out = config, trainer, envs, run, held_out
         self.course = Course(run, "pretrain", self._save)
-        self.evaluation: Evaluation | None = None
+        self.evaluation: Evaluation | ActionError | None = None
 
     def run_to_end(self) -> dict[str, Any]:
         """Start or resume, and go on to the last gradient step."""
@@ -284,8 +325,12 @@ class Pretraining:
         self.run.log(metrics, self.trainer.step)
         self.course.keep(self.trainer.step, is_best=is_best, due=self._due(self.config.train.checkpoint_every))
 
-    def _evaluate(self) -> Evaluation:
-        self.evaluation = evaluate(self.trainer.ema.module, self.config.task, self.config.evaluation, envs=self.envs)
+    def _evaluate(self) -> Evaluation | ActionError:
+        policy = self.trainer.ema.module
+        if self.held_out is not None:
+            self.evaluation = self.held_out.measure(policy, self.trainer.validation_loss())
+        else:
+            self.evaluation = evaluate(policy, self.config.task, self.config.evaluation, envs=self.envs)
         return self.evaluation
 
     def _save(self) -> None:
@@ -302,22 +347,25 @@ class Pretraining:
         """Evaluation file, videos, curve, the table over temperatures and summary.json."""
         evaluation = self.evaluation or self._evaluate()  # a run resumed after its end has none yet
         policy = str(self.run.checkpoints.latest())
-        evaluation.save(self.run.folder / EVALUATION, about(policy, self.config.task, self.config.evaluation))
-        seeds = evaluation.seeds[: self.config.evaluation.video]
-        record(self.trainer.ema.module, self.config.task, seeds, self.run.folder / "videos")
-        keys = ["loss", "validation_loss", "eval/success_rate", "eval/return"]
+        simulated = evaluation if isinstance(evaluation, Evaluation) else None
+        if simulated:
+            simulated.save(self.run.folder / EVALUATION, about(policy, self.config.task, self.config.evaluation))
+            seeds = simulated.seeds[: self.config.evaluation.video]
+            record(self.trainer.ema.module, self.config.task, seeds, self.run.folder / "videos")
+        keys = ["loss", "validation_loss", "eval/success_rate", "eval/return", "held_out/action_error"]
         self.run.plot_curve("step", keys, x_label="gradient steps")
         parameters = sum(p.numel() for p in self.trainer.policy.parameters())
-        improving = still_improving(self.run.metrics(), self.config.task.measure)
+        improving = still_improving(self.run.metrics(), self.config.task.measure if simulated else None)
         for reason in improving:
             warn(f"not converged: {reason}. Train longer (train.updates=...) before fine-tuning: that gain is cheaper")
         content = PretrainSummary(
             policy=policy,
             steps=self.trainer.step,
             parameters=parameters,
-            evaluation=evaluation.summary(),
+            evaluation=simulated.summary() if simulated else None,
             improving=improving,
-            temperatures=self._over_temperatures(evaluation),
+            temperatures=self._over_temperatures(simulated) if simulated else None,
+            held_out=evaluation.to_json() if isinstance(evaluation, ActionError) else None,
         ).to_json()
         self.run.finish(content)
         return content

@@ -13,13 +13,14 @@ LATE = 0.75  # what comes after this share of the training is compared with what
 LOSS_FALL = 0.02  # of the held-out loss in that time, as a share of it
 
 
-def still_improving(lines: Sequence[dict[str, Any]], measure: MeasureName) -> list[str]:
+def still_improving(lines: Sequence[dict[str, Any]], measure: MeasureName | None) -> list[str]:
     """What did, in words, by the lines of a pretraining's metrics.jsonl; nothing where it had converged.
 
     Success (or return) still improves where the last evaluation is above all of the first three quarters by more than
-    the standard error of the difference; the held-out loss, where its least is after them, by more than 2 %.
+    the standard error of the difference; the held-out loss, where its least is after them, by more than 2 %. Without a
+    `measure` (no simulator) the loss alone counts.
     """
-    reasons = [_of_measure(lines, measure), _of_loss(lines)]
+    reasons = [_of_measure(lines, measure) if measure else None, _of_loss(lines)]
     return [reason for reason in reasons if reason]
 
 

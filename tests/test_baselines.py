@@ -8,6 +8,7 @@ import pytest
 import torch
 from bandit import DA, TA, chunk_step
 from baseline_stages import STAGES, E, make_policy, make_stage, observations, play, score
+from stopped import StopAfter, untimed_metrics
 
 from burnish.commands.evaluate import EvaluateConfig, evaluate_policy
 from burnish.datasets.episodes import Demonstrations, Episode
@@ -295,31 +296,6 @@ def start(name: str, pretrained: Path) -> dict:
     return {"network": network}
 
 
-class StopAfter:
-    """Stands in for `StopRequest`: asks to stop when it was looked at `n` times."""
-
-    n = 0
-
-    def __init__(self):
-        self.left = StopAfter.n
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *rest):
-        pass
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
-def untimed(folder: Path) -> list[dict[str, float]]:
-    lines = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
-
-
 @pytest.mark.parametrize("name", ["sac", "td3", "ppo"])
 def test_an_interrupted_run_is_bitwise_the_uninterrupted(name, dataset, pretrained, tmp_path, monkeypatch):
     own = {"n_steps": 8, "batch_size": 16, "n_epochs": 2} if name == "ppo" else {"demos": str(dataset), "train_freq": 5}
@@ -333,7 +309,7 @@ def test_an_interrupted_run_is_bitwise_the_uninterrupted(name, dataset, pretrain
     monkeypatch.setattr(StopAfter, "n", -1)
     torch.manual_seed(99)
     finetune(finetune_config(tmp_path / "run", stage, resume=str(tmp_path / "run"), **given))
-    assert untimed(tmp_path / "run") == untimed(tmp_path / "whole")
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(tmp_path / "whole")
     one, other = (load_policy(tmp_path / run).state_dict() for run in ("run", "whole"))
     assert all(torch.equal(one[key], other[key]) for key in other)
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())

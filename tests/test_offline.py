@@ -16,14 +16,13 @@ import numpy as np
 import pytest
 import torch
 from bandit import DA, TA, TASK, make_policy, make_stage, observations, play, reward_of, score
+from stopped import assert_same_run, untimed_metrics
 from test_training import (  # noqa: F401 - fixtures
-    assert_same_run,
     dataset,
     finetune_config,
     pretrained,
     small_dppo,
     small_off_policy,
-    untimed_metrics,
 )
 
 from burnish.commands.cli import main

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -129,10 +130,46 @@ def test_no_algorithm_is_known_outside_its_file_and_the_registry():
     for path in tracked():
         if path.suffix != ".py" or not str(path).startswith(GENERAL):
             continue
-        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
-            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("config.stage"):
-                text = f"stage.{node.attr}"
+        for line, text in words_of(path):
             if text in own or any(re.search(rf"\b{re.escape(key)}\b", text) for key in keys):
-                found.append(f"{path}:{node.lineno}: {text}")
+                found.append(f"{path}:{line}: {text}")
     assert not found
+
+
+def words_of(path: Path) -> Iterator[tuple[int, str]]:
+    """A module's texts, docstrings too, and the keys of a stage that it reads, with their lines."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("config.stage"):
+            yield node.lineno, f"stage.{node.attr}"
+
+
+ABOUT = {  # benchmarks, and the algorithms whose cost is what they measure
+    "bench_costs.py": {"dppo", "dpmd", "sdac"},
+    "bench_growth.py": {"dppo", "dpmd"},
+    "bench_rsm.py": {"dpmd", "sdac"},
+    "bench_threads.py": {"dppo", "dpmd"},
+    "gpu_workloads.py": {"dppo", "dpmd", "sdac"},
+    "rsm_steps.py": {"dpmd", "sdac"},
+}
+
+
+def test_a_benchmark_knows_no_algorithm_but_those_that_it_is_about():
+    """Neither by name, nor by a key that no other has, nor by its module."""
+    modules = {target.split(":")[0]: name for name, target in STAGES.items()}
+    own = {name: {field.name for field in fields(stage_class(name).Config)} for name in STAGES}
+    for path in tracked():
+        if path.suffix != ".py" or path.parts[0] != "benchmarks":
+            continue
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        example = ast.get_docstring(tree, clean=False)  # the command lines that it shows
+        known = {modules[node.module] for node in ast.walk(tree) if getattr(node, "module", None) in modules}
+        for _, text in words_of(path):
+            if text == example:
+                continue
+            known |= {name for name in STAGES if re.search(rf"(?<![a-z]){name}(?![a-z])", text)}
+            for key in re.findall(r"\bstage\.(\w+)", text):
+                having = [name for name in STAGES if key in own[name]]
+                known |= set(having) if len(having) == 1 else set()
+        assert known == ABOUT.get(path.name, set()), path

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from stopped import StopAfter, assert_same_run, untimed_metrics, weights
 
 from burnish.commands.cli import main
 from burnish.datasets.episodes import Demonstrations, Episode
@@ -118,43 +118,6 @@ def pretrained(dataset, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pretrained") / "run"
     pretrain(pretrain_config(folder, dataset))
     return folder
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / "latest" / "policy.safetensors")
-
-
-def untimed_metrics(folder: Path) -> list[dict[str, float]]:
-    lines = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert untimed_metrics(one) == untimed_metrics(other)
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
-
-
-class StopAfter:
-    """Stands in for `StopRequest`: asks to stop when it was looked at `n` times."""
-
-    n = 0
-
-    def __init__(self):
-        self.left = StopAfter.n
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *rest):
-        pass
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left == 0
 
 
 @pytest.mark.parametrize("stop_after", [7, 12])  # in the middle of an epoch and at the end of one, of 4 steps each

@@ -140,11 +140,15 @@ def _add_data(commands: Any) -> None:
         "--replay", type=int, default=3, metavar="K", help="replay K episodes in the simulator (default: 3)"
     )
     validate.set_defaults(run=_validate)
-    convert = actions.add_parser("convert", help="robosuite's raw states -> robomimic's format with observations")
-    convert.add_argument("source", help="HDF5 file with states, as robosuite or robomimic records it")
+    convert = actions.add_parser(
+        "convert", help="robosuite's raw states, or a CSV table -> robomimic's format with observations"
+    )
+    convert.add_argument("source", help="HDF5 file with states, as robosuite or robomimic records it, or NAME.csv")
     convert.add_argument("out", help="HDF5 file to write")
     convert.add_argument("--task", help="the task it was recorded in, where the file does not tell")
     convert.add_argument("--robots", nargs="+", metavar="ROBOT", help="its robots, where the file does not tell")
+    scale = "of a CSV: what an action of 1 stands for there, one number or one for each dimension (default: 1)"
+    convert.add_argument("--action-scale", nargs="+", type=float, metavar="X", help=scale)
     convert.set_defaults(run=_convert)
     for command in COMMANDS:
         if command.name.startswith("data "):
@@ -199,10 +203,18 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from burnish.datasets.collecting.convert import convert_robosuite
+    from burnish.datasets.collecting.convert import convert_csv, convert_robosuite
     from burnish.envs.task import load_task
 
     task = load_task(options.task) if options.task else None
+    if options.source.lower().endswith(".csv"):
+        demos = convert_csv(Path(options.source), Path(options.out), options.action_scale or (1.0,))
+        if task:
+            demos.episodes[0].flat_obs(task.obs_keys)
+        report(demos)
+        return 0
+    if options.action_scale:
+        raise BurnishError(f"--action-scale is for a CSV file: {options.source} is none")
     result = convert_robosuite(
         Path(options.source),
         Path(options.out),

@@ -50,6 +50,10 @@ class EvaluateConfig(EpisodesConfig, DeviceConfig, PluginsConfig):
         None, "denoising steps of it (null: the policy's own number); of several, [5,10], a table", least=1
     )
 
+    def check(self) -> None:
+        super().check()
+        self.task.require_simulator()
+
     def evaluation(self) -> EvaluationConfig:
         """How to evaluate, but for how to sample."""
         return EvaluationConfig(**{field.name: getattr(self, field.name) for field in fields(EpisodesConfig)})

@@ -51,6 +51,10 @@ class HeadroomConfig(EpisodesConfig, DeviceConfig, PluginsConfig):
     )
     out: str | None = key(None, "folder for headroom.json and the critic's run (null: headroom/ beside the policy)")
 
+    def check(self) -> None:
+        super().check()
+        self.task.require_simulator()
+
 
 class Row(NamedTuple):
     """What was measured of one way to act."""

@@ -27,7 +27,7 @@ def try_task(task: TaskConfig) -> str | None:
             simulator.close()
     except Exception as error:  # whatever a simulator raises is the answer
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None if np.isfinite(obs).all() else "its observation is not finite"
+    return None if simulator.obs_spec.is_finite(obs) else "its observation is not finite"
 
 
 def print_tasks(names: Sequence[str] = (), *, check: bool = False, show: bool = False) -> int:
@@ -44,13 +44,14 @@ def print_tasks(names: Sequence[str] = (), *, check: bool = False, show: bool = 
     print(_row("task", "suite", "environment", "steps", "demonstrations", "runs here"))
     all_run = True
     for task in tasks:
-        problem = missing(task.suite)
-        if check and problem is None:
+        runs = "yes" if task.has_simulator else "data alone"
+        problem = missing(task.suite) if task.has_simulator else None
+        if check and problem is None and task.has_simulator:
             problem = try_task(task)
         all_run &= problem is None
         dataset = task.dataset or "give dataset=..."
         print(
-            _row(task.name, task.suite, task.env_id, str(task.max_episode_steps), dataset, problem or "yes"),
+            _row(task.name, task.suite, task.env_id, str(task.max_episode_steps), dataset, problem or runs),
             flush=True,
         )
     return 0 if all_run else 1

@@ -32,6 +32,7 @@ __all__ = [
 def make_simulator(task: TaskConfig) -> Simulator:
     """The simulator of a task. Raises BurnishError for an unknown `env_id`, with the nearest names, and for a suite
     that cannot be imported."""
+    task.require_simulator()
     return find("suite", task.suite, SUITES, "task.suite")(task)
 
 
@@ -61,6 +62,7 @@ def make_vector_env(
         ends_at_success: the first success terminates the episode (Gymnasium's tasks have none).
         beside: others, into whose worker processes these move where they have as many; they may be closed before.
     """
+    task.require_simulator()
     if backend not in BACKENDS:
         raise BurnishError(f"backend={backend}: expected one of {', '.join(BACKENDS)}")
     if n_workers is None:

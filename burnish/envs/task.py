@@ -10,6 +10,7 @@ from burnish.config import Checked, WrongValue, key
 from burnish.errors import BurnishError
 from burnish.registry import check_name
 
+NO_SIMULATOR = "none"
 SUITES = {
     "gymnasium": "burnish.envs.gymnasium.simulator:make_gymnasium",
     "robosuite": "burnish.envs.robosuite.simulator:RobosuiteSimulator",
@@ -25,11 +26,11 @@ class TaskConfig(Checked):
 
     name: str = key(doc="the task's name on the command line")
     suite: str = key(
-        doc="the simulator package, gymnasium or robosuite; or module:function of your own, which makes a Simulator of "
-        "this task (docs/extending.md)"
+        doc="the simulator package, gymnasium or robosuite; none: there are data alone, as of a real robot; or "
+        "module:function of your own, which makes a Simulator of this task (docs/extending.md)"
     )
-    env_id: str = key(doc="the suite's own name of the environment, as Hopper-v5 or Lift")
-    max_episode_steps: int = key(doc="primitive (not chunk) steps after which an episode is truncated", least=1)
+    env_id: str = key("", "the suite's own name of the environment, as Hopper-v5 or Lift")
+    max_episode_steps: int = key(0, "primitive (not chunk) steps after which an episode is truncated", least=0)
     obs_keys: list[str] = key(
         ["flat"],
         "observations joined, in this order, into the state (Do,); of Gymnasium's tasks [flat], or keys of a Dict",
@@ -50,9 +51,27 @@ class TaskConfig(Checked):
     )
 
     def check(self) -> None:
-        check_name("suite", self.suite, SUITES, "task.suite")
+        if self.has_simulator:
+            check_name("suite", self.suite, SUITES, "task.suite")
         if not self.obs_keys and not self.sensors:
             raise WrongValue("obs_keys=[]: expected at least one observation key, or sensors")
+
+        if self.has_simulator and not self.env_id:
+            raise WrongValue(f"env_id is missing: give env_id=..., suite={self.suite}'s name of the environment")
+        if self.has_simulator and self.max_episode_steps < 1:
+            raise WrongValue(f"max_episode_steps={self.max_episode_steps}: expected at least 1")
+
+    @property
+    def has_simulator(self) -> bool:
+        return self.suite != NO_SIMULATOR
+
+    def require_simulator(self) -> None:
+        """Raise BurnishError where there is none to act in."""
+        if not self.has_simulator:
+            raise BurnishError(
+                f"task={self.name} has no simulator (suite={self.suite}): it can be pretrained for, and a policy "
+                "loaded from Python; everything else needs a task with a simulator (docs/tasks.md)"
+            )
 
     @property
     def measure(self) -> MeasureName:

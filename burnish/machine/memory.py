@@ -7,8 +7,6 @@ import platform
 import resource
 import sys
 
-import psutil
-
 MIB = 2**20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 LARGE = 2**30  # bytes
@@ -20,6 +18,8 @@ def peak_memory_mib() -> float:
 
     Pages that they share are counted for each.
     """
+    import psutil  # here, as training needs none
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
     for child in psutil.Process().children(recursive=True):
         try:

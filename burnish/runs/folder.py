@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import yaml
-
 from burnish.config import to_dict
 from burnish.errors import BurnishError
 from burnish.machine.disk import write_atomically
@@ -213,6 +211,8 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
     Raises BurnishError where it is not a run folder, or of a later version.
     """
+    import yaml  # here, as training needs none
+
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise BurnishError(f"{folder} is not a run folder: it has no config.yaml")
@@ -234,6 +234,8 @@ def _number(value: Any) -> int | float:
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    import yaml
+
     write_atomically(folder / CONFIG, yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False, allow_unicode=True))
 
 

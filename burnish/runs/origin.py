@@ -65,10 +65,8 @@ def origin() -> Origin:
 
 def machine() -> str:
     """CPU, cores, memory, system."""
-    import psutil
-
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = psutil.virtual_memory().total / 2**30
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{_cpu()}, {n_cpus} usable cores, {memory:.0f} GiB of memory, {_system()}"
 
 

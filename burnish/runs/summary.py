@@ -145,17 +145,19 @@ class PretrainSummary:
         policy: folder of the last checkpoint.
         steps: gradient steps.
         parameters: of the policy.
-        evaluation: of the last checkpoint; its numbers stand beside the others.
+        evaluation: of the last checkpoint; its numbers stand beside the others. None without a simulator.
         improving: what still became better at the end, in words; empty where it had converged, None: not told.
         temperatures: temperature -> the task's measure at it, in the episodes of the evaluation.
+        held_out: without a simulator, loss and errors of the actions on the held-out episodes.
     """
 
     policy: str
     steps: int
     parameters: int
-    evaluation: EvaluationSummary
+    evaluation: EvaluationSummary | None
     improving: list[str] | None = None
     temperatures: dict[float, float] | None = None
+    held_out: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         about: dict[str, Any] = {"policy": self.policy, "steps": self.steps, "parameters": self.parameters}
@@ -164,7 +166,9 @@ class PretrainSummary:
             about["improving"] = self.improving
         if self.temperatures:
             about["temperatures"] = {f"{temperature:g}": value for temperature, value in self.temperatures.items()}
-        return about | self.evaluation.to_json()
+        if self.held_out is not None:
+            about["held_out"] = self.held_out
+        return about | (self.evaluation.to_json() if self.evaluation else {})
 
     @classmethod
     def read(cls, run: Path) -> PretrainSummary:
@@ -176,7 +180,8 @@ class PretrainSummary:
                 policy=content["policy"],
                 steps=content["steps"],
                 parameters=content["parameters"],
-                evaluation=EvaluationSummary.from_json(content),
+                evaluation=None if "held_out" in content else EvaluationSummary.from_json(content),
                 improving=content.get("improving"),
                 temperatures=temperatures and {float(each): value for each, value in temperatures.items()},
+                held_out=content.get("held_out"),
             )

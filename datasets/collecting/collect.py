@@ -45,14 +45,12 @@ def collect(config: CollectConfig) -> Demonstrations:
         )
     names = [f"demo_{i}" for i in range(len(kept))]
     episodes = [replace(recording.episode, name=name) for recording, name in zip(kept, names)]
-    if config.task.suite == "robosuite":
-        levels = {recording.level for recording in kept} - {""}
-        masks = {level: [name for name, one in zip(names, kept) if one.level == level] for level in sorted(levels)}
-        demos = Demonstrations(episodes, env_args_of(config.task), masks, source=str(out))
-        robomimic.write(out, demos)
-    else:
-        demos = Demonstrations(episodes, source=str(out))
-        d4rl.write(out, demos)
+    levels = {recording.level for recording in kept} - {""}
+    masks = {level: [name for name, one in zip(names, kept) if one.level == level] for level in sorted(levels)}
+    env_args = env_args_of(config.task) if config.task.suite == "robosuite" else None
+    demos = Demonstrations(episodes, env_args, masks, source=str(out))
+    write = d4rl.write if list(episodes[0].obs) == ["flat"] else robomimic.write  # the former has one observation
+    write(out, demos)
     return demos
 
 

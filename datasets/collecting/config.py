@@ -48,6 +48,7 @@ class CollectConfig(PluginsConfig):
     )
 
     def check(self) -> None:
+        self.task.require_simulator()
         if "expert" in self.mixture or (self.behaviour == "expert" and self.mixture):
             raise BurnishError(
                 f"mixture=[{', '.join(self.mixture)}] with behaviour={self.behaviour}: expected SAC actors or saved "

@@ -1,9 +1,10 @@
-"""Raw robosuite demonstrations (states and actions) -> training data in robomimic's format."""
+"""Raw robosuite demonstrations (states and actions), or a table of numbers -> training data in robomimic's format."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from burnish.datasets.consistency import require_consistent
 from burnish.datasets.episodes import Demonstrations, Episode
-from burnish.datasets.formats import hdf5, robomimic
+from burnish.datasets.formats import csv_file, hdf5, robomimic
 from burnish.datasets.formats.robosuite_states import begin_episode, model_xml, restore
 from burnish.errors import BurnishError
 
@@ -83,6 +85,17 @@ def convert_robosuite(
     demos = Demonstrations([episode for episode, _ in episodes], env_args(name, env_kwargs), source=str(out))
     robomimic.write(out, demos)
     return ConversionReport(out, name, robot_names, keys, version, report)
+
+
+def convert_csv(path: Path, out: Path, action_scale: Sequence[float] = (1.0,)) -> Demonstrations:
+    """Read a table (`burnish.datasets.formats.csv_file`) and write it in robomimic's format -> what was written.
+
+    Raises BurnishError naming the file, the line and the column of what could not be trained on.
+    """
+    demos = csv_file.read(path, action_scale)
+    require_consistent(demos)
+    robomimic.write(out, demos)
+    return demos
 
 
 def _convert(env: Any, raw: _RawEpisode, keys: list[str], where: str) -> tuple[Episode, bool]:

@@ -55,6 +55,7 @@ class BehaviourConfig(PluginsConfig):
     device: str = key("cpu", "cpu or cuda; networks this small are faster on a CPU")
 
     def check(self) -> None:
+        self.task.require_simulator()
         if self.task.suite != "gymnasium":
             raise BurnishError(
                 f"task={self.task.name} is of suite {self.task.suite}: a SAC behaviour is trained on a gymnasium task"

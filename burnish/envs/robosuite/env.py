@@ -1,11 +1,13 @@
-"""Building robosuite environments: defaults, controllers, and robomimic's `env_args` old and new."""
+"""Building robosuite environments: classes, defaults, robots, controllers, and robomimic's `env_args` old and new."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import sys
+from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from burnish.envs.task import TaskConfig
@@ -15,6 +17,8 @@ from burnish.errors import BurnishError
 MODEL_SEED = 0
 
 ROBOSUITE_TYPE = 1  # robomimic's EnvType.ROBOSUITE_TYPE
+
+ARM_CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "IK_POSE", "JOINT_POSITION", "JOINT_VELOCITY", "JOINT_TORQUE")
 
 _BUILD_KWARGS = ("hard_reset", "renderer", "seed")  # ours, not part of a recording's env_args
 
@@ -42,7 +46,7 @@ def make_task_env(
     """A robosuite environment without cameras or renderers, from today's or older keyword arguments.
 
     Arguments:
-        env_name: robosuite's name ("Lift", "PickPlaceCan", "NutAssemblySquare", ...).
+        env_name: robosuite's name ("Lift", "PickPlaceCan", "NutAssemblySquare", ...), or "module:Class" of one's own.
         env_kwargs: for `robosuite.make`; they win over the defaults of `complete_env_kwargs`.
         fast: with a compiled `step` of the same numbers (`robosuite_fast`); where that is not possible, robosuite's
             own, and a line on the standard error says why.
@@ -50,24 +54,50 @@ def make_task_env(
 
     Raises BurnishError for an unknown environment or arguments robosuite refuses.
     """
-    robosuite = import_robosuite()
-    if env_name not in robosuite.ALL_ENVIRONMENTS:
-        names = ", ".join(sorted(robosuite.ALL_ENVIRONMENTS))
-        raise BurnishError(f"robosuite has no environment {env_name!r}; it has: {names}")
-    from robosuite.environments.base import REGISTERED_ENVS
-
     from burnish.envs.robosuite.model import make_env
 
+    env_class = environment_class(env_name)
     kwargs = complete_env_kwargs(env_name, env_kwargs or {})
     try:
-        env = make_env(REGISTERED_ENVS[env_name], kwargs, lean=lean)
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
+        env = make_env(env_class, kwargs, lean=lean)
+    except (TypeError, ValueError, KeyError, AssertionError, AttributeError) as error:
         raise BurnishError(f"robosuite.make({env_name!r}) refuses task.env_kwargs: {error!r}") from error
     if fast:
         from burnish.envs.robosuite.fast_step import speed_up
 
         _say_once(env_name, speed_up(env))
     return env
+
+
+def environment_class(env_name: str) -> Any:
+    """robosuite's class of that name, or the one that "module:Class" stands for. Raises BurnishError without one."""
+    robosuite = import_robosuite()
+    from robosuite.environments.base import REGISTERED_ENVS, MujocoEnv
+
+    if ":" not in env_name:
+        _require_known(env_name, robosuite.ALL_ENVIRONMENTS, "environment", "task.env_id", ", or module:Class")
+        return REGISTERED_ENVS[env_name]
+    module, _, name = env_name.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BurnishError(
+            f"task.env_id={env_name}: {error}; expected module:Class, with the module's folder on PYTHONPATH"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, MujocoEnv)):
+        raise BurnishError(f"task.env_id={env_name} is no class of robosuite environments: expected a MujocoEnv")
+    return found
+
+
+def is_robosuites_own(env: Any) -> bool:
+    """Whether nothing of the environment's class is somebody else's."""
+    return all(base.__module__.split(".")[0] in ("robosuite", "builtins") for base in type(env).__mro__)
+
+
+def _require_known(name: Any, known: Iterable[str], what: str, key: str, else_: str = "") -> None:
+    """Raise BurnishError where robosuite has no `what` called `name`."""
+    if name not in known:
+        raise BurnishError(f"{key}: robosuite has no {what} {name!r}; it has: {', '.join(sorted(known))}{else_}")
 
 
 @cache
@@ -78,9 +108,11 @@ def _say_once(env_name: str, remark: str | None) -> None:
 
 def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
     """`env_kwargs` over our defaults: Panda arms, OSC_POSE deltas in the world frame at 20 Hz, sparse reward,
-    no rendering, no time limit, soft resets, a model from a fixed seed."""
+    no rendering, no time limit, soft resets, a model from a fixed seed. Names become lists and configurations."""
+    names = [env_name] if ":" not in env_name else [base.__name__ for base in environment_class(env_name).__mro__]
+    two_arms = any(name.startswith("TwoArm") for name in names)
     defaults: dict[str, Any] = {
-        "robots": ["Panda", "Panda"] if env_name.startswith("TwoArm") else ["Panda"],
+        "robots": ["Panda", "Panda"] if two_arms else ["Panda"],
         "control_freq": 20,
         "reward_shaping": False,
         "use_object_obs": True,
@@ -95,8 +127,23 @@ def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, 
     kwargs = {**defaults, **copy.deepcopy(env_kwargs)}
     if isinstance(kwargs["robots"], str):
         kwargs["robots"] = [kwargs["robots"]]
+    _check_robots(kwargs["robots"], kwargs.get("gripper_types", "default"))
     kwargs["controller_configs"] = _controller_configs(kwargs["robots"], kwargs.get("controller_configs"))
     return kwargs
+
+
+def _check_robots(robots: list[str], gripper_types: Any) -> None:
+    """Raise BurnishError for names that robosuite does not have."""
+    import_robosuite()
+    from robosuite.models.grippers import GRIPPER_MAPPING
+    from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
+
+    for robot in robots:
+        _require_known(robot, REGISTERED_ROBOTS, "robot", "task.env_kwargs.robots")
+    for gripper in gripper_types if isinstance(gripper_types, list) else [gripper_types]:
+        if gripper not in (None, "default"):
+            known = [name for name in GRIPPER_MAPPING if name]
+            _require_known(gripper, known, "gripper", "task.env_kwargs.gripper_types")
 
 
 def env_args_of(task: TaskConfig) -> dict[str, Any]:
@@ -142,7 +189,7 @@ def task_from_env_args(env_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _controller_configs(robots: list[str], configs: Any) -> list[dict[str, Any]]:
-    """One composite controller per robot.
+    """One composite controller per robot; `configs`: of all or each, a configuration or a name (see `_named`).
 
     Deltas are in the world frame unless a config says otherwise, as in robosuite up to 1.4 and in
     robomimic's recordings; robosuite 1.5's own default is the frame of the robot's base, which differs
@@ -159,7 +206,30 @@ def _controller_configs(robots: list[str], configs: Any) -> list[dict[str, Any]]
     per_robot = configs if isinstance(configs, list) else [configs] * len(robots)
     if len(per_robot) != len(robots):
         raise BurnishError(f"controller_configs has {len(per_robot)} entries for {len(robots)} robots")
-    return [_composite(config, robot) for config, robot in zip(per_robot, robots)]
+    named = [_named(config) if isinstance(config, str) else config for config in per_robot]
+    return [_composite(config, robot) for config, robot in zip(named, robots)]
+
+
+def _named(name: str) -> dict[str, Any]:
+    """robosuite's default configuration of an arm's controller (OSC_POSITION, ...) or of a composite one (BASIC, ...),
+    or that in a JSON file. Raises BurnishError where there is none."""
+    import_robosuite()
+    from robosuite.controllers import load_composite_controller_config, load_part_controller_config
+    from robosuite.controllers.composite.composite_controller import REGISTERED_COMPOSITE_CONTROLLERS_DICT
+
+    config: dict[str, Any]
+    try:
+        if name in ARM_CONTROLLERS:
+            config = load_part_controller_config(default_controller=name)
+            config.pop("input_ref_frame", None)  # ours is the world's
+            return config
+        if not name.endswith(".json"):
+            known = [*ARM_CONTROLLERS, *REGISTERED_COMPOSITE_CONTROLLERS_DICT]
+            _require_known(name, known, "controller", "task.env_kwargs.controller_configs", ", or a JSON file")
+        config = load_composite_controller_config(controller=name)
+        return config
+    except (OSError, ValueError) as error:
+        raise BurnishError(f"task.env_kwargs.controller_configs={name} cannot be read: {error!r}") from error
 
 
 def _composite(config: dict[str, Any], robot: str) -> dict[str, Any]:
@@ -182,6 +252,4 @@ def _composite(config: dict[str, Any], robot: str) -> dict[str, Any]:
         raise BurnishError("controller_configs: absolute actions are not in [-1, 1]; expected delta control")
     config.setdefault("input_type", "delta")
     config.setdefault("input_ref_frame", "world")
-    if robot not in REGISTERED_ROBOTS:
-        raise BurnishError(f"robosuite has no robot {robot!r}; it has: {', '.join(sorted(REGISTERED_ROBOTS))}")
     return refactor_composite_controller_config(config, robot, REGISTERED_ROBOTS[robot].arms)

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from burnish.envs.robosuite.observables import advance_clocks
 
+# What the compiled step does itself, or goes around.
+_REPLACED = ("step", "_get_observations", "_update_observables")
+
 
 def speed_up(env: Any) -> str | None:
     """Give this robosuite environment the compiled `step`, bitwise equal to its own -> why it keeps that, or None."""
@@ -46,9 +49,11 @@ def not_plain(env: Any) -> str | None:
 
     if not macros.ENABLE_NUMBA:
         return "robosuite's macro ENABLE_NUMBA is off"
-    if type(env).step is not MujocoEnv.step or type(env)._pre_action is not RobotEnv._pre_action:
-        return f"{type(env).__name__} has a step of its own"
-    if type(env).__name__ == "Wipe":
+    kind = type(env)
+    replaced = [name for name in _REPLACED if getattr(kind, name) is not getattr(MujocoEnv, name)]
+    if replaced or kind._pre_action is not RobotEnv._pre_action:
+        return f"{kind.__name__} has a {(replaced or ['_pre_action'])[0]} of its own"
+    if any(base.__name__ == "Wipe" for base in kind.__mro__):
         return "its reward needs the forces that robosuite's own step records"
     if not env.lite_physics or env.viewer is not None or env.has_renderer:
         return "lite_physics is off, or there is a viewer"

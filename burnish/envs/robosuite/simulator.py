@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.envs.base import Floats, Step
-from burnish.envs.robosuite.env import (
-    make_task_env,
-)
+from burnish.envs.robosuite.env import is_robosuites_own, make_task_env
 from burnish.envs.robosuite.fast_step import advance, not_plain
 from burnish.envs.robosuite.model import follow, is_lean, whole_simulation
 from burnish.envs.robosuite.observables import disable_unneeded, observables_of, read, robosuite_name
@@ -53,7 +51,8 @@ class RobosuiteSimulator:
         self.obs_spec = ObsSpec.of_state(sum(sizes.values()), sizes)
         self._compiled = "step" in vars(self.env)
         if self._compiled:
-            disable_unneeded(self.env, self._keys)
+            if is_robosuites_own(self.env):  # another's reward may look at them
+                disable_unneeded(self.env, self._keys)
             self._observables = observables_of(self.env, self._keys)
         low, high = self.env.action_spec
         self.action_dim = len(low)
@@ -79,9 +78,11 @@ class RobosuiteSimulator:
         return Step(obs, float(reward), bool(done), bool(env._check_success()))
 
     def get_state(self) -> dict[str, Any]:
-        """Raises NotImplementedError where the model or the task keeps more than `episode_state` knows."""
+        """Raises NotImplementedError where the model or the task keeps more than `episode_state` knows, as a class of
+        one's own may."""
         env = self.env
-        if not_plain(env) or env.hard_reset or type(env).__name__ in _STATEFUL_TASKS:
+        stateful = type(env).__name__ in _STATEFUL_TASKS or not is_robosuites_own(env)
+        if not_plain(env) or env.hard_reset or stateful:
             raise NotImplementedError(f"{type(env).__name__} cannot be saved: episodes start anew at resume")
         return episode_state(env)
 
