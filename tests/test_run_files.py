@@ -62,7 +62,7 @@ def test_the_keys_of_the_files_stay() -> None:
     assert list(SUMMARY.to_json()) == [
         *("policy", "env_steps", "updates", "before", "after", "after_selected", "best"),
         *("n_parameters", "peak_memory_mib", "time/training_minutes"),
-        *("after_best_temperature", "fell", "went_back_to", "imitation_converged"),
+        *("after_best_temperature", "fell", "went_back_to", "imitation_converged", "offline_steps"),
     ]
     assert list(AT_BEST.to_json()) == ["temperature", "tried", *evaluated]
     assert SUMMARY.to_json()["best"] == {"env_steps": 60, "success_rate": 0.75, "return": 3.0}
