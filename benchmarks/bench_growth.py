@@ -327,7 +327,7 @@ def replay(task: str, size: int, capacity: int) -> dict[str, float]:
         "times the floor": filled / floor,
         "copied for a checkpoint, MiB": saved - filled,
         "sampling 256, us": 1e3 * statistics.median(per_call_ms(lambda: ring.sample(256, generator)) for _ in range(9)),
-        "adding 40, us": 1e3 * statistics.median(per_call_ms(lambda: ring.add(few)) for _ in range(9)),
+        "adding 40, us": 1e3 * statistics.median(per_call_ms(lambda: ring.store(few)) for _ in range(9)),
     }
 
 

@@ -205,7 +205,7 @@ def off_policy(device: torch.device, quick: bool, config: ReweightingConfig, wor
 
     def numbers() -> dict[str, Tensor]:
         sample = stage.candidates(obs[:8], 4)
-        movement, of_critic = moved(stage.actor), moved(stage.critic)
+        movement, of_critic = moved(stage.actor), moved(stage.critic.network)
         losses = [stage._gradient_step() for _ in range(steps)]
         loss = torch.stack([value for each in losses for key, value in each.items() if key.endswith("_loss")])
         return {"sample": sample, "loss": loss, "weights": torch.cat([movement(), of_critic()])}
