@@ -94,7 +94,7 @@ class Loop:
         with self.run.progress(how.steps, f"{name} offline", initial=self.offline_steps) as progress:
             while self.offline_steps < how.steps and not self._out_of_time():
                 began, before = time.perf_counter(), self.offline_steps
-                n = min(how.report_every - before % how.report_every, how.steps - before)
+                n = min(how.report_every, how.steps - before)
                 metrics: dict[str, Any] = self.stage.update_offline(n)
                 self.offline_steps += n
                 seconds = time.perf_counter() - began
