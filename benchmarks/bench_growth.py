@@ -319,7 +319,7 @@ def replay(task: str, size: int, capacity: int) -> dict[str, float]:
     state = ring.state_dict()
     saved = resident_mib() - before
     del state
-    floor = size * sum(tensor[0].nbytes for tensor in ring.data) / MIB
+    floor = size * (sum(tensor[0].nbytes for tensor in ring.data) + 2 * ring.frames.data[0].nbytes) / MIB
     return {
         "empty, MiB": empty,
         "filled, MiB": filled,

@@ -206,8 +206,8 @@ def test_quick_run_of_growth_writes_every_table(tmp_path):
         floor = "floor" if table == "Replay" else "windows' floor"
         for mib, least in zip(rows[table, f"{held}, MiB"]["values"], rows[table, f"{floor}, MiB"]["values"]):
             assert mib >= 0.9 * least > 0, table  # small tensors can lie in pages that were there before
-    # by hand: 100,000 chunks of 2 * 11 + 4 * 3 + 2 numbers
-    assert rows["Replay", "floor, MiB"]["values"][1] == pytest.approx(100_000 * 36 * 4 / 2**20)
+    # by hand: 100,000 chunks of 2 * 11 + 4 * 3 + 2 numbers, and of two frames' numbers, each of 8 bytes
+    assert rows["Replay", "floor, MiB"]["values"][1] == pytest.approx(100_000 * (36 * 4 + 16) / 2**20)
     assert rows["Denoising steps", "DPPO rollout, MiB"]["exponents"][1] > 0
     for run, stage in zip(report["runs"], ("dppo", "dpmd")):
         assert run["stage"] == stage

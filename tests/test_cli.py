@@ -331,6 +331,7 @@ def test_a_task_can_be_a_file_of_one_s_own(tmp_path, capsys):
         **dict.fromkeys(("dataset",)),
         **{"name": "mine", "suite": "gymnasium", "env_id": "InvertedPendulum-v5", "max_episode_steps": 30},
         **{"obs_keys": ["flat"], "env_kwargs": {}, "fast": True, "judged_by": "suite"},
+        **{"sensors": [], "success_key": None},
     }
     assert "mine" in config["run_dir"]
 

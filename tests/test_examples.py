@@ -6,6 +6,7 @@ import copy
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,14 @@ def test_the_commands_of_the_readme_run(example: str, tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{words}: {done.stdout[-2000:]} {done.stderr[-2000:]}"
+
+
+@pytest.fixture(autouse=True)
+def as_if_not_imported():
+    """What an example registers when it is imported is another test's to see."""
+    yield
+    for path in EXAMPLES.glob("*/*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ def test_an_observation_is_made_from_robosuites_own(env_name, keys, env_kwargs):
             observations, reward, done, _ = stock.step(action)
             step = simulator.step(action)
             np.testing.assert_array_equal(step.obs, expected(observations))
-            assert step[1:] == (reward, done, stock._check_success())
+            assert step[1:] == (reward, done, stock._check_success(), False)
 
 
 def test_an_observation_that_is_not_needed_is_not_computed():

@@ -35,12 +35,6 @@ class TaskConfig(Checked):
         ["flat"],
         "observations joined, in this order, into the state (Do,); of Gymnasium's tasks [flat], or keys of a Dict",
     )
-    sensors: list[str] = key(
-        [], "observations beside the state that keep their shape: pictures (H, W, channels), clouds of points (P, d)"
-    )
-    success_key: str | None = key(
-        None, "of a Gymnasium task measured by success, the key of `info` that tells it (null: is_success or success)"
-    )
     env_kwargs: dict[str, Any] = key(factory=dict, doc="arguments for gymnasium.make or robosuite.make")
     dataset: str | None = key(None, "its demonstrations: a file, or shipped:NAME for one of the package (null: none)")
     fast: bool = key(True, "robosuite's control step compiled, with the same numbers; false: its own")
@@ -49,13 +43,21 @@ class TaskConfig(Checked):
         "what evaluations and reports compare: success_rate, return, or what is usual in the suite: success_rate with "
         "robosuite, return with all others",
     )
+    sensors: list[str] = key(
+        [], "observations beside the state that keep their shape: pictures (H, W, channels), clouds of points (P, d)"
+    )
+    success_key: str | None = key(
+        None, "of a Gymnasium task measured by success, the key of `info` that tells it (null: is_success or success)"
+    )
 
     def check(self) -> None:
         if self.has_simulator:
             check_name("suite", self.suite, SUITES, "task.suite")
         if not self.obs_keys and not self.sensors:
             raise WrongValue("obs_keys=[]: expected at least one observation key, or sensors")
-
+        named = [*self.obs_keys, *self.sensors]
+        if len(set(named)) < len(named):
+            raise WrongValue(f"obs_keys={self.obs_keys}, sensors={self.sensors}: expected each observation once")
         if self.has_simulator and not self.env_id:
             raise WrongValue(f"env_id is missing: give env_id=..., suite={self.suite}'s name of the environment")
         if self.has_simulator and self.max_episode_steps < 1:
