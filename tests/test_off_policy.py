@@ -641,10 +641,11 @@ def test_a_share_of_a_batch_is_of_own_successes_and_their_returns_are_known(pret
     stage = make_stage(
         "dpmd", pretrained_weights, success_ratio=0.25, batch_size=32, n_step=2, gamma=0.5, reward_scale=0.1
     )
-    rng, rewards = np.random.default_rng(0), []
+    rng, rewards, seen = np.random.default_rng(0), [], []
     for t in range(6):
         obs = rng.normal(size=(E, 1, 2)).astype(np.float32)
         stage.act(obs)
+        seen.append(obs)
         rewards.append(rng.normal(size=E).astype(np.float32))
         step = chunk_step(obs, rewards[t], terminated=t % 3 == 2)
         stage.observe(step._replace(success=(np.arange(E) == 0) & (t == 1)))
@@ -653,15 +654,22 @@ def test_a_share_of_a_batch_is_of_own_successes_and_their_returns_are_known(pret
     batch = stage._batch()
     (_, online), (_, own) = batch.sources
     assert (len(online), len(own)) == (24, 8)
-    succeeded = stage.replay.at(own)
-    mine = [torch.from_numpy(rewards[t][:1]) * 0.1 for t in range(3)]
     # R_t = r_t + gamma^Ta R_{t+1}, of chunks of Ta steps whose reward comes with the first
-    g = 0.5**TA
-    returns = torch.cat([mine[0] + g * (mine[1] + g * mine[2]), mine[1] + g * mine[2], mine[2]])
-    assert set(succeeded.extra["return_to_go"].tolist()) <= set(returns.tolist())
-    assert len(set(succeeded.extra["return_to_go"].tolist())) > 1
-    all_of_them = stage.replay.at(torch.arange(6 * E)).extra["return_to_go"]
-    assert all_of_them.ne(0).all()
+    g, returns = 0.5**TA, {}
+    for first in (0, 3):
+        G = np.zeros(E, np.float32)
+        for t in (first + 2, first + 1, first):
+            G = 0.1 * rewards[t] + g * G
+            returns[t] = G
+    whole = stage.replay.at(torch.arange(6 * E))
+    found = whole.extra["return_to_go"]
+    for t, obs in enumerate(seen):
+        for e in range(E):
+            (row,) = (whole.obs == stage.policy.normalized_obs(obs)[e]).all(1).nonzero().flatten().tolist()
+            assert float(found[row]) == pytest.approx(float(returns[t][e]), abs=1e-6)
+    expected = [float(returns[t][0]) for t in range(3)]  # of the episode that succeeded
+    drawn = stage.replay.at(own).extra["return_to_go"].tolist()
+    assert len(set(drawn)) > 1 and all(min(abs(G - each) for each in expected) < 1e-6 for G in drawn)
     again = make_stage("dpmd", pretrained_weights, success_ratio=0.25, batch_size=32, n_step=2)
     again.load_state_dict(stage.state_dict())
     ours, theirs = stage._batch(), again._batch()

@@ -338,6 +338,8 @@ def test_frames_that_several_observations_share_are_stored_once():
     assert frames.count - count == To
     cut = histories.follow(torch.tensor([[7, 8, 9], [90, 90, 91]]).float(), np.array([2, 1]))  # by an episode's end
     assert frames.windows(cut).tolist() == [[7, 8, 9], [90, 90, 91]] and cut[1, 0] == again[1, 1]
+    other = torch.tensor([[7, 8, 9], [90, 90, 99]]).float()  # of which one number is not what was seen last
+    assert frames.windows(histories.see(other)).tolist() == other.tolist()
 
 
 @pytest.mark.parametrize(("To", "Ta", "limit"), [(1, 2, 7), (2, 1, 5), (3, 2, 4)])
