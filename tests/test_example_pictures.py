@@ -29,6 +29,13 @@ SHORT = {
     "pretrain": ["train.updates=40", "train.batch_size=32", *SMALL, *FEW],
     "finetune": ["n_envs=4", "backend=workers", "n_workers=2", "total_env_steps=320", "eval_every=160", *FEW],
     "evaluate": ["episodes=4", "n_envs=4"],
+    "compare": [
+        "tasks.picture_reach.pretrain=" + json.dumps(["dataset=data/reach.hdf5", "train.updates=40", *SMALL, *FEW]),
+        "settings=[n_envs=4, backend=sync, evaluation.episodes=4, evaluation.n_envs=4]",
+        "methods.dppo=[stage=dppo, stage.n_steps=10]",
+        "methods.dpmd=[stage=dpmd, stage.demos=data/reach.hdf5, stage.learning_starts=64, stage.batch_size=16]",
+        *("total_env_steps=320", "memory_gb=8", "cell_memory_gb=2"),
+    ],
 }
 STAGES = {
     "dppo": ["stage.n_steps=10", "stage.batch_size=100", "stage.update_epochs=1"],
@@ -43,7 +50,7 @@ def played(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     (folder / "examples").symlink_to(ROOT / "examples")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLE), str(ROOT)]), "PYTHONSAFEPATH": "1"}
     lines = [line for line in (EXAMPLE / "README.md").read_text().splitlines() if line.startswith("    burnish ")]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         words = shlex.split(line)[1:]
         stage = next((word.removeprefix("stage=") for word in words if word.startswith("stage=")), None)
@@ -68,6 +75,7 @@ def test_the_commands_of_the_readme_run(played) -> None:
     episodes = load(folder / "data" / "reach.hdf5", sensors=["picture"]).episodes
     assert len(episodes) == 6 and sum(episode.rewards.any() for episode in episodes) >= 5
     assert episodes[0].obs["picture"].shape[1:] == (16, 16, 3) and episodes[0].obs["position"].shape[1] == 2
+    assert "dppo" in outputs["compare"] and "dpmd" in outputs["compare"] and "frozen" in outputs["compare"]
     policy = load_policy(folder / "runs" / "dpmd-picture_reach-seed0")
     assert str(policy.obs_spec) == "state [2] float32, picture [16, 16, 3] uint8"
     assert policy.finetuned is not None and policy.critic is not None

@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from gymnasium.spaces import Box, Dict, Discrete
 from torch import nn
 
@@ -238,6 +239,29 @@ def test_an_environment_without_a_state_of_its_own_is_not_saved() -> None:
     envs.reset()
     with pytest.raises(NotImplementedError, match=r"without get_state and set_state.*start anew"):
         envs.state_dict()
+
+
+class AnotherHopper(HopperEnv):
+    """Keeps something beside MuJoCo's state, as AdroitHandDoor does."""
+
+    def step(self, action):
+        self.total = getattr(self, "total", 0.0) + float(np.sum(action))
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs + self.total, reward, terminated, truncated, info
+
+
+gymnasium.register("BurnishHopper-v0", entry_point=AnotherHopper)
+
+
+def test_the_state_of_a_mujoco_environment_of_another_package_is_not_taken_for_whole() -> None:
+    hopper = TaskConfig("hopper", "gymnasium", "BurnishHopper-v0", 50)
+    envs = make_vector_env(hopper, n_envs=1, n_obs_steps=1, n_action_steps=1, seed=0)
+    envs.reset()
+    with pytest.raises(NotImplementedError, match="cannot be saved: episodes start anew"):
+        envs.state_dict()
+    own = make_vector_env(replace(hopper, env_id="Hopper-v5"), n_envs=1, n_obs_steps=1, n_action_steps=1, seed=0)
+    own.reset()
+    assert own.state_dict()["environments"]
 
 
 # -- encoders and policies ---------------------------------------------------------------------------------------------
