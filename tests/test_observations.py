@@ -24,7 +24,7 @@ from burnish.datasets.load import load
 from burnish.datasets.windows import Windows
 from burnish.envs import make_simulator, make_vector_env
 from burnish.envs.gymnasium.simulator import _say_once
-from burnish.envs.task import TaskConfig
+from burnish.envs.task import TaskConfig, load_task
 from burnish.errors import BurnishError
 from burnish.finetune.storage.replay import demonstration_transitions
 from burnish.networks.encoders.encoder import Encoder, EncoderConfig
@@ -416,6 +416,12 @@ def test_windows_and_transitions_have_the_pictures_of_their_steps(with_pictures)
     np.testing.assert_array_equal(after[VIEW][1].numpy(), [first.obs[VIEW][3], first.final_obs[VIEW]])
     with pytest.raises(BurnishError, match=r"demo_0 has no observation 'agentview_image'"):
         demonstration_transitions(policy, load(path).episodes, gamma=0.9)
+
+
+def test_robosuite_does_not_leave_out_a_sensor_in_silence() -> None:
+    lift = replace(load_task("lift"), sensors=["agentview_image"])
+    with pytest.raises(BurnishError, match=r"task.sensors=\[agentview_image\]: robosuite.*state alone"):
+        make_simulator(lift)
 
 
 def test_pictures_of_two_sizes_are_refused(with_pictures) -> None:
