@@ -44,8 +44,8 @@ class RobosuiteSimulator:
     def __init__(self, task: TaskConfig, *, lean: bool = True) -> None:
         if task.sensors:
             raise BurnishError(
-                f"task.sensors=[{', '.join(task.sensors)}]: robosuite gives a state alone here: expected [] (a policy of "
-                "recorded pictures is pretrained without a simulator: evaluation.episodes=0)"
+                f"task.sensors=[{', '.join(task.sensors)}]: robosuite gives a state alone here: expected [] (a "
+                "policy of recorded pictures is pretrained without a simulator: evaluation.episodes=0)"
             )
         self.env = make_task_env(task.env_id, task.env_kwargs, fast=task.fast, lean=lean)
         self._keys = list(task.obs_keys)
