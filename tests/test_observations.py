@@ -347,6 +347,25 @@ def test_a_policy_with_sensors_normalises_the_state_alone_and_is_saved_whole(kin
         policy.act(parts(8, 2)["state"], noise=noise)
 
 
+def test_observations_are_also_given_by_their_names(tmp_path) -> None:
+    config = PolicyConfig(n_obs_steps=2, encoder=EncoderConfig(features=4, channels=[8], point_dims=[8]))
+    policy = DiffusionPolicy(config, SPEC, 2, ["a", "b"]).eval()
+    given = parts(8, 2)
+    noise = torch.randn(policy.noise_shape()[0], 8, *policy.noise_shape()[1:])
+    named = {"a": given["state"][..., 0], "b": given["state"][..., 1:], "picture": given["picture"]}
+    with pytest.raises(
+        BurnishError, match="observations a, b, picture: expected a, b, picture, points; points is missing"
+    ):
+        policy.act(named, noise=noise)
+    acted = policy.act({**named, "points": given["points"], "beside": given["points"]}, noise=noise)
+    np.testing.assert_array_equal(acted, policy.act(SPEC.record(given), noise=noise))
+    alone = DiffusionPolicy(PolicyConfig(), STATE_ALONE, 2, ["a", "b"]).eval()
+    noise = torch.randn(alone.noise_shape()[0], 4, *alone.noise_shape()[1:])
+    state = parts(4, 1)["state"]
+    by_name = {"b": state[..., 1:], "a": state[..., :1]}
+    np.testing.assert_array_equal(alone.act(by_name, noise=noise), alone.act(state, noise=noise))
+
+
 def test_gradients_reach_the_encoder_of_the_network_that_is_trained() -> None:
     policy = DiffusionPolicy(
         PolicyConfig(encoder=EncoderConfig(features=4, channels=[8], point_dims=[8])), SPEC, 2, ["a"]

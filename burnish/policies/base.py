@@ -237,7 +237,7 @@ class Policy(nn.Module, ABC):
     @torch.no_grad()
     def act(
         self,
-        obs: np.ndarray | Tensor,
+        obs: np.ndarray | Tensor | Mapping[str, np.ndarray],
         *,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -246,7 +246,8 @@ class Policy(nn.Module, ABC):
         """Raw observations (B, To, Do) -> raw actions (B, Ta, Da), numpy for numpy, tensors for tensors.
 
         Args:
-            obs: of a policy with sensors records (B, To), as `ObsSpec.record` makes them.
+            obs: of a policy with sensors records (B, To), as `ObsSpec.record` makes them. Or by name: key ->
+                (B, To, ...) of the task's `obs_keys`, and of its sensors.
             noise: `noise_shape` with B behind its first dimension, e.g. (S + 1, B, Tp, Da) for a diffusion policy,
                 (S + 1, B, N, Tp, Da) for N candidates; None draws it with `generator`.
             candidates: N; of more than one the critic's best is executed.
@@ -254,11 +255,27 @@ class Policy(nn.Module, ABC):
         Raises:
             BurnishError: observations of another shape, or several candidates without a critic.
         """
+        if isinstance(obs, Mapping):
+            obs = self._by_name(obs)
         self._check_shape(obs)
         self.check_candidates(candidates)
         normalized = self.normalized_obs(obs)
         actions = self.executed_actions(self.predict(normalized, noise, generator, candidates))
         return actions.cpu().numpy() if isinstance(obs, np.ndarray) else actions
+
+    def _by_name(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Observations by the names of the task's keys and sensors, as one array."""
+        spec = self.obs_spec
+        keys = self.obs_keys if spec.state_dim else []
+        missing = [name for name in (*keys, *spec.sensors) if name not in obs]
+        if missing:
+            raise BurnishError(
+                f"observations {', '.join(obs)}: expected {', '.join([*keys, *spec.sensors])}; {missing[0]} is missing"
+            )
+        state = [np.asarray(obs[key], np.float32) for key in keys]
+        joined = [each.reshape(*each.shape[:2], -1) for each in state]
+        parts = {STATE: np.concatenate(joined, axis=-1)} if keys else {}
+        return spec.record({**parts, **{name: obs[name] for name in spec.sensors}})
 
     def _check_shape(self, obs: np.ndarray | Tensor) -> None:
         To, spec = self.config.n_obs_steps, self.obs_spec
