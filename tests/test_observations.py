@@ -353,9 +353,7 @@ def test_observations_are_also_given_by_their_names(tmp_path) -> None:
     given = parts(8, 2)
     noise = torch.randn(policy.noise_shape()[0], 8, *policy.noise_shape()[1:])
     named = {"a": given["state"][..., 0], "b": given["state"][..., 1:], "picture": given["picture"]}
-    with pytest.raises(
-        BurnishError, match="observations a, b, picture: expected a, b, picture, points; points is missing"
-    ):
+    with pytest.raises(BurnishError, match="a, b, picture: expected a, b, picture, points; points is missing"):
         policy.act(named, noise=noise)
     acted = policy.act({**named, "points": given["points"], "beside": given["points"]}, noise=noise)
     np.testing.assert_array_equal(acted, policy.act(SPEC.record(given), noise=noise))
