@@ -279,6 +279,7 @@ class Loop:
         self.training_seconds, self.unlogged = state.training_seconds, state.unlogged
         self.looked_at, self.noise_compared = state.looked_at, state.noise_compared
         self.course.best, self.course.best_step = state.best, state.best_step
+        self.run.checkpoints.keep_best(state.best_step)
         self.offline_steps = state.offline_steps
         self.best_env_steps = state.best_step if state.best_env_steps is None else state.best_env_steps
         self.before = EvaluationSummary.from_json(state.before)
@@ -301,7 +302,9 @@ class Loop:
         evaluation = self._evaluate_shown("after")
         self._judge(evaluation)
         went_back_to = None
-        if self.fallen and self.config.when_worse == "go_back":
+        if self.fallen and self.config.when_worse == "go_back" and self.run.checkpoints.best() is None:
+            warn(f"{self.run.folder} has lost its best checkpoint: the policy stays as it is")
+        elif self.fallen and self.config.when_worse == "go_back":
             went_back_to, evaluation = self.course.best_step, self._go_back()
         metrics = evaluation.metrics()
         metrics["time/training"] = self.unlogged[0]  # of a rollout that was not learned from

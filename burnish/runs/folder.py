@@ -15,7 +15,7 @@ from burnish.config import to_dict
 from burnish.errors import BurnishError
 from burnish.machine.disk import write_atomically
 from burnish.renamed import FORMAT, with_todays_keys
-from burnish.runs.checkpoint import Checkpoints, FinetuneState, PretrainState, TrainerFile
+from burnish.runs.checkpoint import TRAINER, Checkpoints, FinetuneState, PretrainState, TrainerFile
 from burnish.runs.evaluation_file import AT_BEST_TEMPERATURE, AT_TEMPERATURE, BEFORE, EVALUATION, SELECTED
 from burnish.runs.json_file import write_json
 from burnish.runs.metrics import METRICS, read_metrics
@@ -152,7 +152,7 @@ class Run:
     def load_checkpoint(self, kind: type[T]) -> T | None:
         """Undo what came after the latest checkpoint -> its state, a `FinetuneState` or `PretrainState` as `kind` says;
         None (and no metrics) where there is no checkpoint yet."""
-        latest = self.checkpoints.latest()
+        latest = self.checkpoints.latest(TRAINER) or self.checkpoints.latest()  # the latter says what it lacks
         if latest is None:
             self.truncate_metrics(0)
             return None
