@@ -1,16 +1,25 @@
-"""Nothing is silently wrong, nothing is lost: run folders that were copied, numbers that are none, keys written as people do."""
+"""Nothing is silently wrong, nothing is lost: copied run folders, numbers that are none, keys as people write them."""
 
 from __future__ import annotations
 
 import errno
+import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from burnish.errors import BurnishError
+from burnish.networks.optimise import clipped_step, forget_updates, skipped_updates
 from burnish.policies.folder import policy_folder
-from burnish.runs.checkpoint import Checkpoints
+from burnish.pretrain.behaviour_cloning import BehaviourCloning
+from burnish.runs.checkpoint import Checkpoints, PretrainState
+from burnish.runs.folder import Run
 
 
 def write(folder: Path) -> None:
@@ -136,3 +145,162 @@ def test_a_copy_without_links_keeps_its_best(tmp_path: Path) -> None:
     for step in (4, 5):
         checkpoints.save(step, write)
     assert checkpoints.best() == tmp_path / "step_00000001"
+
+
+Optimizer = torch.optim.Optimizer
+OPTIMIZERS = [
+    lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1, fused=True),
+    lambda parameters: torch.optim.Adam(parameters, lr=0.1, fused=True),
+    lambda parameters: torch.optim.Adam(parameters, lr=0.1),
+    lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_counted() -> Iterator[None]:
+    forget_updates()
+    yield
+    forget_updates()
+
+
+def loss_of(weights: torch.Tensor, x: float) -> torch.Tensor:
+    """Its gradient is x * weights, of the length sqrt(3) * x while they are ones."""
+    return 0.5 * x * weights.square().sum()
+
+
+def plain_step(optimizer: Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+@pytest.mark.parametrize("x", [math.nan, math.inf, -math.inf, 3e38])
+def test_a_bad_update_is_as_if_it_had_not_been(make: Any, x: float) -> None:
+    """Torch's own steps of the good ones give the same weights and the same state, bit for bit."""
+    ours, theirs = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    optimizer, reference = make([ours]), make([theirs])
+    told = []
+    for each in (1.0, 0.5, x, 2.0, 0.1, x, 1.5):
+        told.append(float(clipped_step(optimizer, loss_of(ours, each), 1.0)))
+        if each is not x:
+            plain_step(reference, loss_of(theirs, each))
+    assert told == [0, 0, 1, 0, 0, 1, 0]
+    assert torch.equal(ours, theirs)
+    for name, value in reference.state[theirs].items():
+        assert torch.equal(torch.as_tensor(optimizer.state[ours][name]), torch.as_tensor(value)), name
+    assert skipped_updates() == {"skipped_updates": 2}
+    assert skipped_updates() == {}  # since then
+
+
+def test_a_loss_that_is_no_number_is_bad_though_its_gradient_is_one() -> None:
+    weights = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.Adam([weights], fused=True)
+    assert clipped_step(optimizer, loss_of(weights, 1.0) + math.nan, 1.0) == 1
+    assert torch.equal(weights, torch.ones(3))
+
+
+def steps_of(losses: list[float]) -> Optimizer:
+    """Who is counted as long as it is kept."""
+    weights = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.Adam([weights], lr=1e-3, fused=True)
+    for x in losses:
+        clipped_step(optimizer, loss_of(weights, x), 1.0)
+    return optimizer
+
+
+def test_healthy_updates_say_nothing() -> None:
+    assert skipped_updates() == {}
+    kept = steps_of([1.0] * 5)
+    assert kept and skipped_updates() == {}
+
+
+@pytest.mark.parametrize("losses", [[math.nan] * 10, [math.nan] * 10 + [1.0] * 10, [1.0, math.nan] * 10])
+def test_a_few_bad_updates_do_not_stop_a_run(losses: list[float]) -> None:
+    kept = steps_of(losses)
+    assert kept and skipped_updates() == {"skipped_updates": 10}
+
+
+@pytest.mark.parametrize(
+    "losses, said",
+    [
+        ([1.0] * 100 + [math.nan] * 11, "11 in a row"),
+        ([math.inf] * 30, "30 in a row"),
+        (([math.nan] * 5 + [1.0]) * 4, "20 of 24"),
+    ],
+)
+def test_many_bad_updates_stop_it_in_one_line(losses: list[float], said: str) -> None:
+    kept = steps_of(losses)
+    with pytest.raises(BurnishError, match=rf"\({said}\).*last checkpoint.*learning rate") as error:
+        skipped_updates()
+    assert kept and "\n" not in str(error.value)
+
+
+def test_bad_updates_are_counted_over_two_looks_and_for_each_optimizer() -> None:
+    weights, others = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    one, other = torch.optim.Adam([weights], fused=True), torch.optim.Adam([others], fused=True)
+    for _ in range(8):
+        clipped_step(one, loss_of(weights, math.nan), 1.0)
+        clipped_step(other, loss_of(others, 1.0), 1.0)
+    assert skipped_updates() == {"skipped_updates": 8}
+    for _ in range(3):
+        clipped_step(one, loss_of(weights, math.nan), 1.0)
+        clipped_step(other, loss_of(others, 1.0), 1.0)
+    with pytest.raises(BurnishError, match="11 in a row"):
+        skipped_updates()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("step", [1, 2])
+def test_bad_weights_are_never_written_over_good_ones(tmp_path: Path, bad: float, step: int) -> None:
+    def policy(value: float) -> Any:
+        return lambda folder: save_file(
+            {"a": torch.zeros(2), "b": torch.tensor([1.0, value])}, folder / "policy.safetensors"
+        )
+
+    (tmp_path / "checkpoints").mkdir()
+    run = SimpleNamespace(checkpoints=Checkpoints(tmp_path / "checkpoints"), n_metric_lines=0)
+    state = PretrainState({}, (0.0, 0.0))
+    Run.save_checkpoint(run, 1, policy(2.0), state)  # type: ignore[arg-type]
+    with pytest.raises(BurnishError, match=r"weights are not finite \(b\)"):
+        Run.save_checkpoint(run, step, policy(bad), state)  # type: ignore[arg-type]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_00000001"]
+    assert (tmp_path / "checkpoints/latest/trainer.pt").is_file()
+
+
+class OneBadLoss(torch.nn.Module):
+    """Stands for a policy: the loss of the third batch is NaN, the others are 1, 2, 4, 5."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.ones(2))
+        self.calls = 0
+
+    def loss(self, *_: Any) -> torch.Tensor:
+        self.calls += 1
+        return 0 * self.weights.sum() + (math.nan if self.calls == 3 else float(self.calls))
+
+
+def test_pretraining_reports_the_mean_of_the_losses_that_are_numbers() -> None:
+    train = SimpleNamespace(
+        batch_size=1, learning_rate=1e-3, weight_decay=0.0, warmup_steps=0, ema_decay=0.5, max_grad_norm=1.0,
+        precision="float32", steps=lambda per_epoch: per_epoch,
+    )  # fmt: skip
+
+    class Five:
+        def __len__(self) -> int:
+            return 5
+
+        def batch(self, indices: Any) -> Any:
+            return SimpleNamespace(obs=None, actions=None)
+
+    policy: Any = OneBadLoss()
+    config: Any = SimpleNamespace(train=train, seed=0)
+    trainer = BehaviourCloning(config, policy, Five(), None)  # type: ignore[arg-type]
+    for _ in range(5):
+        trainer.update()
+    assert trainer.metrics()["loss"] == pytest.approx((1 + 2 + 4 + 5) / 4)
+    assert skipped_updates() == {"skipped_updates": 1}

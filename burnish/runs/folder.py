@@ -141,10 +141,14 @@ class Run:
     def save_checkpoint(
         self, step: int, write_policy: Callable[[Path], None], state: FinetuneState | PretrainState
     ) -> None:
-        """Write a policy folder and, in it, what a resumed run needs to go on exactly here."""
+        """Write a policy folder and, in it, what a resumed run needs to go on exactly here.
+
+        Raises BurnishError, and leaves the checkpoints as they are, where a weight of the policy is not finite.
+        """
 
         def write(folder: Path) -> None:
             write_policy(folder)
+            _require_finite(folder)
             TrainerFile.now(state, self.n_metric_lines).write(folder)
 
         self.checkpoints.save(step, write)
@@ -226,6 +230,19 @@ def load_config(folder: str | Path) -> dict[str, Any]:
         return with_todays_keys(config)
     except BurnishError as error:
         raise BurnishError(f"{path}: {error}") from error
+
+
+def _require_finite(policy: Path) -> None:
+    """Raise BurnishError for weights that are not finite."""
+    from safetensors.torch import load_file
+
+    for file in policy.glob("*.safetensors"):
+        for name, weights in load_file(file).items():
+            if not weights.isfinite().all():
+                raise BurnishError(
+                    f"the policy's weights are not finite ({name}): no checkpoint was written, the last one is as it "
+                    "was; lower the learning rate, and look for extreme values in the data or the rewards"
+                )
 
 
 def _number(value: Any) -> int | float:
