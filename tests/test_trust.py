@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import math
 import shutil
@@ -14,6 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from burnish.commands.cli import main
+from burnish.compare.config import read_config
+from burnish.compose import CONFIGS, compose, config_class, parse_value
+from burnish.config import Checked, load_yaml, parse
 from burnish.errors import BurnishError
 from burnish.networks.optimise import clipped_step, forget_updates, skipped_updates
 from burnish.policies.folder import policy_folder
@@ -304,3 +309,156 @@ def test_pretraining_reports_the_mean_of_the_losses_that_are_numbers() -> None:
         trainer.update()
     assert trainer.metrics()["loss"] == pytest.approx((1 + 2 + 4 + 5) / 4)
     assert skipped_updates() == {"skipped_updates": 1}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    "command, words, key",
+    [
+        ("pretrain", [], "run_dir"),
+        ("pretrain", [], "dataset"),
+        ("pretrain", [], "resume"),
+        ("finetune", [], "policy"),
+        ("offline", ["stage=idql"], "stage.demos"),
+        ("evaluate", ["policy=x"], "out"),
+        ("collect", ["out=x.hdf5"], "behaviour"),
+        ("headroom", ["policy=x"], "expert"),
+    ],
+)
+@pytest.mark.parametrize("quote", ["", "'"])
+def test_the_home_folder_is_expanded_in_every_path(
+    home: Path, command: str, words: list[str], key: str, quote: str
+) -> None:
+    word = f"{key}={quote}~/a b{quote}" if key != "expert" else f"{key}='~/a b'"
+    found: Any = compose(command, ["task=hopper", *words, word])
+    for part in key.split("."):
+        found = found[part]
+    assert found == f"{home}/a b"
+    if key != "expert":
+        assert parse_value(word) == found
+
+
+def test_the_home_folder_is_expanded_in_files(home: Path, tmp_path: Path) -> None:
+    home.mkdir()
+    (home / "task.yaml").write_text("name: lift\nsuite: none\ndataset: ~/lift.hdf5\nenv_kwargs: {out: ~/x}\n")
+    task = compose("pretrain", ["task=~/task.yaml"])["task"]
+    assert task["dataset"] == f"{home}/lift.hdf5" and task["env_kwargs"] == {"out": "~/x"}  # that is the simulator's
+    (home / "c.yaml").write_text(
+        "run_dir: ~/runs\ntuned: ~/tuned.yaml\ntasks: {lift: {policy: '~/p-seed{seed}'}}\nmethods: {a: [stage=dppo]}\n"
+    )
+    config = read_config(Path("~/c.yaml"))
+    assert (config.run_dir, config.tuned) == (f"{home}/runs", f"{home}/tuned.yaml")
+    assert config.tasks["lift"].policy == f"{home}/p-seed{{seed}}"
+
+
+def test_a_home_folder_that_there_is_not_is_refused(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(BurnishError, match=r"run_dir=~nobody_here/run: there is no such home folder"):
+        compose("pretrain", ["task=lift", "run_dir=~nobody_here/run"])
+    (tmp_path / "~lock.hdf5").write_text("")
+    assert compose("pretrain", ["task=lift", "dataset=~lock.hdf5"])["dataset"] == "~lock.hdf5"
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1e6", 1e6), ("1E6", 1e6), ("1e-3", 0.001), ("-2e4", -2e4), ("+1e3", 1e3), (".5e3", 500.0), ("1.e3", 1e3),
+        ("1.5e3", 1500.0), ("1.0e+6", 1e6), ("[1e2, 2]", [100.0, 2]), ("{a: {b: 1e6}}", {"a": {"b": 1e6}}),
+        ("'1e6'", "1e6"), ("1e6x", "1e6x"), ("e6", "e6"), ("stage.actor_lr=1e-4", "stage.actor_lr=1e-4"),
+        ("1e-4: x", {"1e-4": "x"}), ("100", 100), ("true", True), ("null", None),
+    ],
+)  # fmt: skip
+def test_powers_of_ten_are_numbers_in_yaml(text: str, value: Any) -> None:
+    found = load_yaml(text)
+    assert found == value and type(found) is type(value)
+
+
+def test_powers_of_ten_are_numbers_in_every_file(home: Path, tmp_path: Path) -> None:
+    Path("c.yaml").write_text(
+        "name: x\ntasks: {hopper: {}}\ntotal_env_steps: 1e6\nmax_minutes: 1e1\nmethods: {a: [stage=sac]}\n"
+        "tuning: {seeds: [1e2], methods: {a: {1e-4: [stage.actor_lr=1e-4], 1e-3: [stage.actor_lr=1e-3]}}}\n"
+    )
+    config = read_config(Path("c.yaml"))
+    assert (config.total_env_steps, config.max_minutes) == (1_000_000, 10.0)
+    assert config.tuning is not None and config.tuning.seeds == [100]
+    assert list(config.tuning.methods["a"]) == ["1e-4", "1e-3"]
+    assert read_config(Path("c.yaml"), ["total_env_steps=2e5"]).total_env_steps == 200_000
+    Path("task.yaml").write_text(
+        "name: hopper\nsuite: gymnasium\nenv_id: Hopper-v5\nmax_episode_steps: 1e2\n"
+        "env_kwargs: {reset_noise_scale: 1e-3}\n"
+    )
+    task = compose("pretrain", ["task=task.yaml"])["task"]
+    assert task["env_kwargs"] == {"reset_noise_scale": 0.001} and task["max_episode_steps"] == 100
+
+
+@pytest.mark.parametrize(
+    "command, word",
+    [
+        ("pretrain", "seed=20240101123456"),
+        ("pretrain", "seed=2147483648"),
+        ("pretrain", "seed=-1"),
+        ("finetune", "seed=1e20"),
+        ("finetune", "evaluation.seed=20240101123456"),
+        ("finetune", "evaluation.selection_seed=20240101123456"),
+        ("scratch", "seed=4294967296"),
+        ("evaluate", "seed=20240101123456"),
+        ("headroom", "seed=20240101123456"),
+    ],
+)
+def test_a_seed_out_of_range_is_refused_in_one_line(
+    home: Path, capsys: pytest.CaptureFixture[str], command: str, word: str
+) -> None:
+    policy = [] if command in ("pretrain", "scratch") else ["policy=nowhere"]
+    folder = "out=run" if command in ("evaluate", "headroom") else "run_dir=run"
+    assert main([command, "task=hopper", *policy, folder, word]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1 and f"{word.partition('=')[0]}=" in lines[0] and "0 to 2147483647" in lines[0]
+
+
+@pytest.mark.parametrize("seeds", ["[20240101123456]", "[0, -1]"])
+def test_seeds_of_a_comparison_out_of_range_are_refused(home: Path, tmp_path: Path, seeds: str) -> None:
+    Path("c.yaml").write_text(f"tasks: {{hopper: {{}}}}\nmethods: {{a: [stage=sac]}}\nseeds: {seeds}\n")
+    with pytest.raises(BurnishError, match=r"c\.yaml: seeds=.*: expected 0 to 2147483647 each"):
+        read_config(Path("c.yaml"))
+
+
+def subclasses(cls: type) -> Iterator[type]:
+    for each in cls.__subclasses__():
+        yield each
+        yield from subclasses(each)
+
+
+def test_nan_is_no_value_of_any_key() -> None:
+    """Of all dataclasses of settings: a key that takes numbers refuses NaN, alone and in a list."""
+    for command in CONFIGS:
+        config_class(command)
+    tried = 0
+    for cls in {each for each in subclasses(Checked) if each.__module__.startswith("burnish.")}:
+        for field in dataclasses.fields(cls):
+            if "float" not in str(field.type):
+                continue
+            for value in (math.nan, [1.0, math.nan], {"a": {"b": [math.nan]}}):
+                blank = object.__new__(cls)
+                for other in dataclasses.fields(cls):
+                    object.__setattr__(blank, other.name, None)
+                object.__setattr__(blank, field.name, value)
+                with pytest.raises(BurnishError, match=f"{field.name}=.*nan"):
+                    Checked.__post_init__(blank)
+                tried += 1
+    assert tried > 100
+
+
+@pytest.mark.parametrize("value", [math.nan, {"x": math.nan}, {"x": [{"y": math.nan}]}])
+def test_nan_is_refused_in_what_a_simulator_is_given(value: Any) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Settings(Checked):
+        env_kwargs: Any
+
+    with pytest.raises(BurnishError, match=r"env_kwargs=.*nan"):
+        parse(Settings, {"env_kwargs": value})
+    assert parse(Settings, {"env_kwargs": {"healthy_z_range": [0.7, math.inf]}}).env_kwargs
