@@ -96,10 +96,10 @@ def compose(command: str, overrides: list[str], sections: Mapping[str, Any] | No
     except (HydraException, OmegaConfBaseException) as error:
         raise BurnishError(" ".join(str(error).split())) from error
     assert isinstance(resolved, dict)
-    resolved = with_home(resolved, (*PATHS, "expert"))
+    resolved = with_home({str(key): value for key, value in resolved.items()}, (*PATHS, "expert"))
     if "run_dir" in resolved and "run_dir" not in paths:  # module:Class in it is no good name of a folder
         resolved["run_dir"] = str(resolved["run_dir"]).replace(":", "-")
-    return {str(key): value for key, value in resolved.items()}
+    return resolved
 
 
 def _given_plugins(overrides: list[str]) -> list[str]:
