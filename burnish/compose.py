@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from burnish.config import completed, parse, section_class, unknown_key
+from burnish.config import completed, load_yaml, parse, section_class, unknown_key
 from burnish.errors import BurnishError
 from burnish.plugins import import_plugins
 from burnish.registry import is_address, load, registered
@@ -31,7 +31,7 @@ CONFIGS = {
 }
 """A command's YAML file -> the dataclass of its configuration."""
 PATHS = ("dataset", "policy", "out", "run_dir", "resume", "behaviour", "demos")
-"""Last names of keys whose values need no quotes, whatever they contain."""
+"""Last names of keys whose values need no quotes, whatever they contain; ~ in them is the home folder."""
 FREE_DICT = "task.env_kwargs."
 
 
@@ -96,9 +96,10 @@ def compose(command: str, overrides: list[str], sections: Mapping[str, Any] | No
     except (HydraException, OmegaConfBaseException) as error:
         raise BurnishError(" ".join(str(error).split())) from error
     assert isinstance(resolved, dict)
+    resolved = with_home({str(key): value for key, value in resolved.items()}, (*PATHS, "expert"))
     if "run_dir" in resolved and "run_dir" not in paths:  # module:Class in it is no good name of a folder
         resolved["run_dir"] = str(resolved["run_dir"]).replace(":", "-")
-    return {str(key): value for key, value in resolved.items()}
+    return resolved
 
 
 def _given_plugins(overrides: list[str]) -> list[str]:
@@ -141,7 +142,38 @@ def _with(tree: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
 def parse_value(override: str) -> Any:
     """The value of one `key=value`, as `compose` would read it."""
     key, value = split(override)
-    return _unquote(value) if _is_path(key) else _parsed(override).value()
+    if not _is_path(key):
+        return _parsed(override).value()
+    text = _unquote(value)
+    return text and in_home(key, text)
+
+
+def in_home(key: str, path: str) -> str:
+    """A path with its leading ~ or ~user expanded. Raises BurnishError, naming the key, where there is no such user."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        if Path(path).exists():
+            return path
+        raise BurnishError(
+            f"{key}={path}: there is no such home folder (for a folder of this name: {key}=./{path})"
+        ) from error
+
+
+def with_home(tree: Mapping[str, Any], paths: Collection[str], where: str = "") -> dict[str, Any]:
+    """A copy of plain data in which ~ is expanded in each key of those last names, the sections' among them."""
+    result = dict(tree)
+    for name, value in tree.items():
+        key = f"{where}{name}"
+        if isinstance(value, Mapping) and not f"{key}.".startswith(FREE_DICT):
+            result[name] = with_home(value, paths, f"{key}.")
+        elif name in paths and isinstance(value, list):
+            result[name] = [in_home(key, item) if isinstance(item, str) else item for item in value]
+        elif name in paths and isinstance(value, str):
+            result[name] = in_home(key, value)
+    return result
 
 
 def expand_sweep(command: str, overrides: list[str]) -> list[list[str]]:
@@ -204,7 +236,7 @@ def read_option(group: str, path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = load_yaml(Path(in_home(group, path)).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise BurnishError(f"{group}={path} cannot be read: {reason}") from error

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from burnish.errors import BurnishError
 
 T = TypeVar("T")
-POWER_OF_TEN = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+POWER_OF_TEN = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
+MOST_SEED = 2**31 - 1  # numbers derived from it suit all generators, those of simulators among them
 MISSING = dataclasses.MISSING
 
 
@@ -111,10 +113,21 @@ class Checked:
                 each = " each" if items is value else ""
                 instead = "".join(f", or {word}" for word in words(get_type_hints(type(self))[field.name]))
                 raise WrongValue(f"{field.name}={_show(value)}: expected {expected}{each}{instead}")
+            if any(map(math.isnan, _floats(value))):
+                raise WrongValue(f"{field.name}={_show(value)}: nan is no number, expected others")
         self.check()
 
     def check(self) -> None:
         """Raise BurnishError for values that do not go together."""
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """Those in lists and mappings, however deep; sections have been looked at themselves."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, (list, tuple, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _floats(item)
 
 
 def words(hint: Any) -> list[str]:
@@ -124,6 +137,31 @@ def words(hint: Any) -> list[str]:
     if get_origin(hint) in (Union, types.UnionType):
         return [word for option in get_args(hint) for word in words(option)]
     return [_show(option) for option in get_args(hint)] if get_origin(hint) is Literal else []
+
+
+def load_yaml(text: str) -> Any:
+    """What a YAML text says, 1e6 and 1e-3 being numbers as people write them (YAML 1.1 takes them for text), but for
+    names of keys. Raises yaml.YAMLError."""
+    import yaml  # here, as training needs none
+
+    return yaml.load(text, _loader())
+
+
+@functools.cache
+def _loader() -> Any:
+    import yaml
+
+    number, text = "tag:yaml.org,2002:float", "tag:yaml.org,2002:str"
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            for name, _ in node.value:
+                if name.tag == number and POWER_OF_TEN.fullmatch(name.value):
+                    name.tag = text
+            return super().construct_mapping(node, deep)
+
+    Loader.add_implicit_resolver(number, re.compile(f"(?:{POWER_OF_TEN.pattern})$"), list("-+.0123456789"))
+    return Loader
 
 
 def parse(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import yaml
 
-from burnish.compose import config_text, group_options, is_file, read_option, split
-from burnish.config import Checked, key, parse
+from burnish.compose import PATHS, config_text, group_options, in_home, is_file, read_option, split, with_home
+from burnish.config import MOST_SEED, Checked, key, load_yaml, parse
 from burnish.errors import BurnishError, NotInstalled, warn
 from burnish.finetune.stage import stage_class
 from burnish.plugins import PluginsConfig, import_plugins
@@ -59,7 +59,9 @@ class TaskGrid(Checked):
 class TuningGrid(Checked):
     """Settings to choose among before the comparison, as many for each method, on seeds that it does not have."""
 
-    seeds: list[int] = key([100], "of its trainings and of the policies they start from; none of the comparison's")
+    seeds: list[int] = key(
+        [100], "of its trainings and of the policies they start from; none of the comparison's", least=0, most=MOST_SEED
+    )
     settings: list[str] = key([], "words for each of its cells, before the setting's, such as total_env_steps=6400")
     methods: dict[str, dict[str, list[str]]] = key(
         factory=dict, doc="method -> name of a setting -> its words, after the method's; as many for each method"
@@ -88,7 +90,9 @@ class CompareConfig(PluginsConfig):
     run_dir: str = key(doc="folder of all runs and of the report (default: runs/compare-NAME)")
     tasks: dict[str, TaskGrid] = key(doc="task -> its keys, see below")
     methods: dict[str, list[str]] = key(doc="name -> words, such as [stage=NAME, n_envs=8]; in the report's order")
-    seeds: list[int] = key([0, 1, 2], "of all trainings; seed s starts from the policy pretrained with seed s")
+    seeds: list[int] = key(
+        [0, 1, 2], "of all trainings; seed s starts from the policy pretrained with seed s", least=0, most=MOST_SEED
+    )
     settings: list[str] = key([], "words for every cell but the pretraining")
     total_env_steps: int | None = key(
         None, "the budget of each cell that names none of its own (null: its command's)", above=0
@@ -210,7 +214,7 @@ def _check_folder(key: str, name: str) -> None:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Raises BurnishError where there are no keys and values to be read."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise BurnishError(f"{path} cannot be read: {reason}") from error
@@ -225,9 +229,10 @@ def read_config(path: Path, overrides: Sequence[str] = (), *, only_report: bool 
 
     Raises BurnishError where the file cannot be read, or a key or value is wrong.
     """
+    path = Path(in_home("FILE", str(path)))
     content = read_yaml(path)
     if isinstance(content.get("tuned"), str):
-        content["tuned"] = str(path.parent / content["tuned"])
+        content["tuned"] = str(path.parent / in_home("tuned", content["tuned"]))
     for override in overrides:
         _override(content, override)
     content.setdefault("name", path.stem)
@@ -242,7 +247,7 @@ def read_config(path: Path, overrides: Sequence[str] = (), *, only_report: bool 
     except BurnishError as error:
         raise BurnishError(f"{path}: {error}") from error
     try:
-        return parse(CompareConfig, content)
+        return parse(CompareConfig, with_home(content, (*PATHS, "tuned")))
     except BurnishError as error:
         raise BurnishError(f"{path}: {error}") from error
 
@@ -255,6 +260,6 @@ def _override(content: dict[str, Any], override: str) -> None:
         found = section.get(parent)
         section[parent] = section = dict(found) if isinstance(found, dict) else {}
     try:
-        section[name] = yaml.safe_load(value)
+        section[name] = load_yaml(value)
     except yaml.YAMLError as error:
         raise BurnishError(f"{override}: the value is no YAML") from error

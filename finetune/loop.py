@@ -23,6 +23,7 @@ from burnish.finetune.stage import Stage
 from burnish.finetune.statistics import EpisodeStatistics
 from burnish.finetune.watch import TrainingEpisodes, fall, values
 from burnish.machine.memory import peak_memory_mib
+from burnish.networks.optimise import forget_updates, skipped_updates
 from burnish.policies.folder import WEIGHTS
 from burnish.runs.checkpoint import FinetuneState
 from burnish.runs.course import Course, passed
@@ -72,6 +73,7 @@ class Loop:
                 self._evaluate_pretrained()
             else:
                 self._load_state(state)
+            forget_updates()
             if self.offline_steps < self.config.offline.steps:
                 self._learn_offline(stop)
             if self.envs is not None:
@@ -95,7 +97,7 @@ class Loop:
             while self.offline_steps < how.steps and not self._out_of_time():
                 began, before = time.perf_counter(), self.offline_steps
                 n = min(how.report_every, how.steps - before)
-                metrics: dict[str, Any] = self.stage.update_offline(n)
+                metrics: dict[str, Any] = self.stage.update_offline(n) | skipped_updates()
                 self.offline_steps += n
                 seconds = time.perf_counter() - began
                 self.training_seconds += seconds
@@ -133,7 +135,7 @@ class Loop:
                     self.unlogged = time.perf_counter() - last_time, self.env_steps - last_steps
                 else:
                     acted = time.perf_counter()
-                    metrics = self.stage.update()
+                    metrics = self.stage.update() | skipped_updates()
                     self.updates += 1
                     now = time.perf_counter()
                     metrics["time/update"] = now - acted
@@ -279,6 +281,7 @@ class Loop:
         self.training_seconds, self.unlogged = state.training_seconds, state.unlogged
         self.looked_at, self.noise_compared = state.looked_at, state.noise_compared
         self.course.best, self.course.best_step = state.best, state.best_step
+        self.run.checkpoints.keep_best(state.best_step)
         self.offline_steps = state.offline_steps
         self.best_env_steps = state.best_step if state.best_env_steps is None else state.best_env_steps
         self.before = EvaluationSummary.from_json(state.before)
@@ -301,7 +304,9 @@ class Loop:
         evaluation = self._evaluate_shown("after")
         self._judge(evaluation)
         went_back_to = None
-        if self.fallen and self.config.when_worse == "go_back":
+        if self.fallen and self.config.when_worse == "go_back" and self.run.checkpoints.best() is None:
+            warn(f"{self.run.folder} has lost its best checkpoint: the policy stays as it is")
+        elif self.fallen and self.config.when_worse == "go_back":
             went_back_to, evaluation = self.course.best_step, self._go_back()
         metrics = evaluation.metrics()
         metrics["time/training"] = self.unlogged[0]  # of a rollout that was not learned from

@@ -35,7 +35,7 @@ from burnish.evaluation.temperatures import (
 from burnish.evaluation.video import record
 from burnish.machine.device import resolve_device
 from burnish.networks.averages import EMA
-from burnish.networks.optimise import clipped_step
+from burnish.networks.optimise import clipped_step, forget_updates, skipped_updates
 from burnish.policies.base import ChunkConfig, Policy, policy_class
 from burnish.policies.diffusion import PolicyConfig
 from burnish.pretrain.convergence import still_improving
@@ -148,6 +148,7 @@ class BehaviourCloning:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.step = 0
         self.loss_sum = torch.zeros((), device=self.device)  # of the steps since the last report
+        self.skipped = torch.zeros((), device=self.device)  # among them, which are not in the sum
         self._permutation: tuple[int, Tensor] | None = None
 
     def learning_rate_factor(self, step: int) -> float:
@@ -171,13 +172,15 @@ class BehaviourCloning:
         """One gradient step; the loss stays on the device."""
         if self.step % self.report_every == 0:
             self.loss_sum.zero_()
+            self.skipped.zero_()
         batch = self.windows.batch(self.indices())
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             loss = self.policy.loss(batch.obs, batch.actions, self.generator)
-        clipped_step(self.optimizer, loss, self.config.max_grad_norm)
+        skipped = clipped_step(self.optimizer, loss, self.config.max_grad_norm)
         self.scheduler.step()
         self.ema.update(self.policy)
-        self.loss_sum += loss.detach()
+        self.loss_sum += torch.where(skipped > 0, 0, loss.detach())
+        self.skipped += skipped
         self.step += 1
 
     @torch.no_grad()
@@ -198,9 +201,10 @@ class BehaviourCloning:
 
     def metrics(self) -> dict[str, float]:
         """Of the steps since the last report that was due."""
+        made = (self.step % self.report_every or self.report_every) - int(self.skipped)
         metrics: dict[str, float] = {
             "epoch": self.step / self.steps_per_epoch,
-            "loss": float(self.loss_sum) / (self.step % self.report_every or self.report_every),
+            "loss": float(self.loss_sum) / made if made else math.nan,
             "learning_rate": float(self.scheduler.get_last_lr()[0]),
         }
         if self.validation is not None:
@@ -216,6 +220,7 @@ class BehaviourCloning:
             "scheduler": self.scheduler.state_dict(),
             "generator": generator_state(self.generator),
             "loss_sum": self.loss_sum,
+            "skipped": self.skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -226,6 +231,7 @@ class BehaviourCloning:
         self.scheduler.load_state_dict(state["scheduler"])
         restore_generator(self.generator, state["generator"])
         self.loss_sum.copy_(state["loss_sum"])
+        self.skipped.copy_(state.get("skipped", self.skipped))
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -292,6 +298,7 @@ class Pretraining:
         """Start or resume, and go on to the last gradient step."""
         trainer, total = self.trainer, self.trainer.total_steps
         self._resume()
+        forget_updates()
         with StopRequest() as stop, self.run.progress(total, "pretrain", initial=trainer.step) as progress:
             last_time, last_step = time.perf_counter(), trainer.step
             while trainer.step < total:
@@ -300,7 +307,8 @@ class Pretraining:
                 evaluation_due = self._due(self.config.train.eval_every)
                 if trainer.report_due or evaluation_due:
                     now = time.perf_counter()
-                    metrics = trainer.metrics()
+                    skipped = skipped_updates()
+                    metrics = trainer.metrics() | skipped
                     metrics["time/steps_per_second"] = (trainer.step - last_step) / (now - last_time)
                     progress.update(0, loss=metrics["loss"])
                     self._report(metrics, evaluation_due)

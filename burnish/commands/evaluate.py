@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from burnish.config import key
+from burnish.config import MOST_SEED, key
 from burnish.envs.task import TaskConfig
 from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig, about, check_task, evaluate
 from burnish.evaluation.temperatures import Sampling, best, compare_samplings, table
@@ -32,6 +32,7 @@ class EvaluateConfig(EpisodesConfig, DeviceConfig, PluginsConfig):
         "of the first episode; not those from 100000 on, by which trainings choose their best checkpoint: measured on "
         "them it would seem better than it is",
         least=0,
+        most=MOST_SEED,
     )
     out: str | None = key(None, "folder for the results (null: evaluation/ in the run folder, or beside the policy)")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from burnish.compose import compose
-from burnish.config import key, parse
+from burnish.config import MOST_SEED, key, parse
 from burnish.datasets.load import load
 from burnish.datasets.sources import demonstrations_of
 from burnish.envs.task import TaskConfig
@@ -37,7 +37,7 @@ class HeadroomConfig(EpisodesConfig, DeviceConfig, PluginsConfig):
 
     policy: str = key(doc="folder of the pretrained policy")
     task: TaskConfig = key()
-    seed: int = key(200_000, "of the first episode", least=0)
+    seed: int = key(200_000, "of the first episode", least=0, most=MOST_SEED)
     temperatures: list[float] = key([1.0, 0.75, 0.5, 0.25, 0.0], "of the frozen policy", least=0)
     means_of: list[int] = key([4, 16], "chunks whose mean is executed, at temperature 1", least=2)
     critic_steps: int = key(

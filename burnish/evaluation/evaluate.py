@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from burnish.config import Checked, WrongValue, key, to_dict
+from burnish.config import MOST_SEED, Checked, WrongValue, key, to_dict
 from burnish.envs import BACKENDS
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
@@ -41,7 +41,7 @@ class EpisodesConfig(Checked):
     """Which episodes, how they are run."""
 
     episodes: int = key(100, "with fixed seeds: episode i starts from seed + i", least=1)
-    seed: int = key(100_000, "of the first episode", least=0)
+    seed: int = key(100_000, "of the first episode", least=0, most=MOST_SEED)
     n_envs: int = key(20, "environments that are stepped together (changes the speed, not the episodes)", least=1)
     backend: str = key("auto", "sync (in this process), workers (processes) or envpool (Gymnasium)", options=BACKENDS)
     n_workers: int | None = key(None, "processes (null: one a CPU)", least=1)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from burnish.config import WrongValue, key
+from burnish.config import MOST_SEED, WrongValue, key
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate, evaluation_envs
@@ -24,7 +24,10 @@ class TrainingEvaluationConfig(EvaluationConfig):
 
     temperatures: list[float] = key([1.0, 0.5, 0.0], "tried at the end ([]: its own alone)", least=0)
     selection_seed: int = key(
-        300_000, "of the first episode by which the best temperature is chosen; the others then measure it", least=0
+        300_000,
+        "of the first episode by which the best temperature is chosen; the others then measure it",
+        least=0,
+        most=MOST_SEED,
     )
 
 

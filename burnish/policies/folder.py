@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import BurnishError
-from burnish.runs.checkpoint import Checkpoints
+from burnish.runs.checkpoint import Checkpoints, checkpoint_at
 
 FORMAT = 1
 WEIGHTS = "policy.safetensors"
@@ -22,9 +22,10 @@ def policy_folder(folder: str | os.PathLike[str]) -> Path:
     Raises:
         BurnishError: a file is missing.
     """
-    folder = Path(folder)
+    folder = checkpoint_at(Path(folder))
     if (folder / "checkpoints").is_dir():
-        folder = Checkpoints(folder / "checkpoints").latest() or folder
+        checkpoints = Checkpoints(folder / "checkpoints")
+        folder = checkpoints.latest(DESCRIPTION, WEIGHTS) or checkpoints.latest() or folder
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
             raise BurnishError(

@@ -10,17 +10,19 @@ as long as no field is renamed and each one added later has a default. docs/chec
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from burnish.errors import BurnishError
-from burnish.machine.disk import flush, restore_folder, save_folder, siblings
+from burnish.errors import BurnishError, warn
+from burnish.machine.disk import flush, restore_folder, save_folder, siblings, write_atomically
 from burnish.runs.state import load_state, random_states, restore_random_states, save_state
 
 TRAINER = "trainer.pt"
+STEP = re.compile(r"step_(\d{8,})")
 T = TypeVar("T")
 
 
@@ -127,8 +129,23 @@ def _of(kind: type[T], content: dict[str, Any], path: Path) -> T:
     return kind(**{name: value for name, value in content.items() if name in known})
 
 
+def checkpoint_at(path: Path) -> Path:
+    """The folder that `path` stands for: itself, or that named by a small file, as `latest` and `best` are where there
+    are no symbolic links (or where git or an archive made files of them)."""
+    if not path.is_file():
+        return path
+    try:
+        name = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return path
+    return path.with_name(name) if STEP.fullmatch(name) else path
+
+
 class Checkpoints:
     """The folders `step_00000100/` of a run, with the symlinks `latest` and `best`.
+
+    Where there are no symbolic links these two are files that hold a folder's name, and in a copy that followed the
+    links they are folders: all of it is read. Whatever has another name is neither looked at nor deleted.
 
     Attributes:
         folder: where they are.
@@ -153,17 +170,27 @@ class Checkpoints:
                 shutil.rmtree(old.rename(unfinished), ignore_errors=True)
         return path
 
-    def latest(self) -> Path | None:
-        """The newest whole checkpoint, also after the process was killed; None where there is none."""
+    def latest(self, *files: str) -> Path | None:
+        """The newest whole checkpoint, also after the process was killed; None where there is none.
+
+        It has `files`: newer ones that lack some, as a copy that was cut short leaves them, are warned of.
+        """
         for previous in self.folder.glob(".step_*.previous"):
             restore_folder(previous.with_name(previous.stem[1:]))
-        steps = self._steps()
-        return steps[-1] if steps else None
+        copied = self.folder / "latest"
+        found = self._steps() or [path for path in [copied] if _holds_something(path)]
+        for path in reversed(found):
+            missing = [name for name in files if not (path / name).is_file()]
+            if not missing:
+                return path
+            warn(f"{path} is no whole checkpoint, it lacks {', '.join(missing)}: looking for an older one")
+        return None
 
     def best(self) -> Path | None:
-        """The checkpoint last given to `mark_best`, or None."""
+        """The checkpoint last given to `mark_best`, or its copy; None where there is none."""
         link = self.folder / "best"
-        return self.folder / link.readlink() if link.is_symlink() else None
+        found = self.folder / link.readlink().name if link.is_symlink() else checkpoint_at(link)
+        return found if _holds_something(found) else None
 
     def mark_best(self, step: int) -> None:
         """Point `best` at the checkpoint of `step`, which must have been saved."""
@@ -172,15 +199,37 @@ class Checkpoints:
             raise ValueError(f"{path} was not saved")
         self._point("best", path)
 
+    def keep_best(self, step: int) -> None:
+        """`mark_best` where a copy of the run has lost its `best`, and has the checkpoint of `step`."""
+        if self.best() is None and self._path(step) in self._steps():
+            self.mark_best(step)
+
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
 
     def _steps(self) -> list[Path]:
-        return sorted(self.folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+        """The checkpoints, the newest last."""
+        named = {path: STEP.fullmatch(path.name) for path in self.folder.glob("step_*")}
+        steps = {path: int(match[1]) for path, match in named.items() if match and _holds_something(path)}
+        return sorted(steps, key=lambda path: steps[path])
 
     def _point(self, name: str, path: Path) -> None:
-        link = self.folder / f".{name}.unfinished"
-        link.unlink(missing_ok=True)
-        link.symlink_to(path.name)
-        link.rename(self.folder / name)
+        link, unfinished = self.folder / name, self.folder / f".{name}.unfinished"
+        unfinished.unlink(missing_ok=True)
+        copied = link.is_dir() and not link.is_symlink()
+        if copied:  # by something that followed the link
+            shutil.rmtree(siblings(link)[1], ignore_errors=True)
+            link.rename(siblings(link)[1])
+        try:
+            unfinished.symlink_to(path.name)
+            unfinished.replace(link)
+        except (OSError, NotImplementedError):  # exFAT, some network drives, Windows
+            unfinished.unlink(missing_ok=True)
+            write_atomically(link, path.name + "\n")
+        if copied:
+            shutil.rmtree(siblings(link)[1], ignore_errors=True)
         flush(self.folder)
+
+
+def _holds_something(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())

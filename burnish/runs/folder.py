@@ -15,7 +15,7 @@ from burnish.config import to_dict
 from burnish.errors import BurnishError
 from burnish.machine.disk import write_atomically
 from burnish.renamed import FORMAT, with_todays_keys
-from burnish.runs.checkpoint import Checkpoints, FinetuneState, PretrainState, TrainerFile
+from burnish.runs.checkpoint import TRAINER, Checkpoints, FinetuneState, PretrainState, TrainerFile
 from burnish.runs.evaluation_file import AT_BEST_TEMPERATURE, AT_TEMPERATURE, BEFORE, EVALUATION, SELECTED
 from burnish.runs.json_file import write_json
 from burnish.runs.metrics import METRICS, read_metrics
@@ -141,10 +141,14 @@ class Run:
     def save_checkpoint(
         self, step: int, write_policy: Callable[[Path], None], state: FinetuneState | PretrainState
     ) -> None:
-        """Write a policy folder and, in it, what a resumed run needs to go on exactly here."""
+        """Write a policy folder and, in it, what a resumed run needs to go on exactly here.
+
+        Raises BurnishError, and leaves the checkpoints as they are, where a weight of the policy is not finite.
+        """
 
         def write(folder: Path) -> None:
             write_policy(folder)
+            _require_finite(folder)
             TrainerFile.now(state, self.n_metric_lines).write(folder)
 
         self.checkpoints.save(step, write)
@@ -152,7 +156,7 @@ class Run:
     def load_checkpoint(self, kind: type[T]) -> T | None:
         """Undo what came after the latest checkpoint -> its state, a `FinetuneState` or `PretrainState` as `kind` says;
         None (and no metrics) where there is no checkpoint yet."""
-        latest = self.checkpoints.latest()
+        latest = self.checkpoints.latest(TRAINER) or self.checkpoints.latest()  # the latter says what it lacks
         if latest is None:
             self.truncate_metrics(0)
             return None
@@ -226,6 +230,19 @@ def load_config(folder: str | Path) -> dict[str, Any]:
         return with_todays_keys(config)
     except BurnishError as error:
         raise BurnishError(f"{path}: {error}") from error
+
+
+def _require_finite(policy: Path) -> None:
+    """Raise BurnishError for weights that are not finite."""
+    from safetensors.torch import load_file
+
+    for file in policy.glob("*.safetensors"):
+        for name, weights in load_file(file).items():
+            if not weights.isfinite().all():
+                raise BurnishError(
+                    f"the policy's weights are not finite ({name}): no checkpoint was written, the last one is as it "
+                    "was; lower the learning rate, and look for extreme values in the data or the rewards"
+                )
 
 
 def _number(value: Any) -> int | float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from burnish.config import key
+from burnish.config import MOST_SEED, key
 from burnish.datasets.experts.faults import Faults
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -27,7 +27,7 @@ class CollectConfig(PluginsConfig):
         [], "further behaviours, which take turns with it, one episode each: levels of skill, as in medium-replay data"
     )
     episodes: int = key(100, "rolled out; episode i starts from seed + i", least=1)
-    seed: int = key(0, "of the first episode", least=0)
+    seed: int = key(0, "of the first episode", least=0, most=MOST_SEED)
     action_noise: float = key(
         0.0, "standard deviation of the Gaussian noise on the executed actions (the gripper has none)", least=0
     )
