@@ -47,7 +47,7 @@ class Summary:
         n_successes: episodes with a reward of 1 or more; None where that says nothing (not robosuite).
         masks: filter key -> number of its episodes.
         faults: what scripted experts did wrong on purpose -> number of episodes with it.
-        left_out: observations of more than one dimension, which are read where a task's sensors name them.
+        left_out: what is no flat observation: words, groups, and pictures that no sensor names.
     """
 
     source: str
@@ -92,7 +92,7 @@ class Summary:
             "simulator states": "yes" if self.has_states else "no",
             "filter keys": _counts(self.masks),
             "faults on purpose": _counts(self.faults),
-            "left out (sensors)": ", ".join(self.left_out) or "none",
+            "left out": ", ".join(self.left_out) or "none",
             "environment": f"{env.get('env_name', 'not named')} {env.get('env_version', '') or ''}".strip(),
         }
 
