@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -15,8 +16,9 @@ import pytest
 from burnish.datasets.checking.checks import ERROR, Finding, check
 from burnish.datasets.checking.inspect import inspect
 from burnish.datasets.episodes import listed, natural_order
-from burnish.datasets.formats import hdf5
+from burnish.datasets.formats import hdf5, robosuite_states
 from burnish.datasets.load import load, read
+from burnish.datasets.split import split_episodes
 from burnish.errors import BurnishError
 
 T = 6
@@ -426,3 +428,97 @@ def test_minari_in_a_format_that_cannot_be_read_here(tmp_path, monkeypatch):
     metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "data_format": "arrow"}))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert 'pip install "minari[arrow]"' in message(path)
+
+
+def with_env_args(path: Path, **env_args: object) -> Path:
+    with h5py.File(lift(path), "a") as file:
+        file["data"].attrs["env_args"] = json.dumps(env_args)
+    return path
+
+
+def test_env_kwargs_of_nothing_are_empty(tmp_path):
+    path = with_env_args(tmp_path / "a.hdf5", env_name="Lift", type=1, env_kwargs=None)
+    assert load(path).env_args == {"env_name": "Lift", "type": 1, "env_kwargs": {}}
+    path = with_env_args(tmp_path / "a.hdf5", env_name="Lift", type=1, env_kwargs=["robots"])
+    assert "env_kwargs in attribute env_args of data is list" in message(path)
+
+
+@pytest.mark.parametrize(
+    ("env_args", "terminated", "said"),
+    [
+        ({"env_kwargs": {"robots": ["Panda"]}}, False, False),
+        ({"env_kwargs": {"controller_configs": {}}, "type": None}, False, False),
+        ({"env_kwargs": {"robots": ["Panda"]}, "type": 2}, True, False),
+        ({"env_kwargs": {}}, True, True),
+        ({}, True, True),
+        ({"type": 1}, False, False),
+    ],
+)
+def test_env_args_without_a_type(tmp_path, capsys, env_args: dict[str, object], terminated: bool, said: bool):
+    episodes = load(with_env_args(tmp_path / "a.hdf5", env_name="Lift", **env_args)).episodes
+    assert [episode.terminated.any() for episode in episodes] == [terminated] * 2
+    assert ("env_args have no type" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reward", "successes"),
+    [
+        ({}, 1.0, 2),
+        ({}, 0.9, 0),
+        ({"reward_scale": None}, 1.0, 2),
+        ({"reward_scale": 0.1}, 0.1, 2),
+        ({"reward_scale": 10.0}, 1.0, 0),
+        ({"reward_scale": 10.0}, 10.0, 2),
+        ({"reward_shaping": True}, 1.0, None),
+        ({"reward_shaping": True, "reward_scale": 10}, 10.0, None),
+        ({"reward_scale": "high"}, 1.0, None),
+    ],
+)
+def test_success_is_read_from_sparse_rewards_by_their_scale(tmp_path, kwargs, reward: float, successes: int | None):
+    path = with_env_args(tmp_path / "a.hdf5", env_name="Lift", type=1, env_kwargs=kwargs)
+    put(path, "rewards", np.append(np.zeros(T - 1), reward))
+    summary = inspect(load(path))
+    assert summary.n_successes == successes
+    assert (f"{successes} of 2" if successes is not None else "not told by the data") in str(summary)
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "unused"), [((0, 1), (2,), "demo_3, demo_4"), ((4,), (0,), "demo_1, demo_2, demo_3")]
+)
+def test_masks_that_leave_episodes_unused_are_told(tmp_path, capsys, train, valid, unused: str):
+    path = lift(tmp_path / "a.hdf5", tuple(f"demo_{i}" for i in range(5)))
+    with h5py.File(path, "a") as file:
+        file["mask/train"], file["mask/valid"] = ([f"demo_{i}".encode() for i in part] for part in (train, valid))
+    demos = load(path)
+    parts = split_episodes(demos, 0.3, seed=0)
+    assert [[episode.name for episode in part] for part in parts] == [
+        [f"demo_{i}" for i in part] for part in (train, valid)
+    ]
+    said = capsys.readouterr().err
+    assert f"{len(train)} and {len(valid)} of 5 episodes, so these are not used: {unused} (" in said
+    split_episodes(demos, 0, seed=0)
+    split_episodes(replace(demos, masks={}), 0.3, seed=0)
+    split_episodes(
+        replace(demos, masks={"train": ["demo_0"], "valid": [f"demo_{i}" for i in range(1, 5)]}), 0.3, seed=0
+    )
+    assert not capsys.readouterr().err
+
+
+def test_masks_of_episodes_that_are_not_there_are_told(tmp_path, capsys):
+    with h5py.File(lift(tmp_path / "a.hdf5"), "a") as file:
+        file["mask/all"], file["mask/old"] = [b"demo_0", b"demo_1"], [b"demo_1", b"demo_7"]
+    assert load(tmp_path / "a.hdf5", "old").masks == {"all": ["demo_1"], "old": ["demo_1"]}
+    assert capsys.readouterr().err.strip().endswith("mask/old names episodes that the file has not: demo_7")
+
+
+@pytest.mark.parametrize("values", [np.zeros((2, 2)), np.arange(3), "demo_0"])
+def test_masks_that_are_no_lists_of_names(tmp_path, values: object):
+    with h5py.File(lift(tmp_path / "a.hdf5"), "a") as file:
+        file["mask/train"] = values
+    assert "mask/train is no list of names" in message(tmp_path / "a.hdf5")
+
+
+@pytest.mark.parametrize("xml", ["<mujoco>", "<mujoco", "<a></b>"])
+def test_a_model_that_is_cut_off_is_one_line(xml: str):
+    with pytest.raises(BurnishError, match=r"^a\.hdf5: demo_0: attribute model_file is no complete XML"):
+        robosuite_states._parse(xml, "a.hdf5: demo_0")

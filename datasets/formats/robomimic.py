@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from burnish.datasets.episodes import Demonstrations, Episode, listed, natural_order
 from burnish.datasets.formats import hdf5
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, warn
 
 ROBOSUITE_TYPE = 1  # robomimic.envs.env_base.EnvType.ROBOSUITE_TYPE
 _FAULT = "fault_"
@@ -54,6 +54,7 @@ def read(path: Path, filter_key: str | None = None, sensors: Sequence[str] = ())
         masks = _read_masks(path, file)
         env_args = _read_env_args(path, data)
         names = sorted(data, key=natural_order)
+        _tell_absent(path, masks, set(names))
         if filter_key is not None:
             names = [name for name in names if name in _names_of(path, masks, filter_key)]
         if not names:
@@ -94,6 +95,13 @@ def write(path: Path, demos: Demonstrations) -> None:
             file[f"mask/{key}"] = np.array(members, dtype="S")
 
 
+def _tell_absent(path: Path, masks: dict[str, list[str]], present: set[str]) -> None:
+    for key, names in masks.items():
+        absent = [name for name in names if name not in present]
+        if absent:
+            warn(f"{path}: mask/{key} names episodes that the file has not: {listed(absent)}")
+
+
 def _names_of(path: Path, masks: dict[str, list[str]], filter_key: str) -> set[str]:
     if filter_key not in masks:
         present = listed(masks) or "none"
@@ -124,7 +132,41 @@ def _read_env_args(path: Path, data: h5py.Group) -> dict[str, Any] | None:
         return None
     if not isinstance(env_args, dict):
         raise BurnishError(f"{path}: attribute env_args of data is {type(env_args).__name__}, expected an object")
+    kwargs = env_args.get("env_kwargs")
+    if kwargs is None and "env_kwargs" in env_args:
+        kwargs = env_args["env_kwargs"] = {}
+    if kwargs is not None and not isinstance(kwargs, dict):
+        found = type(kwargs).__name__
+        raise BurnishError(f"{path}: env_kwargs in attribute env_args of data is {found}, expected an object")
+    if env_args.get("type") is None:
+        _tell_the_type(path, env_args, kwargs or {})
     return env_args
+
+
+def _tell_the_type(path: Path, env_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Hand-made files leave it out; who has `robots` is robosuite's."""
+    if "robots" in kwargs or "controller_configs" in kwargs:
+        env_args["type"] = ROBOSUITE_TYPE
+    else:
+        warn(
+            f"{path}: env_args have no type, so `dones` are taken for terminations: expected "
+            f'"type": {ROBOSUITE_TYPE} where they are robosuite\'s, else 2'
+        )
+
+
+def success_reward(env_args: dict[str, Any] | None) -> float | None:
+    """The reward from which on a step is a success, or None where rewards do not tell it.
+
+    They tell it for robosuite's sparse rewards, which are `reward_scale` (1) at success and 0 elsewhere.
+    """
+    if env_args is None or env_args.get("type") != ROBOSUITE_TYPE:
+        return None
+    kwargs = env_args.get("env_kwargs") or {}
+    scale = kwargs.get("reward_scale")
+    scale = 1.0 if scale is None else scale
+    if kwargs.get("reward_shaping") or not isinstance(scale, (int, float)) or scale <= 0:
+        return None
+    return scale * (1 - 1e-6)  # rewards have 32 bits
 
 
 def _read_episode(
