@@ -105,11 +105,11 @@ def not_an_array(found: Any) -> str | None:
         return f"is a group of {listed(found) or 'nothing'}"
     if not isinstance(found, h5py.Dataset):
         return "is a type"
-    if h5py.check_string_dtype(found.dtype) is not None or found.dtype.kind in "SU":
-        return "holds words"
-    if found.dtype.kind not in "biuf":
-        return f"holds values of type {found.dtype}"
-    return None if found.shape else "holds no array but a single value"
+    dtype = found.dtype
+    if dtype.kind in "biuf":
+        return None if found.shape else "holds no array but a single value"
+    words = h5py.check_string_dtype(dtype) is not None
+    return "holds words" if words else f"holds values of type {dtype}"
 
 
 def text(value: Any) -> str:

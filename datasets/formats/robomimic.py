@@ -201,8 +201,9 @@ def _read_episode(
     final_obs = None
     lengths = {"dones": len(arrays["dones"])} if "dones" in arrays else {}
     if "next_obs" in group and n_steps:
-        present = [key for key in obs if key in group["next_obs"]]
-        after = {key: hdf5.array(group["next_obs"][key], f"{where}: next_obs/{key}") for key in present}
+        next_obs = group["next_obs"]
+        present = [key for key in obs if key in next_obs]
+        after = {key: hdf5.array(next_obs[key], f"{where}: next_obs/{key}") for key in present}
         lengths |= {f"next_obs/{key}": len(values) for key, values in after.items()}
         last = {key: values[-1] for key, values in after.items() if len(values)}
         final_obs = {k: _sensor(v) if k in sensors else v.astype(np.float32).reshape(-1) for k, v in last.items()}
