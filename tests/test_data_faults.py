@@ -436,6 +436,13 @@ def with_env_args(path: Path, **env_args: object) -> Path:
     return path
 
 
+@pytest.mark.parametrize("written", ["high", np.zeros(2), np.bytes_(b"1")])
+def test_sizes_of_faults_are_numbers(tmp_path, written: object):
+    with h5py.File(lift(tmp_path / "a.hdf5"), "a") as file:
+        file["data/demo_1"].attrs["fault_noise"] = written
+    assert "episode demo_1: attribute fault_noise is" in message(tmp_path / "a.hdf5")
+
+
 def test_env_kwargs_of_nothing_are_empty(tmp_path):
     path = with_env_args(tmp_path / "a.hdf5", env_name="Lift", type=1, env_kwargs=None)
     assert load(path).env_args == {"env_name": "Lift", "type": 1, "env_kwargs": {}}
@@ -452,6 +459,8 @@ def test_env_kwargs_of_nothing_are_empty(tmp_path):
         ({"env_kwargs": {}}, True, True),
         ({}, True, True),
         ({"type": 1}, False, False),
+        ({"type": "1"}, False, False),
+        ({"type": "2"}, True, False),
     ],
 )
 def test_env_args_without_a_type(tmp_path, capsys, env_args: dict[str, object], terminated: bool, said: bool):

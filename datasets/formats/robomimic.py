@@ -138,6 +138,8 @@ def _read_env_args(path: Path, data: h5py.Group) -> dict[str, Any] | None:
     if kwargs is not None and not isinstance(kwargs, dict):
         found = type(kwargs).__name__
         raise BurnishError(f"{path}: env_kwargs in attribute env_args of data is {found}, expected an object")
+    if str(env_args.get("type", "")).isdecimal():
+        env_args["type"] = int(env_args["type"])
     if env_args.get("type") is None:
         _tell_the_type(path, env_args, kwargs or {})
     return env_args
@@ -224,10 +226,18 @@ def _read_episode(
         final_obs=final_obs,
         states=states,
         model_file=model_file or None,
-        faults={key.removeprefix(_FAULT): float(group.attrs[key]) for key in group.attrs if key.startswith(_FAULT)},
+        faults=_read_faults(group, where),
         left_out=left_out,
         lengths=lengths,
     )
+
+
+def _read_faults(group: h5py.Group, where: str) -> dict[str, float]:
+    faults = {key: group.attrs[key] for key in group.attrs if key.startswith(_FAULT)}
+    for key, size in faults.items():
+        if np.size(size) != 1 or np.asarray(size).dtype.kind not in "biuf":
+            raise BurnishError(f"{where}: attribute {key} is {hdf5.text(size)!r}, expected a number")
+    return {key.removeprefix(_FAULT): float(size) for key, size in faults.items()}
 
 
 def _observed(group: h5py.Group, where: str, sensors: Sequence[str]) -> tuple[dict[str, h5py.Dataset], dict[str, str]]:
