@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,17 @@ from numpy.typing import NDArray
 
 from burnish.errors import BurnishError
 from burnish.observations import STATE, ObsSpec, Part
+
+
+def natural_order(name: str) -> list[str | int]:
+    """Key to sort names by, numbers in them by their size: episode_2 before episode_10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Names for a message, in natural order: all of a few, the first of many and how many there are."""
+    ordered = sorted(names, key=natural_order)
+    return ", ".join(ordered if len(ordered) <= most else [*ordered[: most - 1], f"... ({len(ordered)})"])
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,8 @@ class Episode:
         states: (T, S) simulator states before each action, or None.
         model_file: the simulator's XML, or None.
         faults: what a scripted expert did wrong on purpose in it -> how much.
+        left_out: what the file has under a name that was not read -> why ("holds words").
+        lengths: steps of what the file has for each step, but is not kept here ("dones", "next_obs/object").
     """
 
     name: str
@@ -40,6 +54,8 @@ class Episode:
     states: NDArray[np.float64] | None = None
     model_file: str | None = None
     faults: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -51,13 +67,17 @@ class Episode:
         """
         missing = [key for key in (*keys, *sensors) if key not in self.obs]
         if missing:
-            raise BurnishError(
-                f"episode {self.name} has no observation {missing[0]!r}; it has: {', '.join(sorted(self.obs))}"
-            )
+            raise BurnishError(f"episode {self.name} has {self.without(missing[0])}")
         sizes = {key: math.prod(self.obs[key].shape[1:]) for key in keys}
         state = {STATE: Part((sum(sizes.values()),))} if keys else {}
         beside = {name: Part(self.obs[name].shape[1:], self.obs[name].dtype.name) for name in sensors}
         return ObsSpec(state | beside, sizes)
+
+    def without(self, key: str) -> str:
+        """What to say where observation `key` is needed and not here."""
+        if key in self.left_out:
+            return f"no observation {key!r} of numbers: it {self.left_out[key]}; it has: {listed(self.obs)}"
+        return f"no observation {key!r}; it has: {listed(self.obs)}"
 
     def flat_obs(self, keys: Sequence[str]) -> NDArray[np.float32]:
         """The observations of `keys`, joined in this order -> (T, Do)."""
@@ -91,7 +111,7 @@ class Demonstrations:
         env_args: robomimic's {"env_name", "env_version", "type", "env_kwargs"}, or None.
         masks: filter key -> names of its episodes.
         source: the file or folder it was read from, for error messages.
-        left_out: observations of the file that were not read, as no sensor has their name.
+        left_out: observations of the file that were not read: no sensor has their name, or they are no numbers.
     """
 
     episodes: list[Episode]

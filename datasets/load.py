@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from burnish.datasets.consistency import require_consistent
-from burnish.datasets.episodes import Demonstrations
+from burnish.datasets.episodes import Demonstrations, listed
 from burnish.datasets.sources import resolve
 from burnish.errors import BurnishError
 
@@ -25,7 +25,7 @@ def load(source: str | Path, filter_key: str | None = None, sensors: Sequence[st
     require_consistent(demos)
     missing = [name for name in sensors if name not in demos.episodes[0].obs]
     if missing:
-        others = ", ".join(demos.left_out) or "none"
+        others = listed(demos.left_out) or "none"
         raise BurnishError(
             f"{demos.source}: no observation {missing[0]!r} of task.sensors; beside flat ones it has: {others}"
         )
@@ -66,7 +66,7 @@ def _hdf5_format(path: Path) -> str:
             return "D4RL"
         data = file.get("data")
         if not isinstance(data, h5py.Group):
-            found = ", ".join(sorted(file)) or "nothing"
+            found = listed(file) or "nothing"
             raise BurnishError(
                 f"{path}: unknown layout; found {found} at the top level, expected data/demo_N (robomimic) "
                 f"or observations and actions (D4RL)"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from burnish.datasets.episodes import Demonstrations, Episode
-from burnish.errors import BurnishError
+from burnish.datasets.episodes import Demonstrations, Episode, listed
+from burnish.errors import BurnishError, warn
 
 
 def split_episodes(demos: Demonstrations, validation_fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:
@@ -13,7 +13,7 @@ def split_episodes(demos: Demonstrations, validation_fraction: float, seed: int)
 
     With a fraction of 0 everything is for training. Otherwise the file's own masks `train` and `valid` are
     used, where it has both; else `validation_fraction` of the episodes is drawn by `seed`, at least one and
-    never all.
+    never all. Where the masks leave episodes unused, a warning says so.
 
     Raises BurnishError for a fraction outside [0, 1), no episodes, or overlapping masks.
     """
@@ -32,6 +32,13 @@ def split_episodes(demos: Demonstrations, validation_fraction: float, seed: int)
         drawn = np.random.default_rng(seed).permutation(len(names))[:count]
         valid = {names[index] for index in drawn}
         train = set(names) - valid
+    elif len(train | valid) < len(demos.episodes):
+        unused = [episode.name for episode in demos.episodes if episode.name not in train | valid]
+        warn(
+            f"{demos.source}: mask/train and mask/valid name {len(train)} and {len(valid)} of {len(demos.episodes)} "
+            f"episodes, so these are not used: {listed(unused)} (validation_fraction={validation_fraction:g} does not "
+            "count where a file has both masks; to use all, delete them)"
+        )
     return (
         [episode for episode in demos.episodes if episode.name in train],
         [episode for episode in demos.episodes if episode.name in valid],

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from burnish.datasets.consistency import first_nonfinite
+from burnish.datasets.consistency import faults, signals
 from burnish.datasets.episodes import Demonstrations, Episode
 
 ERROR, WARNING = "error", "warning"
@@ -31,8 +30,8 @@ def check(demos: Demonstrations, obs_keys: list[str] | None = None, horizon: int
         obs_keys: the keys a policy will use; None stands for those of the first episode.
         horizon: Tp, the predicted action steps; shorter episodes are reported.
 
-    Errors: missing keys, lengths that differ from the number of actions, differing dimensions, NaN or
-    infinity, no steps. Warnings: actions outside [-1, 1], constant dimensions, short and duplicate episodes.
+    Errors: missing keys, no steps, and the `faults` that loading refuses. Warnings: actions outside
+    [-1, 1], constant dimensions, short and duplicate episodes.
     """
     if not demos.episodes:
         return [Finding(ERROR, "all", "there are no episodes")]
@@ -48,26 +47,12 @@ def check(demos: Demonstrations, obs_keys: list[str] | None = None, horizon: int
 
 
 def _check_episode(episode: Episode, first: Episode, keys: list[str], horizon: int) -> list[Finding]:
-    findings = [
-        Finding(ERROR, episode.name, f"no observation {key!r}; it has: {', '.join(sorted(episode.obs))}")
-        for key in keys
-        if key not in episode.obs
-    ]
+    findings = [Finding(ERROR, episode.name, episode.without(key)) for key in keys if key not in episode.obs]
     if len(episode) == 0:
         return [*findings, Finding(ERROR, episode.name, "no steps")]
     if len(episode) < horizon:
         findings.append(Finding(WARNING, episode.name, f"{len(episode)} steps, fewer than the horizon {horizon}"))
-    for name, values in _signals(episode, keys).items():
-        reference = _signals(first, keys).get(name)
-        if len(values) != len(episode):
-            message = f"{name} has {len(values)} steps, but there are {len(episode)} actions"
-            findings.append(Finding(ERROR, episode.name, message))
-        if reference is not None and values.shape[1:] != reference.shape[1:]:
-            message = f"{name} has shape {values.shape[1:]} per step, episode {first.name} {reference.shape[1:]}"
-            findings.append(Finding(ERROR, episode.name, message))
-        step = first_nonfinite(values)
-        if step is not None:
-            findings.append(Finding(ERROR, episode.name, f"{name} has NaN or infinity, first at step {step}"))
+    findings += [Finding(ERROR, episode.name, fault) for fault in faults(episode, first, keys)]
     outside = np.abs(episode.actions) > 1
     if outside.any():
         worst = float(np.abs(episode.actions[outside]).max())
@@ -76,16 +61,11 @@ def _check_episode(episode: Episode, first: Episode, keys: list[str], horizon: i
     return findings
 
 
-def _signals(episode: Episode, keys: list[str]) -> dict[str, NDArray[np.float32]]:
-    observations = {f"observation {key!r}": episode.obs[key] for key in keys if key in episode.obs}
-    return {"actions": episode.actions, "rewards": episode.rewards, **observations}
-
-
 def _constant_dimensions(episodes: list[Episode], keys: list[str]) -> list[Finding]:
-    signals = [_signals(episode, keys) for episode in episodes if len(episode)]
+    recorded = [signals(episode, keys) for episode in episodes if len(episode)]
     findings = []
     for name in ("actions", *(f"observation {key!r}" for key in keys)):
-        arrays = [signal[name] for signal in signals if name in signal]
+        arrays = [signal[name] for signal in recorded if name in signal]
         if not arrays or len({array.shape[1:] for array in arrays}) > 1:
             continue
         values = np.concatenate(arrays)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.datasets.episodes import Demonstrations
-from burnish.datasets.formats.robomimic import ROBOSUITE_TYPE
+from burnish.datasets.formats.robomimic import success_reward
 from burnish.errors import BurnishError
 
 
@@ -44,10 +44,10 @@ class Summary:
     Attributes:
         n_steps: steps of all episodes together.
         actions: range of every action dimension, one Signal each.
-        n_successes: episodes with a reward of 1 or more; None where that says nothing (not robosuite).
+        n_successes: episodes with the reward of a success; None where rewards do not tell (shaped, not robosuite's).
         masks: filter key -> number of its episodes.
         faults: what scripted experts did wrong on purpose -> number of episodes with it.
-        left_out: observations of more than one dimension, which are read where a task's sensors name them.
+        left_out: what is no flat observation: words, groups, and pictures that no sensor names.
     """
 
     source: str
@@ -92,7 +92,7 @@ class Summary:
             "simulator states": "yes" if self.has_states else "no",
             "filter keys": _counts(self.masks),
             "faults on purpose": _counts(self.faults),
-            "left out (sensors)": ", ".join(self.left_out) or "none",
+            "left out": ", ".join(self.left_out) or "none",
             "environment": f"{env.get('env_name', 'not named')} {env.get('env_version', '') or ''}".strip(),
         }
 
@@ -108,14 +108,14 @@ def inspect(demos: Demonstrations) -> Summary:
     keys = sorted({key for episode in episodes for key in episode.obs})
     action_dim = max(episode.actions.shape[1] for episode in episodes)
     columns = [[e.actions[:, i] for e in episodes if i < e.actions.shape[1]] for i in range(action_dim)]
-    robosuite = demos.env_args is not None and demos.env_args.get("type") == ROBOSUITE_TYPE
+    success = success_reward(demos.env_args)
     return Summary(
         source=demos.source,
         n_episodes=len(episodes),
         n_steps=sum(len(episode) for episode in episodes),
         lengths=_spread([len(episode) for episode in episodes]),
         returns=_spread([float(episode.rewards.sum()) for episode in episodes]),
-        n_successes=sum(bool((episode.rewards >= 1).any()) for episode in episodes) if robosuite else None,
+        n_successes=None if success is None else sum(bool((one.rewards >= success).any()) for one in episodes),
         n_terminated=sum(bool(episode.terminated.any()) for episode in episodes),
         observations=[_signal(key, [e.obs[key] for e in episodes if key in e.obs]) for key in keys],
         actions=[_signal(f"action[{index}]", column) for index, column in enumerate(columns)],

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from burnish.datasets.checking.checks import ERROR, WARNING, Finding, check
 from burnish.datasets.episodes import Demonstrations
-from burnish.datasets.formats.robomimic import ROBOSUITE_TYPE
+from burnish.datasets.formats.robomimic import ROBOSUITE_TYPE, success_reward
 from burnish.datasets.load import read
 
 
@@ -51,9 +51,10 @@ def validate(
     from burnish.datasets.checking.replaying import replay
 
     results = replay(demos, k)
-    successful = {episode.name for episode in demos.episodes if (episode.rewards >= 1).any()}
+    success = success_reward(demos.env_args)
+    told = [] if success is None else [one.name for one in demos.episodes if (one.rewards >= success).any()]
     for result in results:
-        if result.name in successful and not result.states_success:
+        if result.name in told and not result.states_success:
             findings.append(Finding(ERROR, result.name, "recorded as a success, but its states reach none"))
         elif result.states_success and not result.open_loop_success:
             message = "its actions from the first state do not reach the success that its states show"

@@ -169,7 +169,7 @@ def _read(
         if not isinstance(data, h5py.Group) or not len(data):
             raise BurnishError(f"{path}: no episodes, expected groups data/demo_1, data/demo_2, ...")
         info = _env_info(path, data)
-        version = str(data.attrs.get("repository_version", "unknown"))
+        version = hdf5.text(data.attrs.get("repository_version")) or "unknown"
         names = sorted(data, key=lambda name: (int(re.sub(r"\D", "", name) or -1), name))
         episodes = [_read_episode(path, name, data[name]) for name in names]
     recorded_name = info.pop("env_name", None)
@@ -184,13 +184,13 @@ def _read(
 
 def _env_info(path: Path, data: h5py.Group) -> dict[str, Any]:
     """Name and keyword arguments of the recorded environment, as far as the file has them."""
-    text = data.attrs.get("env_info", "{}")
+    text = hdf5.text(data.attrs.get("env_info")) or "{}"
     try:
         info = dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise BurnishError(f"{path}: attribute env_info of data is not a JSON object ({error})") from error
     if "env" in data.attrs:
-        info.setdefault("env_name", str(data.attrs["env"]))
+        info.setdefault("env_name", hdf5.text(data.attrs["env"]))
     return info
 
 
@@ -208,5 +208,4 @@ def _read_episode(path: Path, name: str, group: h5py.Group) -> _RawEpisode:
     for key, values in (("states", states), ("actions", actions)):
         if not np.isfinite(values).all():
             raise BurnishError(f"{path}: episode {name} has NaN or infinity in its {key}: remove the episode")
-    model_file = group.attrs.get("model_file")
-    return _RawEpisode(name, states, actions, None if model_file is None else str(model_file))
+    return _RawEpisode(name, states, actions, hdf5.text(group.attrs.get("model_file")) or None)

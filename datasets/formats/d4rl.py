@@ -12,9 +12,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.episodes import Demonstrations, Episode, listed
 from burnish.datasets.formats import hdf5
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, warn
+
+_SAME = 1e-5  # relative and absolute: what rounding to 32 bits and back may change
 
 
 def is_layout(file: h5py.File) -> bool:
@@ -25,12 +27,14 @@ def is_layout(file: h5py.File) -> bool:
 def read(path: Path) -> Demonstrations:
     """Read all episodes, observation key "flat". Steps after the last end become an unfinished last episode.
 
-    Files without `timeouts` are cut where the next observation is not the following one.
+    Episodes are also cut where `next_observations` is not the following observation; a warning says so where the file
+    has `timeouts` and they do not mark it.
 
-    Raises BurnishError for missing keys, differing lengths, and if the ends cannot be told.
+    Raises BurnishError for missing keys, differing lengths and widths, if the ends cannot be told, and if most steps do
+    not follow one another.
     """
     with hdf5.reading(path) as file:
-        found = ", ".join(sorted(file)) or "nothing"
+        found = listed(file) or "nothing"
         missing = [key for key in ("observations", "actions", "rewards", "terminals") if key not in file]
         if missing:
             raise BurnishError(f"{path}: no {', '.join(missing)}, expected D4RL's layout; found: {found}")
@@ -39,17 +43,20 @@ def read(path: Path) -> Demonstrations:
                 f"{path}: no timeouts and no next_observations to tell where episodes end; found: {found}"
             )
         keys = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
-        arrays = {key: file[key][()] for key in keys if key in file}
+        arrays = {key: hdf5.array(file[key], f"{path}: {key}")[()] for key in keys if key in file}
     n_steps = len(arrays["actions"])
     for key, values in arrays.items():
         if len(values) != n_steps:
             raise BurnishError(f"{path}: {key} has {len(values)} steps, but there are {n_steps} actions")
+        if key in ("rewards", "terminals", "timeouts") and values.size != n_steps:
+            raise BurnishError(f"{path}: {key} has the shape {values.shape}, expected one number for each step")
+        if key in ("observations", "next_observations") and values.ndim < 2:
+            raise BurnishError(f"{path}: {key} has the shape {values.shape}, expected (steps, dimension)")
     if n_steps == 0:
         raise BurnishError(f"{path}: no episodes, the arrays are empty")
     next_obs = arrays.get("next_observations")
     terminals = arrays["terminals"].astype(bool).reshape(-1)
-    ends = terminals | _timeouts(arrays)
-    ends[-1] = True
+    ends = _ends(path, arrays)
     episodes = []
     start = 0
     for number, end in enumerate(np.flatnonzero(ends) + 1):
@@ -96,8 +103,32 @@ def write(path: Path, demos: Demonstrations) -> None:
             file.create_dataset(key, data=values, compression="gzip")
 
 
-def _timeouts(arrays: dict[str, NDArray[np.float32]]) -> NDArray[np.bool_]:
+def _ends(path: Path, arrays: dict[str, NDArray[np.float32]]) -> NDArray[np.bool_]:
+    """(N,) whether an episode ends with a step: it is marked, or what follows is not what it led to."""
+    ends = arrays["terminals"].astype(bool).reshape(-1)
     if "timeouts" in arrays:
-        return arrays["timeouts"].astype(bool).reshape(-1)
-    jumps = (arrays["next_observations"][:-1] != arrays["observations"][1:]).any(axis=1)
-    return np.append(jumps, True)
+        ends = ends | arrays["timeouts"].astype(bool).reshape(-1)
+    ends[-1] = True
+    if "next_observations" not in arrays:
+        return ends
+    led_to, following = arrays["next_observations"], arrays["observations"]
+    if led_to.shape != following.shape:
+        raise BurnishError(
+            f"{path}: next_observations have the shape {led_to.shape}, but observations {following.shape}"
+        )
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN is no jump: it is found elsewhere
+        difference = np.abs(led_to[:-1].astype(np.float32) - following[1:].astype(np.float32))
+    jumps = (difference > _SAME + _SAME * np.abs(following[1:])).reshape(len(ends) - 1, -1).any(axis=1) & ~ends[:-1]
+    unmarked = np.flatnonzero(jumps)
+    if len(unmarked) > len(ends) / 2:
+        raise BurnishError(
+            f"{path}: next_observations are not the following observations at {len(unmarked)} of {len(ends)} steps, "
+            f"first at step {unmarked[0]}: expected steps in their order (if noise was added: delete next_observations)"
+        )
+    if len(unmarked) and "timeouts" in arrays:
+        warn(
+            f"{path}: next_observations jump where neither terminals nor timeouts mark an end ({len(unmarked)} times, "
+            f"first at step {unmarked[0]}): cut into episodes there"
+        )
+    ends[unmarked] = True
+    return ends

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.episodes import Demonstrations, Episode, listed
 from burnish.errors import BurnishError
 
 NORMALIZATION = "normalization.npz"
@@ -33,8 +33,12 @@ def read(path: Path) -> Demonstrations:
     arrays = _arrays(path)
     missing = [key for key in ("states", "actions", "traj_lengths") if key not in arrays]
     if missing:
-        found = ", ".join(sorted(arrays)) or "nothing"
+        found = listed(arrays) or "nothing"
         raise BurnishError(f"{path}: no {', '.join(missing)}, expected DPPO's layout; found: {found}")
+    for key in ("states", "actions"):
+        if arrays[key].ndim != 2 or arrays[key].dtype.kind not in "biuf":
+            found = f"{arrays[key].dtype} of the shape {arrays[key].shape}"
+            raise BurnishError(f"{path}: {key} is {found}, expected numbers (steps, dimension)")
     lengths = arrays["traj_lengths"].astype(np.int64).reshape(-1)
     n_steps = int(lengths.sum())
     states, actions = arrays["states"], arrays["actions"]

@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
 
+from burnish.datasets.episodes import listed
 from burnish.errors import BurnishError
 
 # what h5py raised for randomly damaged files, opening an object or reading its values
@@ -19,21 +22,122 @@ DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError
 def reading(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading, and do nothing but read in the `with` block.
 
-    Raises BurnishError, with the path, if it is missing, a folder, not HDF5, cut off or damaged.
+    Raises BurnishError, with the path, if it is missing, a folder, not HDF5, open in another program, in parts that are
+    not here, or cut off or damaged.
     """
     if not path.exists():
         raise BurnishError(f"{path}: no such file")
     if path.is_dir():
         raise BurnishError(f"{path}: is a folder, expected an HDF5 file")
+    if not os.access(path, os.R_OK):
+        raise BurnishError(f"{path}: may not be read by this user (permission denied)")
     if path.stat().st_size == 0 or not h5py.is_hdf5(path):
         raise BurnishError(f"{path}: not an HDF5 file ({path.stat().st_size} bytes, no HDF5 signature)")
     try:
         with h5py.File(path, "r") as file:
-            yield file
+            try:
+                yield file
+            except DAMAGE as error:
+                raise BurnishError(f"{path}: {_broken_link(file) or what_is_wrong(error)}") from error
     except DAMAGE as error:
-        raise BurnishError(
-            f"{path}: damaged or incomplete HDF5 file ({_one_line(error)}); copy or download it again"
-        ) from error
+        raise BurnishError(f"{path}: {what_is_wrong(error)}") from error
+
+
+def what_is_wrong(error: Exception) -> str:
+    """One sentence for what HDF5 raised while it read a file: damage only where nothing else is known."""
+    said = _one_line(error)
+    if "unable to lock file" in said:
+        return (
+            f"cannot be locked, as another program has it open for writing or its file system knows no locks ({said}); "
+            "close that program, or set HDF5_USE_FILE_LOCKING=FALSE where none writes it"
+        )
+    if "already open" in said or "h5clear" in said:
+        return (
+            f"is open for writing, or its program ended without closing it ({said}); close that program, and if there "
+            "is none run: h5clear -s FILE"
+        )
+    if "required filter" in said or "plugin" in said:
+        return (
+            f"is compressed in a way that this HDF5 cannot undo ({said}); write it with gzip, or install the filter "
+            "and name its folder in HDF5_PLUGIN_PATH"
+        )
+    if "external" in said:
+        return f"has a part of it in another file, which is not here ({said}); put that file where it was"
+    return f"damaged or incomplete HDF5 file ({said}); copy or download it again"
+
+
+def _broken_link(group: h5py.Group) -> str | None:
+    """A sentence about the first link below `group` that leads nowhere, looked for after an error."""
+    try:
+        for key in group:
+            link = group.get(key, getlink=True)
+            found = group.get(key)
+            if found is None and not isinstance(link, h5py.HardLink):
+                file = f" in {link.filename}" if isinstance(link, h5py.ExternalLink) else ""
+                place = f"{group.name.rstrip('/')}/{key}"
+                return f"{place} is a link to {link.path}{file}, which is not here: put it where it was"
+            if isinstance(link, h5py.HardLink) and isinstance(found, h5py.Group):
+                below = _broken_link(found)
+                if below is not None:
+                    return below
+    except (*DAMAGE, RecursionError):  # damaged after all
+        return None
+    return None
+
+
+def array(found: Any, where: str) -> h5py.Dataset:
+    """An object of a file that has to be an array of numbers, of at least one dimension; not yet read.
+
+    Raises BurnishError, beginning with `where`, for a group, words, a single value, and a virtual dataset whose source
+    is missing (HDF5 itself would read zeros).
+    """
+    why = not_an_array(found)
+    if why is not None:
+        raise BurnishError(f"{where} {why}, expected an array of numbers")
+    if found.is_virtual:
+        _require_sources(found, where)
+    return found
+
+
+def not_an_array(found: Any) -> str | None:
+    """Why an object of a file is no array of numbers ("is a group of ..."), or None where it is one."""
+    if isinstance(found, h5py.Group):
+        return f"is a group of {listed(found) or 'nothing'}"
+    if not isinstance(found, h5py.Dataset):
+        return "is a type"
+    dtype = found.dtype
+    if dtype.kind in "biuf":
+        return None if found.shape else "holds no array but a single value"
+    words = h5py.check_string_dtype(dtype) is not None
+    return "holds words" if words else f"holds values of type {dtype}"
+
+
+def text(value: Any) -> str:
+    """An attribute as text, however it was written: h5py gives str, bytes, or an array of one; "" for none."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if value is None or isinstance(value, h5py.Empty):
+        return ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _require_sources(dataset: h5py.Dataset, where: str) -> None:
+    """Look for the files where HDF5 does: beside the file, under HDF5_VDS_PREFIX, as they are named."""
+    folder = Path(dataset.file.filename).parent
+    prefix = os.environ.get("HDF5_VDS_PREFIX", "").replace("${ORIGIN}", str(folder))
+    for name, key in {(source.file_name, source.dset_name) for source in dataset.virtual_sources()}:
+        if name == ".":
+            present = [Path(dataset.file.filename)]
+        else:
+            beside = (Path(prefix or folder) / name, folder / name, folder / Path(name).name, Path(name))
+            present = [path for path in beside if path.is_file()]
+            if "%b" in name:  # a row of files, as many as there are
+                present = [one for path in beside for one in path.parent.glob(path.name.replace("%b", "*"))]
+        if not present:
+            raise BurnishError(f"{where} is a virtual dataset of {name}, which is not here: put it beside the file")
+        with h5py.File(present[0], "r") as file:
+            if "%b" not in key and key not in file:
+                raise BurnishError(f"{where} is a virtual dataset of {key} in {present[0]}, which has no such array")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.formats.hdf5 import what_is_wrong
 from burnish.errors import BurnishError
 
 GYM_TYPE = 2  # robomimic.envs.env_base.EnvType.GYM_TYPE
@@ -37,7 +38,13 @@ def read(path: Path) -> Demonstrations:
     try:
         dataset = minari.MinariDataset(path / "data")
         recorded = list(dataset.iterate_episodes())
+    except ImportError as error:
+        raise BurnishError(
+            f'{path}: what reads its data_format is not installed ({error}): pip install "minari[arrow]"'
+        ) from error
     except (OSError, ValueError, KeyError, AssertionError) as error:
+        if isinstance(error, OSError) and "damaged" not in (said := what_is_wrong(error)):
+            raise BurnishError(f"{path}: {said}") from error
         raise BurnishError(f"{path}: damaged Minari dataset ({type(error).__name__}: {error})") from error
     for name, space in (("observation", dataset.observation_space), ("action", dataset.action_space)):
         if not isinstance(space, Box):
@@ -48,7 +55,13 @@ def read(path: Path) -> Demonstrations:
     episodes = []
     for number, episode in enumerate(recorded):
         n_steps = len(episode.actions)
-        obs = np.asarray(episode.observations, np.float32).reshape(n_steps + 1, -1)
+        obs = np.asarray(episode.observations, np.float32)
+        if len(obs) != n_steps + 1:
+            raise BurnishError(
+                f"{path}: episode {number} has {len(obs)} observations of {n_steps} steps: expected {n_steps + 1}, "
+                "one before each action and one after the last"
+            )
+        obs = obs.reshape(n_steps + 1, -1)
         episodes.append(
             Episode(
                 name=f"demo_{number}",

@@ -28,9 +28,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.datasets.episodes import Demonstrations, Episode
+from burnish.datasets.episodes import Demonstrations, Episode, listed, natural_order
 from burnish.datasets.formats import hdf5
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, warn
 
 ROBOSUITE_TYPE = 1  # robomimic.envs.env_base.EnvType.ROBOSUITE_TYPE
 _FAULT = "fault_"
@@ -40,9 +40,9 @@ _EPISODE_NAME = re.compile(r"demo_(\d+)")
 def read(path: Path, filter_key: str | None = None, sensors: Sequence[str] = ()) -> Demonstrations:
     """Read a robomimic file, or the episodes of one of its filter keys.
 
-    Observations of more than one dimension per step (pictures) are read where `sensors` names them, and else left out:
-    `left_out` has their names. `final_obs` comes from the last row of
-    `next_obs`, where the file has it. Masks are cut to the episodes that are read.
+    Observations of more than one dimension per step (pictures) are read where `sensors` names them, and else left out,
+    as are words and groups: `left_out` has their names. Dimensions of 1 do not count: (T, 1, d) is (T, d). `final_obs`
+    comes from the last row of `next_obs`, where the file has it. Masks are cut to the episodes that are read.
 
     Raises BurnishError naming the file and the episode for a damaged file, missing observations or actions,
     and an unknown filter key.
@@ -51,17 +51,17 @@ def read(path: Path, filter_key: str | None = None, sensors: Sequence[str] = ())
         data = file.get("data")
         if not isinstance(data, h5py.Group) or not len(data):
             raise BurnishError(f"{path}: no episodes, expected groups data/demo_0, data/demo_1, ...")
-        masks = _read_masks(file)
+        masks = _read_masks(path, file)
         env_args = _read_env_args(path, data)
-        names = sorted(data, key=_episode_order)
+        names = sorted(data, key=natural_order)
+        _tell_absent(path, masks, set(names))
         if filter_key is not None:
             names = [name for name in names if name in _names_of(path, masks, filter_key)]
         if not names:
             raise BurnishError(f"{path}: none of the episodes of filter key {filter_key!r} is in the file")
         from_robosuite = env_args is not None and env_args.get("type") == ROBOSUITE_TYPE
         episodes = [_read_episode(path, name, data[name], from_robosuite, sensors) for name in names]
-        observations = data[names[0]]["obs"]
-        left_out = sorted(key for key in observations if observations[key].ndim > 2 and key not in sensors)
+    left_out = sorted(episodes[0].left_out)
     kept = set(names)
     masks = {key: [name for name in members if name in kept] for key, members in masks.items()}
     return Demonstrations(episodes, env_args, masks, source=str(path), left_out=left_out)
@@ -95,65 +95,128 @@ def write(path: Path, demos: Demonstrations) -> None:
             file[f"mask/{key}"] = np.array(members, dtype="S")
 
 
-def _episode_order(name: str) -> tuple[int, str]:
-    match = _EPISODE_NAME.fullmatch(name)
-    return (int(match[1]) if match else -1, name)
+def _tell_absent(path: Path, masks: dict[str, list[str]], present: set[str]) -> None:
+    for key, names in masks.items():
+        absent = [name for name in names if name not in present]
+        if absent:
+            warn(f"{path}: mask/{key} names episodes that the file has not: {listed(absent)}")
 
 
 def _names_of(path: Path, masks: dict[str, list[str]], filter_key: str) -> set[str]:
     if filter_key not in masks:
-        present = ", ".join(sorted(masks)) or "none"
+        present = listed(masks) or "none"
         raise BurnishError(f"{path}: no filter key {filter_key!r}; filter keys of this file: {present}")
     return set(masks[filter_key])
 
 
-def _read_masks(file: h5py.File) -> dict[str, list[str]]:
+def _read_masks(path: Path, file: h5py.File) -> dict[str, list[str]]:
     group = file.get("mask")
     if not isinstance(group, h5py.Group):
         return {}
+    for key in group:
+        names = group[key]
+        if not isinstance(names, h5py.Dataset) or names.ndim != 1 or (names.size and names.dtype.kind not in "SO"):
+            raise BurnishError(f"{path}: mask/{key} is no list of names, expected such as demo_0, demo_1")
     return {key: [name.decode() for name in group[key][()].astype("S")] for key in group}
 
 
 def _read_env_args(path: Path, data: h5py.Group) -> dict[str, Any] | None:
-    text = data.attrs.get("env_args")
-    if text is None:
+    text = hdf5.text(data.attrs.get("env_args"))
+    if not text.strip():
         return None
     try:
         env_args = json.loads(text)
     except ValueError as error:
         raise BurnishError(f"{path}: attribute env_args of data is not JSON ({error})") from error
+    if not env_args:  # null, {}: a merge of files that do not tell
+        return None
     if not isinstance(env_args, dict):
         raise BurnishError(f"{path}: attribute env_args of data is {type(env_args).__name__}, expected an object")
+    kwargs = env_args.get("env_kwargs")
+    if kwargs is None and "env_kwargs" in env_args:
+        kwargs = env_args["env_kwargs"] = {}
+    if kwargs is not None and not isinstance(kwargs, dict):
+        found = type(kwargs).__name__
+        raise BurnishError(f"{path}: env_kwargs in attribute env_args of data is {found}, expected an object")
+    if str(env_args.get("type", "")).isdecimal():
+        env_args["type"] = int(env_args["type"])
+    if env_args.get("type") is None:
+        _tell_the_type(path, env_args, kwargs or {})
     return env_args
+
+
+def _tell_the_type(path: Path, env_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Hand-made files leave it out; who has `robots` is robosuite's."""
+    if "robots" in kwargs or "controller_configs" in kwargs:
+        env_args["type"] = ROBOSUITE_TYPE
+    else:
+        warn(
+            f"{path}: env_args have no type, so `dones` are taken for terminations: expected "
+            f'"type": {ROBOSUITE_TYPE} where they are robosuite\'s, else 2'
+        )
+
+
+def success_reward(env_args: dict[str, Any] | None) -> float | None:
+    """The reward from which on a step is a success, or None where rewards do not tell it.
+
+    They tell it for robosuite's sparse rewards, which are `reward_scale` (1) at success and 0 elsewhere.
+    """
+    if env_args is None or env_args.get("type") != ROBOSUITE_TYPE:
+        return None
+    kwargs = env_args.get("env_kwargs") or {}
+    scale = kwargs.get("reward_scale")
+    scale = 1.0 if scale is None else scale
+    if kwargs.get("reward_shaping") or not isinstance(scale, (int, float)) or scale <= 0:
+        return None
+    return scale * (1 - 1e-6)  # rewards have 32 bits
 
 
 def _read_episode(
     path: Path, name: str, group: h5py.Group, from_robosuite: bool, sensors: Sequence[str] = ()
 ) -> Episode:
+    where = f"{path}: episode {name}"
+    if not isinstance(group, h5py.Group):
+        raise BurnishError(f"{path}: data/{name} is an array, expected a group with the actions and obs of an episode")
     if "actions" not in group:
-        found = ", ".join(group) or "nothing"
-        raise BurnishError(f"{path}: episode {name} has no actions; it has: {found}")
+        raise BurnishError(f"{where} has no actions; it has: {listed(group) or 'nothing'}")
     if "obs" not in group:
         raise BurnishError(
-            f"{path}: episode {name} has {', '.join(group)}, but no observations (robosuite's raw format); "
+            f"{where} has {listed(group)}, but no observations (robosuite's raw format); "
             f"make them from the states with `burnish data convert`"
         )
-    actions = _rows(group["actions"])
+    for key in ("obs", "next_obs"):
+        if key in group and not isinstance(group[key], h5py.Group):
+            raise BurnishError(f"{where}: {key} is an array, expected a group of named ones, such as {key}/object")
+    present = [key for key in ("actions", "rewards", "terminated", "dones") if key in group]
+    arrays = {key: hdf5.array(group[key], f"{where}: {key}") for key in present}
+    observed, left_out = _observed(group["obs"], where, sensors)
+    states = None
+    if "states" in group:
+        found = group["states"]
+        if (why := hdf5.not_an_array(found)) is not None:
+            left_out["states"] = why
+        else:
+            states = hdf5.array(found, f"{where}: states")[()].astype(np.float64)
+    actions = _rows(arrays["actions"])
     n_steps = len(actions)
-    obs = {key: _rows(values) for key, values in group["obs"].items() if values.ndim <= 2 and key not in sensors}
-    obs |= {key: _sensor(group["obs"][key][()]) for key in sensors if key in group["obs"]}
+    obs = {key: _sensor(values[()]) if key in sensors else _rows(values) for key, values in observed.items()}
     final_obs = None
+    lengths = {"dones": len(arrays["dones"])} if "dones" in arrays else {}
     if "next_obs" in group and n_steps:
-        last = {key: group["next_obs"][key] for key in obs if key in group["next_obs"]}
-        final_obs = {k: _sensor(v[-1]) if k in sensors else _rows(v)[-1] for k, v in last.items()}
-    rewards = group["rewards"][()] if "rewards" in group else np.zeros(n_steps)
-    if "terminated" in group:
-        terminated = group["terminated"][()]
-    elif "dones" in group and not from_robosuite:
-        terminated = group["dones"][()]
+        next_obs = group["next_obs"]
+        present = [key for key in obs if key in next_obs]
+        after = {key: hdf5.array(next_obs[key], f"{where}: next_obs/{key}") for key in present}
+        lengths |= {f"next_obs/{key}": len(values) for key, values in after.items()}
+        last = {key: values[-1] for key, values in after.items() if len(values)}
+        final_obs = {k: _sensor(v) if k in sensors else v.astype(np.float32).reshape(-1) for k, v in last.items()}
+    rewards = arrays["rewards"][()] if "rewards" in arrays else np.zeros(n_steps)
+    if "terminated" in arrays:
+        terminated = arrays["terminated"][()]
+    elif "dones" in arrays and not from_robosuite:
+        terminated = arrays["dones"][()]
     else:
         terminated = np.zeros(n_steps)
-    model_file = group.attrs.get("model_file")
+    model_file = hdf5.text(group.attrs.get("model_file"))
     return Episode(
         name=name,
         obs=obs,
@@ -161,10 +224,38 @@ def _read_episode(
         rewards=rewards.astype(np.float32).reshape(-1),
         terminated=terminated.astype(bool).reshape(-1),
         final_obs=final_obs,
-        states=group["states"][()].astype(np.float64) if "states" in group else None,
-        model_file=None if model_file is None else str(model_file),
-        faults={key.removeprefix(_FAULT): float(group.attrs[key]) for key in group.attrs if key.startswith(_FAULT)},
+        states=states,
+        model_file=model_file or None,
+        faults=_read_faults(group, where),
+        left_out=left_out,
+        lengths=lengths,
     )
+
+
+def _read_faults(group: h5py.Group, where: str) -> dict[str, float]:
+    faults = {key: group.attrs[key] for key in group.attrs if key.startswith(_FAULT)}
+    for key, size in faults.items():
+        if np.size(size) != 1 or np.asarray(size).dtype.kind not in "biuf":
+            raise BurnishError(f"{where}: attribute {key} is {hdf5.text(size)!r}, expected a number")
+    return {key.removeprefix(_FAULT): float(size) for key, size in faults.items()}
+
+
+def _observed(group: h5py.Group, where: str, sensors: Sequence[str]) -> tuple[dict[str, h5py.Dataset], dict[str, str]]:
+    """-> (what is read, what is not and why). A sensor that cannot be read is an error, not an omission."""
+    observed, left_out = {}, {}
+    for key in group:
+        found = group[key]  # not items(): that gives None where the file is damaged
+        why = None if key in sensors else hdf5.not_an_array(found)
+        if why is None:
+            values = hdf5.array(found, f"{where}: obs/{key}")
+            sizes = values.shape[1:]
+            if key in sensors or len(sizes) < 2 or math.prod(sizes) in (0, max(sizes)):
+                observed[key] = values
+            else:
+                left_out[key] = f"has the shape {sizes} per step, and no sensor has its name"
+        else:
+            left_out[key] = why
+    return observed, left_out
 
 
 def _rows(dataset: h5py.Dataset) -> NDArray[np.float32]:

@@ -33,7 +33,7 @@ def begin_episode(env: Any, model_file: str | None, first_state: NDArray[np.floa
     env.deterministic_reset = True  # no poses are drawn: all come from the recording
     env.reset()
     env.deterministic_reset = False
-    xml = _parse(model_file)
+    xml = _parse(model_file, where)
     if xml is not None:
         _place_fixed_bodies(env, xml)
     elif type(env).__name__ in PLACED_IN_MODEL:
@@ -72,11 +72,14 @@ def model_xml(env: Any) -> str:
     return re.sub(r'file="[^"]*/(robosuite/models/assets/)', r'file="\1', whole_xml(env))
 
 
-def _parse(model_file: str | None) -> ET.Element | None:
+def _parse(model_file: str | None, where: str) -> ET.Element | None:
     """The XML's root, or None if there is only a file's name (robosuite 1.0 to 1.3) or nothing."""
     if model_file is None or not model_file.lstrip().startswith("<"):
         return None
-    return ET.fromstring(model_file)
+    try:
+        return ET.fromstring(model_file)
+    except ET.ParseError as error:
+        raise BurnishError(f"{where}: attribute model_file is no complete XML ({error})") from error
 
 
 def _place_fixed_bodies(env: Any, xml: ET.Element) -> None:
