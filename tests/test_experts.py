@@ -148,7 +148,7 @@ def test_the_model_file_names_no_folder_of_this_machine(clean_lift):
     ("changes", "message"),
     [
         ({"episodes": 0}, "episodes=0: expected at least 1"),
-        ({"seed": -1}, "seed=-1: expected at least 0"),
+        ({"seed": -1}, "seed=-1: expected 0 to 2147483647"),
         ({"action_noise": -0.1}, "action_noise=-0.1"),
         ({"grasp_bias": float("nan")}, "grasp_bias=nan"),
         ({"speed": 0.0}, "speed=0.0: expected more than 0"),
