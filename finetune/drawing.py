@@ -116,7 +116,7 @@ class ReweightingConfig(DrawingConfig):
 class Draws(NamedTuple):
     """Chunks of the old policy, n for each observation."""
 
-    obs: Tensor  # (B, To * Do)
+    obs: Tensor  # (B, To * W)
     x: Tensor  # (B, n, Tp, Da), noised and clipped
     q_each: Tensor  # (members, B, n) of the target critic
     outputs: Tensor  # the same, or the distributions whose means they are: see `QEnsemble.outputs`
@@ -189,7 +189,7 @@ class DrawingStage(OffPolicyStage):
         return self._sample(obs, n, self.averaged, self.acting_sampler)
 
     def _sample(self, obs: Tensor, n: int, network: Denoiser, sampler: Sampler) -> Tensor:
-        """`n` chunks of `network`'s policy for each of `obs` (B, To * Do), normalised -> (B, n, Tp, Da)."""
+        """`n` chunks of `network`'s policy for each of `obs` (B, To * W), normalised -> (B, n, Tp, Da)."""
         noise = self.policy.draw_noise(len(obs), n, generator=self.generator, sampler=sampler)
         with self._precision():
             return self.policy.sample(obs, noise, sampler=sampler, finetuned=network)[0]
@@ -201,7 +201,7 @@ class DrawingStage(OffPolicyStage):
 
     @torch.no_grad()
     def _measure_width(self, obs: Tensor) -> None:
-        """What the old policy's denoiser leaves open, at `obs` (B, To * Do), and so the width of its draws.
+        """What the old policy's denoiser leaves open, at `obs` (B, To * W), and so the width of its draws.
 
         Its chunks come from all of the process's steps, whose own narrowing is small.
         """

@@ -126,7 +126,7 @@ class OffPolicyStage(OfflineStage):
 
     @abstractmethod
     def candidates(self, obs: Tensor, n: int) -> Tensor:
-        """`n` chunks of the acting policy for each of `obs` (B, To * Do), normalised -> (B, n, Tp, Da)."""
+        """`n` chunks of the acting policy for each of `obs` (B, To * W), normalised -> (B, n, Tp, Da)."""
 
     @abstractmethod
     def next_values(self, batch: Batch) -> Tensor | None:

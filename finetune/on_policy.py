@@ -174,7 +174,7 @@ class OnPolicyStage(Stage):
 
     @abstractmethod
     def explore(self, obs: Tensor) -> Explored:
-        """Chunks for normalised `obs` (E, To * Do), with exploration."""
+        """Chunks for normalised `obs` (E, To * W), with exploration."""
 
     @abstractmethod
     def new_log_prob(self, n: Tensor, i: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class SDAC(ReweightingStage):
         return super().needs_width or self.config.prior == "policy"
 
     def _clean_chunks(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Observations (B, To * Do) and the clean chunks (B, 1, Tp, Da) whose noised versions are the a_k."""
+        """Observations (B, To * W) and the clean chunks (B, 1, Tp, Da) whose noised versions are the a_k."""
         source = self.config.noisy_from
         if source == "replay":
             return batch.obs, self.chunks(batch)

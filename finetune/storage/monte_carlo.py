@@ -20,8 +20,8 @@ class MonteCarlo:
     An episode that a time limit ends has a return from the value at its last observation on.
 
     Args:
-        value: observations (B, To * Do), chunks (B, Tp * Da) -> Q (B,).
-        tail: observations (B, To * Do) -> value of the policy there (B,).
+        value: observations (B, To * W), chunks (B, Tp * Da) -> Q (B,).
+        tail: observations (B, To * W) -> value of the policy there (B,).
     """
 
     def __init__(

@@ -254,7 +254,7 @@ class Demonstrated(NamedTuple):
 
 
 def online_transitions(policy: Policy, obs: Tensor, chunk: Tensor, step: ChunkStep, gamma: float) -> Transitions:
-    """What the chunks (E, Tp, Da), normalised, led to from `obs` (E, To * Do), normalised."""
+    """What the chunks (E, Tp, Da), normalised, led to from `obs` (E, To * W), normalised."""
     device = policy.device
     numbers = torch.as_tensor(discounted(step.step_rewards, step.steps, step.terminated, gamma), device=device)
     return Transitions(obs, chunk.flatten(1), numbers[0], numbers[1], policy.normalized_obs(step.final_obs))

@@ -162,10 +162,8 @@ def _part(box: Any) -> Part:
 def _make(task: TaskConfig) -> Any:
     import gymnasium
 
-    module, _, env_id = task.env_id.rpartition(":")
-    if not module and env_id not in gymnasium.registry:
-        known = [i for i, spec in gymnasium.registry.items() if "envs.mujoco" in str(spec.entry_point)]
-        nearest = difflib.get_close_matches(env_id, [*gymnasium.registry, *known], n=3, cutoff=0.3)
+    if ":" not in task.env_id and task.env_id not in gymnasium.registry:
+        nearest = difflib.get_close_matches(task.env_id, list(gymnasium.registry), n=3, cutoff=0.3)
         raise BurnishError(
             f"task.env_id={task.env_id}: Gymnasium has no such environment; nearest: {', '.join(nearest)} (of "
             "another package: module:NAME)"
