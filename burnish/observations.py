@@ -9,7 +9,7 @@ policy's encoder know what is in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,13 @@ class ObsSpec:
         for name in self.parts:
             records[name] = parts[name]
         return records
+
+    def of_keys(self, values: Mapping[str, Any], keys: Sequence[str], leading: int = 0) -> NDArray[Any]:
+        """Observations from a task's own: those of `keys` joined in this order, and the sensors, each with so many
+        leading dimensions -> as `record`."""
+        state = [np.reshape(values[key], (*np.shape(values[key])[:leading], -1)) for key in keys]
+        parts = {STATE: np.concatenate(state, axis=-1).astype(np.float32)} if keys else {}
+        return self.record({**parts, **{name: values[name] for name in self.sensors}})
 
     def part(self, array: NDArray[Any], name: str) -> NDArray[Any]:
         """A view of the part `name` of observations."""

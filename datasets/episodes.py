@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,7 @@ class Episode:
 
     def observations(self, spec: ObsSpec, keys: Sequence[str]) -> NDArray[Any]:
         """Those of `spec`, its state of `keys` joined in this order -> (T, Do), or records (T,) with sensors."""
-        return _joined(spec, keys, self.obs, len(self))
+        return spec.of_keys(self.obs, keys, leading=1)
 
     def final_observation(self, spec: ObsSpec, keys: Sequence[str]) -> NDArray[Any]:
         """The last one -> (Do,), or one record. Raises BurnishError naming a missing key."""
@@ -93,13 +93,7 @@ class Episode:
         missing = [key for key in (*keys, *spec.sensors) if key not in final]
         if missing:
             raise BurnishError(f"episode {self.name}: its final observation has no {missing[0]!r}")
-        return _joined(spec, keys, final)
-
-
-def _joined(spec: ObsSpec, keys: Sequence[str], values: Mapping[str, NDArray[Any]], *leading: int) -> NDArray[Any]:
-    state = [np.reshape(values[key], (*leading, -1)) for key in keys]
-    parts = {STATE: np.concatenate(state, axis=-1).astype(np.float32)} if keys else {}
-    return spec.record({**parts, **{name: values[name] for name in spec.sensors}})
+        return spec.of_keys(final, keys)
 
 
 @dataclass(frozen=True)

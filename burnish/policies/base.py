@@ -272,10 +272,7 @@ class Policy(nn.Module, ABC):
             raise BurnishError(
                 f"observations {', '.join(obs)}: expected {', '.join([*keys, *spec.sensors])}; {missing[0]} is missing"
             )
-        state = [np.asarray(obs[key], np.float32) for key in keys]
-        joined = [each.reshape(*each.shape[:2], -1) for each in state]
-        parts = {STATE: np.concatenate(joined, axis=-1)} if keys else {}
-        return spec.record({**parts, **{name: obs[name] for name in spec.sensors}})
+        return spec.of_keys(obs, keys, leading=2)
 
     def _check_shape(self, obs: np.ndarray | Tensor) -> None:
         To, spec = self.config.n_obs_steps, self.obs_spec

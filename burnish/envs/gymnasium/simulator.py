@@ -72,8 +72,7 @@ class GymnasiumSimulator:
         keys, sensors, spec = self._task.obs_keys, self._task.sensors, self.obs_spec
         if not isinstance(obs, dict):
             return spec.record({next(iter(spec.parts)): np.ravel(obs) if not sensors else obs})
-        state = np.concatenate([np.ravel(obs[key]) for key in keys], dtype=np.float32) if keys else None
-        return spec.record({STATE: state, **{name: obs[name] for name in sensors}})
+        return spec.of_keys(obs, keys)
 
     def get_state(self) -> dict[str, Any]:
         """Raises NotImplementedError where the environment has none of its own."""
