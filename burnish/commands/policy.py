@@ -11,7 +11,7 @@ from typing import Any
 from burnish.compose import parse_value, split
 from burnish.config import parse
 from burnish.errors import BurnishError
-from burnish.machine.disk import write_atomically
+from burnish.machine.checksums import replace_text
 from burnish.policies.base import policy_class
 from burnish.policies.folder import DESCRIPTION, policy_folder, read_description
 
@@ -42,8 +42,8 @@ def set_policy(folder: str, overrides: Sequence[str]) -> str:
     after = parse(config_class, {**dataclasses.asdict(before), **given})
     description["config"] = dataclasses.asdict(after)
     for file, content in after.companions().items():
-        write_atomically(Path(found) / file, json.dumps(content, indent=2) + "\n")
-    write_atomically(Path(found) / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+        replace_text(Path(found) / file, json.dumps(content, indent=2) + "\n")
+    replace_text(Path(found) / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     changed = [f"{name} from {_shown(getattr(before, name))} to {_shown(getattr(after, name))}" for name in given]
     return f"{found}: {', '.join(changed)}"
 
