@@ -149,6 +149,12 @@ def checkpoint_at(path: Path) -> Path:
     return path.with_name(name) if STEP.fullmatch(name) else path
 
 
+def run_of(folder: Path) -> Path:
+    """The run folder that a checkpoint is in; of another folder itself."""
+    found = folder.resolve()
+    return found.parent.parent if found.parent.name == "checkpoints" else folder
+
+
 class Checkpoints:
     """The folders `step_00000100/` of a run, with the symlinks `latest` and `best`.
 

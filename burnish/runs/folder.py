@@ -120,7 +120,7 @@ class Run:
                 found, damaged = checkpoints.newest_undamaged()
                 trainer = TrainerFile.read(found) if found else None
                 if trainer is not None:
-                    _require_same_data(folder, trainer.data, data)
+                    _require_same_data(folder, trainer.data, data, getattr(config, "allow", None))
                 for path, error in damaged.items():
                     aside = checkpoints.set_aside(path)
                     warn(f"{error}\ngoing on from {found}, what was after it is lost; the damaged one is {aside} now")
@@ -363,15 +363,20 @@ def _delete_run(folder: Path) -> None:
         delete(siblings(path)[0])
 
 
-def _require_same_data(folder: Path, before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
-    """Raise BurnishError where a run would go on with other demonstrations; an older run does not know its own."""
+def _require_same_data(
+    folder: Path, before: dict[str, Any] | None, now: dict[str, Any] | None, allow: Sequence[str] | None
+) -> None:
+    """Raise BurnishError where a run would go on with other demonstrations, unless `allow` has "data"; an older run
+    does not know its own."""
     if before is None or now is None:
         return
     differs = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     if differs:
         counts = [f"{now[name]} {name}, {before.get(name)} then" for name in differs if isinstance(now.get(name), int)]
-        said = "; ".join(counts) or f"other {', '.join(differs)}"
-        raise BurnishError(
-            f"resume={folder}: its demonstrations have changed since ({said}): give it those of before, or start a new "
-            "run with another run_dir=..."
-        )
+        others = f"other {', '.join(differs)}"
+        said = f"its demonstrations have changed since ({'; '.join(counts) or others})"
+        if allow is not None and "data" in allow:
+            warn(f"{folder}: {said}")
+            return
+        choice = "start a new run with another run_dir=..." + ("" if allow is None else ", or allow=[data]")
+        raise BurnishError(f"resume={folder}: {said}: give it those of before, or {choice}")
