@@ -24,7 +24,7 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """
     encoded = _encode(state)
     with Path(path).open("wb") as file:
-        told = _Told(file)
+        told: Any = _Told(file)
         try:
             torch.save(encoded, told)
         except RuntimeError as error:  # torch does not say why it could not write
