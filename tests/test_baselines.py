@@ -14,6 +14,7 @@ from burnish.commands.evaluate import EvaluateConfig, evaluate_policy
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.formats import d4rl
 from burnish.envs.task import TaskConfig
+from burnish.machine.checksums import CHECKSUMS
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation.evaluate import evaluate
 from burnish.evaluation.temperatures import TrainingEvaluationConfig
@@ -246,6 +247,7 @@ def test_a_policy_folder_without_a_kind_is_a_diffusion_policy(tmp_path):
     path = tmp_path / "policy" / "policy.json"
     description = json.loads(path.read_text())
     assert description.pop("kind") == description["config"].pop("kind") == "diffusion"
+    path.with_name(CHECKSUMS).unlink()
     path.write_text(json.dumps(description))
     assert isinstance(load_policy(tmp_path / "policy"), DiffusionPolicy)
     path.write_text(json.dumps(description | {"kind": "tabular"}))

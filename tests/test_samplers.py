@@ -377,7 +377,8 @@ def test_a_flow_s_folder_and_that_of_a_policy_with_a_scheduler(tmp_path):
 def test_a_folder_without_the_file_is_read(tmp_path):
     policy = make_policy()
     policy.save(tmp_path / "policy")
-    (tmp_path / "policy" / SCHEDULER_FILE).unlink()
+    for name in (SCHEDULER_FILE, CHECKSUMS):
+        (tmp_path / "policy" / name).unlink()
     description = json.loads((tmp_path / "policy" / "policy.json").read_text())
     for name in ("sampler_steps", "trained_betas"):
         del description["config"][name]

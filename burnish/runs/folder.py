@@ -322,10 +322,10 @@ def _require_free(folder: Path, overwrite: bool, policy: Any) -> None:
         raise BurnishError(
             f"{has}: go on with resume={folder}, choose another run_dir=..., or delete what it has with overwrite=true"
         )
-    if not _is_run(folder):
-        raise BurnishError(f"{has} and is no run's: overwrite=true deletes runs alone, choose another run_dir=...")
     if isinstance(policy, str) and Path(policy).resolve().is_relative_to(folder.resolve()):
         raise BurnishError(f"overwrite=true would delete policy={policy}, which is in run_dir={folder}: choose another")
+    if not _is_run(folder):
+        raise BurnishError(f"{has} and is no run's: overwrite=true deletes runs alone, choose another run_dir=...")
 
 
 def _counts(entry: Path) -> bool:
