@@ -14,7 +14,6 @@ from burnish.commands.evaluate import EvaluateConfig, evaluate_policy
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.formats import d4rl
 from burnish.envs.task import TaskConfig
-from burnish.machine.checksums import CHECKSUMS
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation.evaluate import evaluate
 from burnish.evaluation.temperatures import TrainingEvaluationConfig
@@ -25,6 +24,7 @@ from burnish.finetune.baselines.td3 import TD3Config
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.stage import StageConfig
 from burnish.finetune.start import finetune
+from burnish.machine.checksums import CHECKSUMS
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.gaussian import GaussianPolicy, GaussianPolicyConfig

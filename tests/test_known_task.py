@@ -12,6 +12,7 @@ from burnish.commands.configure import configure
 from burnish.commands.table import COMMANDS
 from burnish.config import to_dict
 from burnish.envs.task import load_task
+from burnish.machine.checksums import CHECKSUMS
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.load import load_policy

@@ -10,8 +10,8 @@ import torch
 
 from burnish import DiffusionPolicy
 from burnish.diffusion import Sampler
-from burnish.machine.checksums import CHECKSUMS
 from burnish.errors import BurnishError
+from burnish.machine.checksums import CHECKSUMS
 from burnish.networks import CriticConfig, DenoiserConfig, build_denoiser
 from burnish.networks.compiled import mlp as compiled_mlp
 from burnish.policies.diffusion import PolicyConfig

@@ -21,6 +21,7 @@ from burnish.evaluation.evaluate import EvaluationConfig, act, evaluate
 from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting
+from burnish.machine.checksums import CHECKSUMS
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.flow import FlowPolicy, FlowPolicyConfig
