@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import sys
 import time
@@ -17,8 +17,8 @@ from burnish.compare.local_runner import LocalRunner
 from burnish.compare.plan import PlannedRun, check_needs, plan
 from burnish.compare.tune import plan_tuning, tuning_blocks, tuning_comparison, write_choice
 from burnish.errors import BurnishError, Stopped
+from burnish.machine.lock import FolderLock, Held
 
-LOCK = ".lock"
 LOCK_SECONDS = 1800.0  # that the runs of a comparison that was killed may take to save and end
 
 
@@ -65,7 +65,8 @@ def _run(config: CompareConfig, cells: list[PlannedRun], only_look: bool) -> dic
     folder = Path(config.run_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCK).touch()
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise BurnishError(f"run_dir={folder} cannot be written: {error.strerror or error}") from error
     if only_look:
@@ -99,23 +100,19 @@ def locked(folder: Path) -> Iterator[int]:
 
     Raises BurnishError where another comparison keeps it.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
-    try:
-        deadline, told = time.monotonic() + LOCK_SECONDS, False
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BurnishError(
-                        f"run_dir={folder}: another comparison runs in it, or runs of a killed one still save: "
-                        "wait, or choose another"
-                    ) from None
+    deadline, told = time.monotonic() + LOCK_SECONDS, False
+    while True:
+        try:
+            lock = FolderLock(folder, lasting=True)
+            break
+        except Held as error:
+            if time.monotonic() > deadline:
+                raise BurnishError(
+                    f"run_dir={error} (another comparison runs in it, or runs of a killed one still save)"
+                ) from None
             if not told:
-                print(f"compare: waiting for what still runs in {folder}", file=sys.stderr, flush=True)
+                print(f"compare: waiting: {error}", file=sys.stderr, flush=True)
                 told = True
-            time.sleep(1)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        time.sleep(1)
+    with lock:
+        yield lock.descriptor

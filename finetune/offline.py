@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from burnish.config import key
+from burnish.datasets.fingerprint import fingerprint
 from burnish.datasets.load import load
 from burnish.datasets.sources import demonstrations_of
 from burnish.envs.base import ChunkStep
@@ -133,6 +134,7 @@ class OfflineStage(Stage):
         if source is None:
             raise BurnishError(self.no_demonstrations(setting.task))
         demos = load(source, sensors=setting.task.sensors)
+        self.data = fingerprint(demos.episodes, [*setting.task.obs_keys, *setting.task.sensors])
         try:
             return demonstration_transitions(
                 self.policy, demos.episodes, self.config.gamma, self.config.n_step, setting.ends_at_success

@@ -81,6 +81,7 @@ class Stage(ABC):
     chunks_per_update: int  # chunks in each environment before the first update
     random_steps: int = 0  # environment steps of random actions at the start
     n_candidates: int = 1  # chunks sampled for each that is executed, if the policy has a critic to choose by
+    data: dict[str, Any] | None = None  # fingerprint of the demonstrations that it learns from, where there are any
 
     @classmethod
     def trains(cls, kind: str) -> bool:

@@ -33,8 +33,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """
     device = resolve_device(config.device, config.torch_threads)
     torch.manual_seed(config.seed)
-    latest = Checkpoints(Path(config.resume) / "checkpoints").latest() if config.resume else None
-    source = latest or config.policy
+    newest = Checkpoints(Path(config.resume) / "checkpoints").newest_undamaged()[0] if config.resume else None
+    source = newest or config.policy
     policy = load_policy(source, device) if source else fresh_policy(config, device)
     check_kind(config, policy.config.kind)
     check_task(policy, config.task, config.evaluation.allow)
@@ -61,7 +61,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
                 beside=eval_envs,
             )
             stack.callback(envs.close)
-        run = stack.enter_context(Run.open(config))
+        run = stack.enter_context(Run.open(config, stage.data))
         if config.resume is None and converged(config.policy) is False:
             warn(
                 f"policy={config.policy} had not converged when its pretraining ended: part of what fine-tuning gains, "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from burnish.config import Checked, WrongValue, key, to_dict
 from burnish.datasets.episodes import Episode
+from burnish.datasets.fingerprint import fingerprint
 from burnish.datasets.load import load
 from burnish.datasets.sources import demonstrations_of
 from burnish.datasets.split import split_episodes
@@ -267,7 +268,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         envs = None
         if held_out is None:
             envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation, f"dataset={source}"))
-        run = stack.enter_context(Run.open(config))
+        data = fingerprint([*train, *valid], [*config.task.obs_keys, *config.task.sensors])
+        run = stack.enter_context(Run.open(config, data))
         return Pretraining(config, trainer, envs, run, held_out).run_to_end()
 
 
@@ -342,7 +344,7 @@ class Pretraining:
         return self.evaluation
 
     def _save(self) -> None:
-        state = PretrainState(self.trainer.state_dict(), self.course.best)
+        state = PretrainState(self.trainer.state_dict(), self.course.best, self.course.best_step)
         self.run.save_checkpoint(self.trainer.step, self.trainer.ema.module.write, state)
 
     def _resume(self) -> None:
@@ -350,6 +352,9 @@ class Pretraining:
         if state is not None:
             self.trainer.load_state_dict(state.trainer)
             self.course.best = state.best
+            if state.best_step is not None:
+                self.course.best_step = state.best_step
+                self.run.checkpoints.keep_best(state.best_step)
 
     def _finish(self) -> dict[str, Any]:
         """Evaluation file, videos, curve, the table over temperatures and summary.json."""

@@ -24,6 +24,7 @@ from burnish.finetune.baselines.td3 import TD3Config
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.stage import StageConfig
 from burnish.finetune.start import finetune
+from burnish.machine.checksums import CHECKSUMS
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.gaussian import GaussianPolicy, GaussianPolicyConfig
@@ -246,6 +247,7 @@ def test_a_policy_folder_without_a_kind_is_a_diffusion_policy(tmp_path):
     path = tmp_path / "policy" / "policy.json"
     description = json.loads(path.read_text())
     assert description.pop("kind") == description["config"].pop("kind") == "diffusion"
+    path.with_name(CHECKSUMS).unlink()
     path.write_text(json.dumps(description))
     assert isinstance(load_policy(tmp_path / "policy"), DiffusionPolicy)
     path.write_text(json.dumps(description | {"kind": "tabular"}))

@@ -11,6 +11,7 @@ import torch
 from burnish import DiffusionPolicy
 from burnish.diffusion import Sampler
 from burnish.errors import BurnishError
+from burnish.machine.checksums import CHECKSUMS
 from burnish.networks import CriticConfig, DenoiserConfig, build_denoiser
 from burnish.networks.compiled import mlp as compiled_mlp
 from burnish.policies.diffusion import PolicyConfig
@@ -176,6 +177,7 @@ def spoil_shape(folder):
 )
 def test_damaged_policy_folders(tmp_path, spoil, message):
     make_policy().save(tmp_path / "policy")
+    (tmp_path / "policy" / CHECKSUMS).unlink()  # which would tell more than these do
     spoil(tmp_path / "policy")
     with pytest.raises(BurnishError, match=message):
         DiffusionPolicy.load(tmp_path / "policy")

@@ -21,6 +21,7 @@ from burnish.evaluation.evaluate import EvaluationConfig, act, evaluate
 from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.stage import Setting
+from burnish.machine.checksums import CHECKSUMS
 from burnish.networks import DenoiserConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.flow import FlowPolicy, FlowPolicyConfig
@@ -377,7 +378,8 @@ def test_a_flow_s_folder_and_that_of_a_policy_with_a_scheduler(tmp_path):
 def test_a_folder_without_the_file_is_read(tmp_path):
     policy = make_policy()
     policy.save(tmp_path / "policy")
-    (tmp_path / "policy" / SCHEDULER_FILE).unlink()
+    for name in (SCHEDULER_FILE, CHECKSUMS):
+        (tmp_path / "policy" / name).unlink()
     description = json.loads((tmp_path / "policy" / "policy.json").read_text())
     for name in ("sampler_steps", "trained_betas"):
         del description["config"][name]

@@ -265,7 +265,7 @@ def test_bad_weights_are_never_written_over_good_ones(tmp_path: Path, bad: float
         )
 
     (tmp_path / "checkpoints").mkdir()
-    run = SimpleNamespace(checkpoints=Checkpoints(tmp_path / "checkpoints"), n_metric_lines=0)
+    run = SimpleNamespace(checkpoints=Checkpoints(tmp_path / "checkpoints"), n_metric_lines=0, data=None)
     state = PretrainState({}, (0.0, 0.0))
     Run.save_checkpoint(run, 1, policy(2.0), state)  # type: ignore[arg-type]
     with pytest.raises(BurnishError, match=r"weights are not finite \(b\)"):

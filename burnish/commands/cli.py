@@ -13,6 +13,7 @@ from typing import Any
 from burnish.commands.printing import print_config, report
 from burnish.commands.table import COMMANDS, Command
 from burnish.errors import BurnishError, Stopped
+from burnish.machine.disk import refusal
 from burnish.plugins import import_plugins
 
 MAINS = {
@@ -42,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `burnish tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if (said := refusal(error)) is None:
+            raise
+        print(f"burnish: error: {said}; make room and do it again", file=sys.stderr)
+        return 2
 
 
 def choose_opengl() -> None:

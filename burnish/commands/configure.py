@@ -52,7 +52,7 @@ def _resumed(command: Command, run: str, given: dict[str, str]) -> dict[str, Any
         raise BurnishError(
             f"resume={run} is not a run of burnish {command.name}: its config.yaml has no {command.section}"
         )
-    allowed = ("wandb", "device", "torch_threads", *command.lengths)
+    allowed = ("wandb", "device", "torch_threads", *command.lengths, *(["allow"] if "allow" in config else []))
     for key, override in given.items():
         if key not in allowed:
             raise BurnishError(f"{override}: a resumed run keeps its settings; only {', '.join(allowed)} may differ")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from burnish.compose import parse_value, split
 from burnish.config import parse
 from burnish.errors import BurnishError
-from burnish.machine.disk import write_atomically
+from burnish.machine.checksums import replace_text
+from burnish.machine.lock import FolderLock
 from burnish.policies.base import policy_class
 from burnish.policies.folder import DESCRIPTION, policy_folder, read_description
+from burnish.runs.checkpoint import run_of
 
 SETTABLE = ("temperature", "mean_of", "sampler", "sampler_steps")
 """What says how a policy samples and not what it has learned."""
@@ -41,9 +42,10 @@ def set_policy(folder: str, overrides: Sequence[str]) -> str:
             )
     after = parse(config_class, {**dataclasses.asdict(before), **given})
     description["config"] = dataclasses.asdict(after)
-    for file, content in after.companions().items():
-        write_atomically(Path(found) / file, json.dumps(content, indent=2) + "\n")
-    write_atomically(Path(found) / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    with FolderLock(run_of(found)):  # a training may be replacing this checkpoint
+        for file, content in after.companions().items():
+            replace_text(found / file, json.dumps(content, indent=2) + "\n")
+        replace_text(found / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     changed = [f"{name} from {_shown(getattr(before, name))} to {_shown(getattr(after, name))}" for name in given]
     return f"{found}: {', '.join(changed)}"
 

@@ -11,6 +11,7 @@ from burnish.commands.printing import print_config, report
 from burnish.commands.table import Command
 from burnish.compose import compose, expand_sweep, split
 from burnish.errors import BurnishError, Stopped
+from burnish.machine.disk import refusal
 
 
 class Job(NamedTuple):
@@ -79,8 +80,11 @@ def _run(command: Command, job: Job) -> str:
     except BurnishError as error:
         print(f"burnish: error: {error}", file=sys.stderr)
         return "failed"
-    except Exception:  # one job's defect must not cost the others
-        traceback.print_exc()
+    except Exception as error:  # one job's defect must not cost the others
+        if isinstance(error, OSError) and (said := refusal(error)):
+            print(f"burnish: error: {said}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return "failed"
     return "done"
 

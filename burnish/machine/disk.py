@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from burnish.errors import BurnishError
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def refusal(error: OSError) -> str | None:
+    """What the disk refused, in words: full, over quota, read-only, broken; None where it is something else."""
+    if error.errno not in REFUSALS:
+        return None
+    return f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}"
+
+
+@contextlib.contextmanager
+def writing(path: Path, kept: str = "what was there before is as it was") -> Iterator[None]:
+    """Inside, whatever the disk refuses is a BurnishError that names `path` and says what is `kept`."""
+    try:
+        yield
+    except OSError as error:
+        raise BurnishError(f"cannot write {path}: {error.strerror or error}; {kept}") from error
 
 
 def require_writable(folder: Path) -> None:
@@ -23,36 +42,48 @@ def require_writable(folder: Path) -> None:
 def save_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
     """Give `write` an empty folder to fill, flush it to the disk and rename it to `path`.
 
-    An existing `path` is replaced. Whenever the process is killed, `restore_folder(path)` finds a whole
-    folder again. Raises BurnishError where the disk refuses; an exception of `write` leaves `path` as it was.
+    An existing `path` is replaced. Whenever the process is killed, `standing(path)` is a whole folder, and the next
+    `save_folder` or `restore_folder` puts it in its place. Raises BurnishError where the disk refuses; an exception
+    of `write` leaves `path` as it was.
     """
     path = Path(path)
-    restore_folder(path)
     unfinished, previous = siblings(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        write(unfinished)
-        _flush_tree(unfinished)
-        if path.exists():
-            path.rename(previous)
-        unfinished.rename(path)
-        flush(path.parent)
-    except OSError as error:
-        raise BurnishError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with writing(path):
+        try:
+            restore_folder(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.mkdir()
+            write(unfinished)
+            _flush_tree(unfinished)
+            if path.exists():
+                path.rename(previous)
+            unfinished.rename(path)
+            flush(path.parent)
+        except BaseException:
+            if previous.exists() and not path.exists():  # the second rename failed
+                previous.rename(path)
+            raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(previous, ignore_errors=True)
     return path
 
 
 def restore_folder(path: str | Path) -> None:
-    """Undo a `save_folder` that was killed between its two renames."""
+    """Undo what a `save_folder` that was killed has left. For the folder's only writer."""
     path = Path(path)
-    previous = siblings(path)[1]
-    if previous.exists() and not path.exists():
+    unfinished, previous = siblings(path)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if previous.exists() and not os.path.lexists(path):
         previous.rename(path)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def standing(path: Path) -> Path:
+    """`path`, or where a `save_folder` that was killed between its two renames has put it. For readers: nothing is
+    changed."""
+    previous = siblings(path)[1]
+    return previous if previous.is_dir() and not os.path.lexists(path) else path
 
 
 def flush(path: Path) -> None:
@@ -79,11 +110,16 @@ def _flush_tree(folder: Path) -> None:
     flush(folder)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file; a reader sees the old one or the new one, never a half."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file; a reader sees the old one or the new one, never a half. After an exception nothing is left."""
+    unfinished = siblings(path)[0]
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from burnish.config import Checked, WrongValue, key, parse
 from burnish.errors import BurnishError
+from burnish.machine.checksums import verify, write_checksums
 from burnish.machine.disk import save_folder
 from burnish.networks import CriticConfig, QEnsemble
 from burnish.networks.encoders.encoder import Encoder, EncoderConfig
@@ -304,13 +305,16 @@ class Policy(nn.Module, ABC):
         save_folder(Path(folder), self.write)
 
     def write(self, folder: Path) -> None:
-        """Write the files into an existing folder."""
-        from safetensors.torch import save_file
+        """Write the files, with checksums, into an existing folder. Raises OSError where the disk refuses."""
+        from safetensors.torch import save
 
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
-        (folder / DESCRIPTION).write_text(json.dumps(self.description(), indent=2) + "\n")
-        for name, content in self.config.companions().items():
+        # not `save_file`: what the disk refuses is no OSError there
+        weights = save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
+        (folder / WEIGHTS).write_bytes(weights)
+        described = {DESCRIPTION: self.description(), **self.config.companions()}
+        for name, content in described.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        write_checksums(folder, [WEIGHTS, *described])
 
     def description(self) -> dict[str, Any]:
         """The content of policy.json: all that `from_description` needs to make such a policy."""
@@ -362,6 +366,7 @@ class Policy(nn.Module, ABC):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        verify(path)
         try:
             weights = load_file(path)
         except (SafetensorError, OSError) as error:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import BurnishError
+from burnish.machine.checksums import verify
+from burnish.machine.disk import standing
 from burnish.runs.checkpoint import Checkpoints, checkpoint_at
 
 FORMAT = 1
@@ -22,7 +24,7 @@ def policy_folder(folder: str | os.PathLike[str]) -> Path:
     Raises:
         BurnishError: a file is missing.
     """
-    folder = checkpoint_at(Path(folder))
+    folder = standing(checkpoint_at(Path(folder)))
     if (folder / "checkpoints").is_dir():
         checkpoints = Checkpoints(folder / "checkpoints")
         folder = checkpoints.latest(DESCRIPTION, WEIGHTS) or checkpoints.latest() or folder
@@ -60,8 +62,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The content of policy.json.
 
     Raises:
-        BurnishError: it is no JSON, or of another format.
+        BurnishError: it is no JSON, or of another format, or not what its checksum says.
     """
+    verify(folder / DESCRIPTION)
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         if description["format"] != FORMAT:

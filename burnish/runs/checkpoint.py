@@ -2,6 +2,7 @@
 
     checkpoints/step_00012800/
         policy.json, policy.safetensors    the policy, which evaluates alone (burnish.policies.folder)
+        SHA256SUMS                         of these (burnish.machine.checksums); trainer.pt has its own inside
         trainer.pt                         a `TrainerFile`: what the run needs to go on exactly there
 
 trainer.pt is plain data (burnish.runs.state). Its keys are the names of the fields below: older checkpoints are read
@@ -10,6 +11,7 @@ as long as no field is renamed and each one added later has a default. docs/chec
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections.abc import Callable
@@ -18,8 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from burnish.errors import BurnishError, warn
-from burnish.machine.disk import flush, restore_folder, save_folder, siblings, write_atomically
-from burnish.runs.state import load_state, random_states, restore_random_states, save_state
+from burnish.machine.checksums import Damaged, verify_all
+from burnish.machine.disk import flush, restore_folder, save_folder, siblings, standing, write_atomically, writing
+from burnish.runs.state import load_state, random_states, restore_random_states, save_state, verify_state
 
 TRAINER = "trainer.pt"
 STEP = re.compile(r"step_(\d{8,})")
@@ -71,11 +74,12 @@ class PretrainState:
 
     Attributes:
         trainer: `BehaviourCloning.state_dict`: weights, their average, optimizer, schedule, generator, step.
-        best: success rate and return of the best evaluation.
+        best, best_step: success rate and return of the best evaluation, and the number of its checkpoint.
     """
 
     trainer: dict[str, Any]
     best: tuple[float, float]
+    best_step: int | None = None  # the first checkpoints do not say
 
 
 @dataclass(frozen=True)
@@ -86,16 +90,20 @@ class TrainerFile:
         state: a `FinetuneState` or `PretrainState` as keys and values.
         random: the global generators of Python, numpy and torch (`random_states`).
         n_metric_lines: lines of metrics.jsonl that were written before; a resumed run drops those after them.
+        data: fingerprint of the demonstrations (`burnish.datasets.fingerprint`); None: it has none, or an older run.
     """
 
     state: dict[str, Any]
     random: dict[str, Any]
     n_metric_lines: int
+    data: dict[str, Any] | None = None
 
     @classmethod
-    def now(cls, state: FinetuneState | PretrainState, n_metric_lines: int) -> TrainerFile:
+    def now(
+        cls, state: FinetuneState | PretrainState, n_metric_lines: int, data: dict[str, Any] | None = None
+    ) -> TrainerFile:
         """With the global generators as they are."""
-        return cls(_contents(state), random_states(), n_metric_lines)
+        return cls(_contents(state), random_states(), n_metric_lines, data)
 
     def write(self, checkpoint: Path) -> None:
         """Write trainer.pt into the folder."""
@@ -141,11 +149,20 @@ def checkpoint_at(path: Path) -> Path:
     return path.with_name(name) if STEP.fullmatch(name) else path
 
 
+def run_of(folder: Path) -> Path:
+    """The run folder that a checkpoint is in; of another folder itself."""
+    found = folder.resolve()
+    return found.parent.parent if found.parent.name == "checkpoints" else folder
+
+
 class Checkpoints:
     """The folders `step_00000100/` of a run, with the symlinks `latest` and `best`.
 
     Where there are no symbolic links these two are files that hold a folder's name, and in a copy that followed the
     links they are folders: all of it is read. Whatever has another name is neither looked at nor deleted.
+
+    A run has one writer, which calls `recover` first; whoever else reads changes nothing. Methods that write raise
+    BurnishError where the disk refuses.
 
     Attributes:
         folder: where they are.
@@ -156,40 +173,85 @@ class Checkpoints:
         self.folder = Path(folder)
         self.keep = keep
 
+    def recover(self) -> None:
+        """Put in its place what a writer that was killed had moved, and delete what it had not finished."""
+        left = [path for kind in ("previous", "unfinished") for path in self.folder.glob(f".*.{kind}")]
+        with writing(self.folder):
+            for name in {path.stem[1:] for path in left if STEP.fullmatch(path.stem[1:])}:
+                restore_folder(self.folder / name)
+            for name in ("latest", "best"):
+                delete(siblings(self.folder / name)[0])
+                restore_folder(self.folder / name)
+
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Write the checkpoint of `step`, point `latest` at it and delete those too old to keep."""
         path = save_folder(self._path(step), write)
-        self._point("latest", path)
-        kept = {*self._steps()[-self.keep :], path, self.best()}
-        for old in self._steps():
-            if old not in kept:
-                unfinished, previous = siblings(old)
-                for left_over in (unfinished, previous):  # by a process that was killed; the latter would come back
-                    shutil.rmtree(left_over, ignore_errors=True)
-                # Renamed first: a folder that is half deleted must not look like a checkpoint.
-                shutil.rmtree(old.rename(unfinished), ignore_errors=True)
+        with writing(self.folder):
+            self._point("latest", path)
+            kept = {*self._steps()[-self.keep :], path, self.best()}
+            for old in self._steps():
+                if old not in kept:
+                    self._delete(old)
         return path
+
+    def _delete(self, path: Path) -> None:
+        """Renamed first: a folder that is half deleted must not look like a checkpoint."""
+        restore_folder(path)  # what is left of an earlier one would come back
+        shutil.rmtree(path.rename(siblings(path)[0]), ignore_errors=True)
+
+    def delete_all(self) -> None:
+        """What a run has written here, and nothing else."""
+        self.recover()
+        with writing(self.folder):
+            for name in ("latest", "best"):
+                delete(self.folder / name)
+            for path in self._steps():
+                self._delete(path)
+
+    def newest_first(self) -> list[Path]:
+        """All of them, also what a killed writer had moved; or the copy that is called `latest`, where that is all."""
+        copied = self.folder / "latest"
+        return self._steps()[::-1] or [path for path in [copied] if _holds_something(path)]
 
     def latest(self, *files: str) -> Path | None:
         """The newest whole checkpoint, also after the process was killed; None where there is none.
 
         It has `files`: newer ones that lack some, as a copy that was cut short leaves them, are warned of.
         """
-        for previous in self.folder.glob(".step_*.previous"):
-            restore_folder(previous.with_name(previous.stem[1:]))
-        copied = self.folder / "latest"
-        found = self._steps() or [path for path in [copied] if _holds_something(path)]
-        for path in reversed(found):
+        for path in self.newest_first():
             missing = [name for name in files if not (path / name).is_file()]
             if not missing:
                 return path
             warn(f"{path} is no whole checkpoint, it lacks {', '.join(missing)}: looking for an older one")
         return None
 
+    def newest_undamaged(self) -> tuple[Path | None, dict[Path, Damaged]]:
+        """The newest checkpoint that a run can go on from, looked at to its last byte, and what is wrong with newer
+        ones. Raises Damaged, of the newest, where all of them are damaged."""
+        damaged: dict[Path, Damaged] = {}
+        for path in self.newest_first():
+            try:
+                verify_all(path)
+                verify_state(path / TRAINER)
+            except Damaged as error:
+                damaged[path] = error
+            else:
+                return path, damaged
+        if damaged:
+            raise next(iter(damaged.values()))
+        return None, {}
+
+    def set_aside(self, path: Path) -> Path:
+        """Give a damaged checkpoint a name under which it is neither read nor deleted -> the new path."""
+        names = (f"{path.name}.damaged{n or ''}" for n in itertools.count())
+        with writing(self.folder):
+            return path.rename(next(new for name in names if not (new := self.folder / name).exists()))
+
     def best(self) -> Path | None:
         """The checkpoint last given to `mark_best`, or its copy; None where there is none."""
         link = self.folder / "best"
         found = self.folder / link.readlink().name if link.is_symlink() else checkpoint_at(link)
+        found = standing(found)
         return found if _holds_something(found) else None
 
     def mark_best(self, step: int) -> None:
@@ -197,11 +259,15 @@ class Checkpoints:
         path = self._path(step)
         if not path.is_dir():
             raise ValueError(f"{path} was not saved")
-        self._point("best", path)
+        with writing(self.folder):
+            self._point("best", path)
 
     def keep_best(self, step: int) -> None:
-        """`mark_best` where a copy of the run has lost its `best`, and has the checkpoint of `step`."""
-        if self.best() is None and self._path(step) in self._steps():
+        """`mark_best` where the checkpoint of `step` is there, but `best` was lost by a copy, or is an older one, as a
+        process leaves it that is killed after it saved the best and before it marked it."""
+        best = self.best()
+        marked = STEP.fullmatch(best.name) if best else None
+        if self._path(step) in self._steps() and (best is None or (marked and int(marked[1]) < step)):
             self.mark_best(step)
 
     def _path(self, step: int) -> Path:
@@ -209,9 +275,11 @@ class Checkpoints:
 
     def _steps(self) -> list[Path]:
         """The checkpoints, the newest last."""
-        named = {path: STEP.fullmatch(path.name) for path in self.folder.glob("step_*")}
-        steps = {path: int(match[1]) for path, match in named.items() if match and _holds_something(path)}
-        return sorted(steps, key=lambda path: steps[path])
+        names = {path.name for path in self.folder.glob("step_*")}
+        names |= {path.stem[1:] for path in self.folder.glob(".step_*.previous")}
+        steps = {self.folder / name: int(match[1]) for name in names if (match := STEP.fullmatch(name))}
+        found = {standing(path): step for path, step in steps.items()}
+        return sorted(filter(_holds_something, found), key=lambda path: found[path])
 
     def _point(self, name: str, path: Path) -> None:
         link, unfinished = self.folder / name, self.folder / f".{name}.unfinished"
@@ -233,3 +301,11 @@ class Checkpoints:
 
 def _holds_something(path: Path) -> bool:
     return path.is_dir() and any(path.iterdir())
+
+
+def delete(path: Path) -> None:
+    """A file, a link or a folder, where it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
 from burnish.errors import BurnishError
+from burnish.machine.checksums import Damaged
 
 _ARRAY = "__ndarray__"
 
@@ -17,24 +19,65 @@ _ARRAY = "__ndarray__"
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Write tensors, numpy arrays, numbers, strings, None, and dict, list or tuple of them.
 
-    Raises TypeError for anything else, so that what is written can always be read by `load_state`.
+    Raises TypeError for anything else, so that what is written can always be read by `load_state`, and OSError where
+    the disk refuses.
     """
-    torch.save(_encode(state), path)
+    encoded = _encode(state)
+    with Path(path).open("wb") as file:
+        told: Any = _Told(file)
+        try:
+            torch.save(encoded, told)
+        except RuntimeError as error:  # torch does not say why it could not write
+            raise told.refused or error from error
+
+
+class _Told:
+    """A file for torch, which keeps what the disk refused."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.refused: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.refused = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
     """Read what `save_state` wrote, tensors on the CPU; never runs code from the file.
 
-    Raises BurnishError when the file is missing, damaged, or holds anything but plain data.
+    Raises BurnishError when the file is missing, damaged (then Damaged), or holds anything but plain data.
     """
     path = Path(path)
-    if not path.is_file():
-        raise BurnishError(f"{path} does not exist: expected the state of a checkpoint")
+    verify_state(path)
     try:
         return _decode(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # damaged bytes raise whatever they happen to mean
         reason = str(error).strip().split("\n", 1)[0][:200]
         raise BurnishError(f"{path} is damaged or not a checkpoint's state ({reason}): use another one") from error
+
+
+def verify_state(path: Path) -> None:
+    """Raise Damaged where the file is missing, or one of its records is not what its checksum, CRC-32, says.
+
+    torch writes these checksums and does not look at them.
+    """
+    if not path.is_file():
+        raise Damaged(f"{path} does not exist: expected the state of a checkpoint")
+    try:
+        with zipfile.ZipFile(path) as file:
+            record = file.testzip()
+    except Exception as error:  # damaged bytes raise whatever they happen to mean
+        reason = " ".join(str(error).split())[:200]
+        raise Damaged(f"{path} is damaged or not a checkpoint's state ({reason}): use another one") from error
+    if record is not None:
+        raise Damaged(f"{path} is damaged (the checksum of its record {record} is wrong): use another one")
 
 
 def _encode(value: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from burnish.errors import BurnishError
+from burnish.runs.checkpoint import run_of
 from burnish.runs.evaluation_file import EvaluationSummary
 from burnish.runs.json_file import read_json, told_of
 
@@ -128,10 +129,8 @@ def converged(policy: str | None) -> bool | None:
     """Whether the pretraining that made the policy in this folder had converged; None where it is not told."""
     if policy is None:
         return None
-    folder = Path(policy)
-    run = folder.resolve().parent.parent if folder.resolve().parent.name == "checkpoints" else folder
     try:
-        improving = PretrainSummary.read(run).improving
+        improving = PretrainSummary.read(run_of(Path(policy))).improving
     except BurnishError:
         return None
     return None if improving is None else not improving

@@ -29,7 +29,7 @@ from burnish.config import WrongValue, key
 from burnish.datasets.sources import resolve
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.machine.disk import require_writable
+from burnish.machine.disk import require_writable, write_atomically
 from burnish.plugins import PluginsConfig
 
 if TYPE_CHECKING:
@@ -109,17 +109,14 @@ class SACActor(nn.Module):
         """Write NAME.safetensors and NAME.json (`metadata` and the architecture), each atomically."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        weights, description = path.with_suffix(".safetensors.tmp"), path.with_suffix(".json.tmp")
-        weights.write_bytes(save(dict(self.state_dict())))
         architecture = {
             "format": ACTOR_FORMAT,
             "obs_dim": self.obs_dim,
             "action_dim": self.action_dim,
             "hidden_sizes": list(self.hidden_sizes),
         }
-        description.write_text(json.dumps(architecture | metadata, indent=2) + "\n")
-        weights.replace(path)
-        description.replace(path.with_suffix(".json"))
+        write_atomically(path, save(dict(self.state_dict())))
+        write_atomically(path.with_suffix(".json"), json.dumps(architecture | metadata, indent=2) + "\n")
         return path
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 
 from burnish.datasets.episodes import listed
 from burnish.errors import BurnishError
+from burnish.machine.disk import write_atomically
 
 # what h5py raised for randomly damaged files, opening an object or reading its values
 DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
@@ -144,22 +146,18 @@ def _require_sources(dataset: h5py.Dataset, where: str) -> None:
 def writing(path: Path) -> Iterator[h5py.File]:
     """Create an HDF5 file that appears under `path` complete or not at all.
 
-    It is written beside `path`, flushed to the disk and renamed; after an exception nothing is left behind
-    and an older file at `path` stays as it was. Raises BurnishError if `path` cannot be written.
+    It is made in memory, as HDF5 does not survive a full disk; then written beside `path`, flushed to the disk and
+    renamed. After an exception nothing is left behind and an older file at `path` stays as it was. Raises
+    BurnishError if `path` cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = io.BytesIO()
+    with h5py.File(content, "w", libver=("v110", "v110")) as file:
+        yield file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
-            yield file
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
+        write_atomically(path, content.getbuffer())
     except OSError as error:
-        raise BurnishError(f"{path}: cannot be written ({_one_line(error)})") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+        raise BurnishError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.config import key
+from burnish.datasets.fingerprint import fingerprint
 from burnish.datasets.load import load
 from burnish.datasets.sources import demonstrations_of
 from burnish.envs.base import ChunkStep
@@ -260,6 +261,7 @@ class ReplayStage(SB3Stage):
                 f"stage.demos=task, but task={setting.task.name} names no demonstrations: give stage.demos=FILE or null"
             )
         demos = load(source, sensors=setting.task.sensors)
+        self.data = fingerprint(demos.episodes, [*setting.task.obs_keys, *setting.task.sensors])
         try:
             data = demonstration_transitions(
                 self.policy, demos.episodes, self.config.gamma, ends_at_success=setting.ends_at_success
