@@ -45,6 +45,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ends_at_success = config.ends_at_success and config.task.measure == "success_rate"
         setting = Setting(config.task, config.n_envs, config.seed, config.policy is not None, ends_at_success)
         stage = make_stage(policy, config.stage, setting)
+        if policy.doubt:
+            warn(policy.doubt)
         check_phases(config, stage)
         envs = None
         if config.total_env_steps:

@@ -258,6 +258,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     sizes = windows.spec, windows.actions.shape[1]
     policy: Policy = make_policy(config.policy, *sizes, config.task.obs_keys, config.task.name).to(device)
     policy.trained_in, policy.plugins = to_dict(config.task), config.plugins
+    if policy.doubt:
+        warn(policy.doubt)
     policy.fit_normalizers(windows.obs, windows.actions)
     trainer = BehaviourCloning(config, policy, windows, validation)
     held_out = HeldOutActions(valid, validation) if validation and not config.in_simulator else None
