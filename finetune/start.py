@@ -61,6 +61,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
                 n_workers=config.n_workers,
                 ends_at_success=ends_at_success,
                 beside=eval_envs,
+                worker_timeout=config.worker_timeout,
             )
             stack.callback(envs.close)
         run = stack.enter_context(Run.open(config))

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from burnish.config import MOST_SEED, Checked, WrongValue, key, to_dict
-from burnish.envs import BACKENDS
+from burnish.envs import BACKENDS, WORKER_TIMEOUT
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, warn
 from burnish.evaluation.intervals import CONFIDENCE, bootstrap_interval, wilson_interval
+from burnish.machine.stop import GivenUp, Overdue, asked_to_stop
 from burnish.observations import ObsSpec
 from burnish.policies.base import Policy
 from burnish.policies.folder import fingerprint
@@ -45,6 +46,11 @@ class EpisodesConfig(Checked):
     n_envs: int = key(20, "environments that are stepped together (changes the speed, not the episodes)", least=1)
     backend: str = key("auto", "sync (in this process), workers (processes) or envpool (Gymnasium)", options=BACKENDS)
     n_workers: int | None = key(None, "processes (null: one a CPU)", least=1)
+    worker_timeout: float = key(
+        WORKER_TIMEOUT,
+        "seconds that one environment may take for a step or a reset, before it counts as hanging",
+        above=0,
+    )
     video: int = key(0, "so many episodes are filmed", least=0)
     candidates: int = key(
         1,
@@ -203,6 +209,7 @@ def evaluation_envs(
         backend=config.backend,
         n_workers=config.n_workers,
         autoreset=False,
+        worker_timeout=config.worker_timeout,
     )
     try:
         check_fit(policy, task, envs.obs_spec, envs.action_dim, source)
@@ -227,13 +234,17 @@ def evaluate(
 
     Raises:
         BurnishError: the policy does not fit the task, cannot act so, or has no critic to choose among candidates.
+        SimulatorsLost: one of them died or hangs.
+        GivenUp: a `StopRequest` is in force and the process was asked to stop.
     """
     with policy.sampling(config.temperature, config.mean_of, config.sampler, config.sampler_steps):
         policy.check_candidates(config.candidates)
-        if envs is not None:
-            return _evaluate(policy, config, envs, progress)
-        with evaluation_envs(policy, task, config) as made:
-            return _evaluate(policy, config, made, progress)
+        with contextlib.ExitStack() as stack:
+            used = stack.enter_context(evaluation_envs(policy, task, config)) if envs is None else envs
+            try:
+                return _evaluate(policy, config, used, progress)
+            except Overdue as overdue:  # in the policy: simulators tell by themselves
+                raise GivenUp("asked to stop during an evaluation") from overdue
 
 
 def _evaluate(policy: Policy, config: EvaluationConfig, envs: VectorEnv, progress: Any) -> Evaluation:
@@ -278,6 +289,8 @@ def run_episodes(policy: Policy, envs: VectorEnv, seeds: list[int], candidates: 
     running = np.arange(envs.n_envs) < n
     obs = envs.reset(padded)
     while running.any():
+        if asked_to_stop():
+            raise GivenUp("asked to stop during an evaluation")
         step = envs.step(act(policy, obs, generators, candidates), running)
         obs = step.obs
         returns += step.reward

@@ -190,7 +190,7 @@ class Policy(nn.Module, ABC):
 
     @property
     def doubt(self) -> str | None:
-        """Why the way in which it samples can give no good action, in a line; None where nothing is known against it."""
+        """Why the way in which it samples can give no good action, in a line; None where nothing speaks against it."""
         return None
 
     @property
