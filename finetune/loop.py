@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from burnish.envs.base import VectorEnv
+from burnish.envs.vector.checks import LEAST_EPISODES, require_finite
 from burnish.errors import SimulatorsLost, warn
 from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate
 from burnish.evaluation.temperatures import Sampling, best, compare_samplings, samplings
@@ -59,6 +60,8 @@ class Loop:
         self.looked_at = 0  # environment steps when evaluations and checkpoints were last thought of
         self.noise_compared = False  # see _compare_noisy_with_clean
         self.episodes = TrainingEpisodes(config.n_envs)
+        self.ended = 0  # training episodes since it was last looked whether they were cut
+        self.cut_before = 0  # non-finite ones until then
         self.fallen: str | None = None  # what was said of the last evaluation, if it fell below the first
         self.best_env_steps = 0
         self.before: EvaluationSummary | None = None  # the first evaluation
@@ -241,6 +244,7 @@ class Loop:
         if fallen and self.config.policy:
             warn(f'after {self.env_steps} steps {fallen}: see docs/tuning.md, "When it falls"')
         metrics |= self.statistics.report()
+        self._require_finite(int(metrics.get("train/episodes", 0)), nonfinite_episodes)
         metrics["updates"] = self.updates
         if not self.noise_compared and self.episodes.began_with is not None:
             self._compare_noisy_with_clean(self.episodes.began_with)
@@ -253,6 +257,19 @@ class Loop:
         saves = self._due(self.config.checkpoint_every)
         self.looked_at = self.env_steps
         self._report(metrics, evaluates=evaluates, saves=saves)
+
+    def _require_finite(self, ended: int, nonfinite_episodes: int) -> None:
+        """Raise BurnishError where most of the latest training episodes were cut: there is nothing to learn from them.
+
+        Args:
+            ended: episodes since the last call.
+            nonfinite_episodes: cut ones since the run began.
+        """
+        self.ended += ended
+        if self.ended < LEAST_EPISODES:
+            return
+        require_finite(nonfinite_episodes - self.cut_before, self.ended, "training episodes")
+        self.ended, self.cut_before = 0, nonfinite_episodes
 
     def _compare_noisy_with_clean(self, noisy: float) -> None:
         """Exploration noise that hides every success is the usual reason for no learning: say so."""
@@ -313,6 +330,7 @@ class Loop:
             return
         if state.envs is not None:
             self.envs.load_state_dict(state.envs)
+            self.cut_before = self.envs.nonfinite_episodes
             self.obs = state.obs
         elif state.obs is None:  # the offline phase was to be the whole run
             self.obs = self.envs.reset()

@@ -108,9 +108,10 @@ def _blame(index: int) -> Iterator[None]:
         raise _EnvironmentFailed(f"environment {index}") from error
 
 
-def _make_envs(plan: WorkerPlan) -> list[ChunkedEnv]:
+def _make_envs(plan: WorkerPlan, begins: Callable[[int], None]) -> list[ChunkedEnv]:
     envs = []
     for index in plan.indices:
+        begins(index)
         with _blame(index):
             envs.append(
                 ChunkedEnv(
@@ -130,9 +131,9 @@ def _make_envs(plan: WorkerPlan) -> list[ChunkedEnv]:
 class _Worker:
     """The worker's side: one method for each command."""
 
-    def __init__(self, plan: WorkerPlan) -> None:
+    def __init__(self, plan: WorkerPlan, begins: Callable[[int], None]) -> None:
         self.indices = plan.indices
-        self.envs = _make_envs(plan)
+        self.envs = _make_envs(plan, begins)
         self.memory: SharedMemory | None = None
         self.arrays: SharedArrays
 
@@ -199,6 +200,8 @@ def _serve(connection: Connection, plugins: Sequence[str], dies: bool) -> None:
             if command == "end":
                 break
             try:
+                if command == "make":
+                    workers[vector] = _Worker(argument, lambda index: connection.send(("at", index)))
                 answer = ("ok", _answer(workers, vector, command, argument))
             except NotImplementedError as error:  # a simulator that cannot save its state can go on
                 answer = ("unsupported", str(error))
@@ -220,7 +223,6 @@ def _serve(connection: Connection, plugins: Sequence[str], dies: bool) -> None:
 
 def _answer(workers: dict[int, _Worker], vector: int, command: str, argument: Any) -> Any:
     if command == "make":
-        workers[vector] = _Worker(argument)
         return None
     if command == "close":
         return workers.pop(vector).close()
@@ -232,7 +234,7 @@ class Limit(NamedTuple):
 
     Attributes:
         seconds: without an answer, in one environment.
-        at: the environment that a worker has come to; None where that is not known.
+        at: the environment that a worker has come to; None where the worker tells, or has nothing to tell.
     """
 
     seconds: float
@@ -259,6 +261,7 @@ class Workers:
         self._indices: Sequence[range] = []  # the environments that the last command is for
         self._limit = Limit(timeout)  # of the last command
         self._command = ""
+        self._told: dict[int, int] = {}  # worker -> the environment that it is making
         self._lost: str | None = None  # what was said when they were lost
         self._vectors: set[int] = set()
         self._admitted = 0
@@ -313,6 +316,7 @@ class Workers:
         """
         self.settle()
         self._indices, self._limit, self._command = indices, limit, command
+        self._told.clear()
         for w, (connection, argument) in enumerate(zip(self._connections, arguments)):
             self._pending.add(w)
             try:
@@ -335,7 +339,7 @@ class Workers:
     def _collect(self) -> list[Any]:
         answers: list[Any] = [None] * len(self)
         sentinels = [process.sentinel for process in self.processes]
-        patience = _Patience(self._limit)
+        patience = _Patience(self._limit.seconds, self._at)
         while self._pending:
             ready = set(wait([*(self._connections[w] for w in self._pending), *sentinels], _LOOK_SECONDS))
             if not ready:
@@ -360,6 +364,9 @@ class Workers:
             self._report_hang(w, self._timeout)
         except (EOFError, OSError):
             self._report_death(w)
+        if kind == "at":
+            self._told[w] = answer
+            return None
         self._pending.remove(w)
         if kind == "ok":
             return answer
@@ -380,12 +387,16 @@ class Workers:
 
     def _report_hang(self, w: int, seconds: float) -> NoReturn:
         self._hanging.add(w)
-        at = self._limit.at
-        where = "" if at is None or self._command not in ("reset", "step") else f" in environment {at(w)}"
+        at = self._at(w)
+        where = "" if at is None or self._command not in ("make", "reset", "step") else f" in environment {at}"
         said = f"{self._called(w)} has not answered to {self._command!r} for {seconds:.0f} s{where}"
         if asked_to_stop():
             self._lose(said, asked=True)
         self._lose(f"{said}: its simulator hangs, or takes longer than worker_timeout allows")
+
+    def _at(self, w: int) -> int | None:
+        """The environment that a worker has come to, where that is known."""
+        return self._told.get(w) if self._limit.at is None else self._limit.at(w)
 
     def _called(self, w: int) -> str:
         indices = self._indices[w]
@@ -424,21 +435,21 @@ class Workers:
 class _Patience:
     """How long each worker has been where it is, as far as that was looked at."""
 
-    def __init__(self, limit: Limit) -> None:
-        self._limit = limit
+    def __init__(self, limit: float, at: Callable[[int], int | None]) -> None:
+        self._limit, self._at = limit, at
         self._asked: float | None = None  # time.monotonic() of the first look after the process was asked to stop
         self._seen: dict[int, tuple[int | None, float]] = {}  # worker -> environment, since when
 
     def exhausted(self, w: int) -> float | None:
         """Seconds without an answer where they were too many; else None. Asked after a while without answers."""
-        now, at = time.monotonic(), self._limit.at and self._limit.at(w)
+        now, at = time.monotonic(), self._at(w)
         if w not in self._seen or self._seen[w][0] != at:
             self._seen[w] = at, now - _LOOK_SECONDS
         seconds = now - self._seen[w][1]
         if asked_to_stop():
             self._asked = now if self._asked is None else self._asked
             return seconds if now - self._asked >= _SECONDS_WHEN_ASKED else None
-        return seconds if seconds >= self._limit.seconds else None
+        return seconds if seconds >= self._limit else None
 
 
 def _limit_in_time(connection: Connection, seconds: float) -> None:

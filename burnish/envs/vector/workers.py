@@ -18,6 +18,8 @@ from burnish.envs.vector.episode import WORKER_TIMEOUT, MakeSimulator
 from burnish.envs.vector.processes import Limit, SharedArrays, Sizes, WorkerPlan, Workers, shared_arrays
 from burnish.errors import BurnishError
 
+START_TIMEOUT = 120.0  # seconds that a worker always has to start, and to make an environment
+
 
 class WorkerVectorEnv(VectorEnv):
     """E environments in W processes, bitwise equal to `SyncVectorEnv` with the same arguments.
@@ -69,8 +71,7 @@ class WorkerVectorEnv(VectorEnv):
             shared = Workers(n_workers, timeout)
         self.workers = shared
         self._vector = self.workers.admit()
-        most = max(map(len, self._indices))
-        self._limit = Limit(timeout * most)  # until it is known what a worker is at
+        self._limit = Limit(max(timeout, START_TIMEOUT))
         try:
             self._command("make", plans)
             obs_spec, action_dim = self._command("sizes", [None] * n_workers)[0]
