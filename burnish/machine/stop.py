@@ -25,7 +25,12 @@ class GivenUp(Stopped):
     """What was begun was given up, as the process was asked to stop. Nothing is lost but what it had done."""
 
 
-class Overdue(KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt):
+    """By a signal. A class of its own: of KeyboardInterrupt itself, raised in `exec`, Python remembers that nobody had
+    caught it, and ends with another status than it is told."""
+
+
+class Overdue(Interrupted):
     """Something took longer than `SECONDS_TO_STOP` after the process was asked to stop, and was interrupted."""
 
 
@@ -64,7 +69,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            raise KeyboardInterrupt
+            raise Interrupted
         self.requested = True
         self.deadline = time.monotonic() + SECONDS_TO_STOP
         if signal.SIGALRM not in self._previous:
@@ -112,4 +117,4 @@ def interrupted_by_signals() -> Iterator[None]:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGALRM, _interrupt)
     signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_STOP)
-    raise KeyboardInterrupt
+    raise Interrupted
