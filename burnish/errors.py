@@ -14,6 +14,18 @@ class NotInstalled(BurnishError):
     """A module that the input names cannot be found."""
 
 
+class SimulatorsLost(BurnishError):
+    """Simulators that died or do not answer any more: those of one vector environment, and what lives with them.
+
+    Attributes:
+        asked: they were given up because the process was asked to stop.
+    """
+
+    def __init__(self, message: str, *, asked: bool = False) -> None:
+        super().__init__(message)
+        self.asked = asked
+
+
 class Stopped(Exception):
     """The user asked to stop (SIGTERM, Ctrl-C) and everything is saved; the message says how to go on.
 

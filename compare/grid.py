@@ -11,14 +11,17 @@ from typing import Any, Protocol
 
 from burnish.compare.plan import PlannedRun, parsed, resolve
 from burnish.errors import BurnishError, NotInstalled
+from burnish.machine.stop import StopRequest
 from burnish.policies.folder import fingerprint
 from burnish.runs.checkpoint import Checkpoints
 from burnish.runs.evaluation_file import weights_at_start
 from burnish.runs.folder import CONFIG, load_config
-from burnish.runs.stop import StopRequest
 from burnish.runs.summary import SUMMARY
 
-NOT_DECISIVE = ("device", "torch_threads", "backend", "n_workers", "wandb", "resume", "overwrite", "run_dir", "plugins")
+NOT_DECISIVE = (
+    *("device", "torch_threads", "backend", "n_workers", "worker_timeout"),
+    *("wandb", "resume", "overwrite", "run_dir", "plugins"),
+)
 """Keys of a run's configuration that do not decide its result."""
 STOPPED_STATUS = 130  # of a run that was asked to stop and can be resumed
 POLL_SECONDS = 0.2
@@ -205,6 +208,7 @@ def decisive(config: Any) -> dict[str, Any]:
     values = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in NOT_DECISIVE}
     if isinstance(values.get("policy"), str):
         del values["policy"]  # see `started_from`
-    values["evaluation"] = replace(config.evaluation, backend="auto", n_workers=None, n_envs=1, video=0)
+    how = {"backend": "auto", "n_workers": None, "n_envs": 1, "video": 0, "worker_timeout": 1.0}
+    values["evaluation"] = replace(config.evaluation, **how)
     values["envpool"] = "envpool" in (getattr(config, "backend", ""), config.evaluation.backend)  # other random numbers
     return values

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from burnish.config import Checked, key
-from burnish.envs import BACKENDS
+from burnish.envs import BACKENDS, WORKER_TIMEOUT
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.evaluation.temperatures import TrainingEvaluationConfig
@@ -57,6 +57,11 @@ class FinetuneConfig(RunConfig):
         options=BACKENDS,
     )
     n_workers: int | None = key(None, "processes (null: one a CPU)", least=1)
+    worker_timeout: float = key(
+        WORKER_TIMEOUT,
+        "seconds that one environment may take for a step or a reset; then the run saves what it has and ends",
+        above=0,
+    )
     ends_at_success: bool = key(
         True,
         "training episodes are over (terminated) at their first success, as evaluations always are, and so are the "

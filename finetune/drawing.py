@@ -20,7 +20,7 @@ from torch import Tensor
 
 from burnish.config import key
 from burnish.diffusion import Sampler
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, warn
 from burnish.finetune.losses.rsm import RSMConfig, Weighting, weighted_denoising_loss
 from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
 from burnish.finetune.stage import Setting
@@ -145,6 +145,8 @@ class DrawingStage(OffPolicyStage):
             )
         self.sampler = self._make_sampler(config.draw_temperature)
         self.acting_sampler = self._make_sampler(config.acting_temperature)
+        if config.sampler != "inherit" and self.sampler.doubt:
+            warn(f"stage.{self.sampler.doubt}")
         self.x0_errors = torch.zeros(policy.config.denoising_steps, device=policy.device)  # of `old`, (K,)
         self._check_precision()
         super().__init__(policy, config, setting)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from burnish.envs.base import VectorEnv
-from burnish.errors import warn
+from burnish.envs.vector.checks import LEAST_EPISODES, require_finite
+from burnish.errors import SimulatorsLost, warn
 from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate
 from burnish.evaluation.temperatures import Sampling, best, compare_samplings, samplings
 from burnish.evaluation.video import record
@@ -23,7 +24,8 @@ from burnish.finetune.stage import Stage
 from burnish.finetune.statistics import EpisodeStatistics
 from burnish.finetune.watch import TrainingEpisodes, fall, values
 from burnish.machine.memory import peak_memory_mib
-from burnish.networks.optimise import forget_updates, skipped_updates
+from burnish.machine.stop import StopRequest
+from burnish.networks.optimise import skipped_updates
 from burnish.policies.folder import WEIGHTS
 from burnish.runs.checkpoint import FinetuneState
 from burnish.runs.course import Course, passed
@@ -37,9 +39,9 @@ from burnish.runs.evaluation_file import (
     EvaluationSummary,
 )
 from burnish.runs.folder import Run
-from burnish.runs.stop import StopRequest
 from burnish.runs.summary import AtBestTemperature, Best, FinetuneSummary, converged
 
+SAVES = "saves"  # in `Loop.unfinished`: whether a checkpoint is due as well
 NOISY_SHARE = 0.2  # a training policy that succeeds less often than this share of the clean one learns nothing
 
 
@@ -58,14 +60,17 @@ class Loop:
         self.looked_at = 0  # environment steps when evaluations and checkpoints were last thought of
         self.noise_compared = False  # see _compare_noisy_with_clean
         self.episodes = TrainingEpisodes(config.n_envs)
+        self.ended = 0  # training episodes since it was last looked whether they were cut
+        self.cut_before = 0  # non-finite ones until then
         self.fallen: str | None = None  # what was said of the last evaluation, if it fell below the first
         self.best_env_steps = 0
         self.before: EvaluationSummary | None = None  # the first evaluation
         self.obs: Any = None  # the environments' last, where there are any
+        self.unfinished: dict[str, Any] | None = None  # metrics whose line waits for the evaluation that belongs to it
 
     def run_to_end(self) -> dict[str, Any]:
         """Start or resume, and go on to the last step of the last phase."""
-        with StopRequest() as stop:  # the evaluations before and after included
+        with StopRequest() as stop, self.course.ending(self._done):  # the evaluations before and after included
             state = self.run.load_checkpoint(FinetuneState)
             if state is None:
                 if self.envs is not None:
@@ -73,7 +78,8 @@ class Loop:
                 self._evaluate_pretrained()
             else:
                 self._load_state(state)
-            forget_updates()
+            self.course.savable = True
+            self._finish_line()
             if self.offline_steps < self.config.offline.steps:
                 self._learn_offline(stop)
             if self.envs is not None:
@@ -84,6 +90,12 @@ class Loop:
     def step(self) -> int:
         """Of both phases."""
         return self.offline_steps + self.env_steps
+
+    def _done(self) -> str:
+        """How far it is, in words."""
+        if self.env_steps:
+            return f"after {self.env_steps} environment steps"
+        return f"after {self.offline_steps} offline gradient steps" if self.offline_steps else "before the first step"
 
     def _accounts(self, phase: str) -> dict[str, Any]:
         """What is added to a line of metrics.jsonl where `step` alone does not tell; nothing where it does."""
@@ -97,24 +109,41 @@ class Loop:
             while self.offline_steps < how.steps and not self._out_of_time():
                 began, before = time.perf_counter(), self.offline_steps
                 n = min(how.report_every, how.steps - before)
-                metrics: dict[str, Any] = self.stage.update_offline(n) | skipped_updates()
+                metrics: dict[str, Any] = self.stage.update_offline(n) | skipped_updates(self.stage)
                 self.offline_steps += n
                 seconds = time.perf_counter() - began
                 self.training_seconds += seconds
                 metrics |= {"time/update": seconds, "time/training": seconds} | self._accounts("offline")
                 self._after_offline(metrics, before)
                 progress.update(n)
-                self.course.stop_if_asked(stop, f"after {self.offline_steps} offline gradient steps")
+                self.course.stop_if_asked(stop, self._done())
 
     def _after_offline(self, metrics: dict[str, Any], before: int) -> None:
         """Evaluate, log and save what is due, also where an online phase follows; the end of the run does its own."""
-        how, now, is_best = self.config.offline, self.offline_steps, False
+        how, now = self.config.offline, self.offline_steps
         ends = now >= how.steps or self._out_of_time()
-        if (ends and self.envs is not None) or (not ends and passed(how.eval_every, before, now)):
-            metrics |= self._evaluate_now()
-            is_best = self.course.best_step == self.step
+        evaluates = (ends and self.envs is not None) or (not ends and passed(how.eval_every, before, now))
+        self._report(metrics, evaluates=evaluates, saves=ends or passed(how.checkpoint_every, before, now))
+
+    def _report(self, metrics: dict[str, Any], *, evaluates: bool, saves: bool) -> None:
+        """Evaluate and save what is due, and log a line. Where the evaluation is cut short, a checkpoint has the line,
+        for a resumed run to begin with."""
+        if evaluates:
+            numbers = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
+            self.unfinished = {**numbers, SAVES: saves}
+            self._finish_line()
+            return
         self.run.log(metrics, self.step)
-        self.course.keep(self.step, is_best=is_best, due=ends or passed(how.checkpoint_every, before, now))
+        self.course.keep(self.step, is_best=False, due=saves)
+
+    def _finish_line(self) -> None:
+        """The evaluation that `unfinished` waits for, and what follows it."""
+        if self.unfinished is None:
+            return
+        metrics = self.unfinished | self._evaluate_now()
+        saves, self.unfinished = metrics.pop(SAVES), None
+        self.run.log(metrics, self.step)
+        self.course.keep(self.step, is_best=self.course.best_step == self.step, due=saves)
 
     def _learn(self, envs: VectorEnv, stop: StopRequest) -> None:
         total, name = self.config.total_env_steps, self.config.stage.name
@@ -135,7 +164,7 @@ class Loop:
                     self.unlogged = time.perf_counter() - last_time, self.env_steps - last_steps
                 else:
                     acted = time.perf_counter()
-                    metrics = self.stage.update() | skipped_updates()
+                    metrics = self.stage.update() | skipped_updates(self.stage)
                     self.updates += 1
                     now = time.perf_counter()
                     metrics["time/update"] = now - acted
@@ -147,7 +176,7 @@ class Loop:
                     shown = {"success": "train/success_rate", "ret": "train/return", "gradient_steps": "gradient_steps"}
                     progress.update(0, **{name: metrics[key] for name, key in shown.items() if key in metrics})
                     last_time, last_steps = time.perf_counter(), self.env_steps
-                self.course.stop_if_asked(stop, f"after {self.env_steps} environment steps")
+                self.course.stop_if_asked(stop, self._done())
 
     def _used_up(self) -> bool:
         """Whether the budget, of environment steps or of minutes, is."""
@@ -215,6 +244,7 @@ class Loop:
         if fallen and self.config.policy:
             warn(f'after {self.env_steps} steps {fallen}: see docs/tuning.md, "When it falls"')
         metrics |= self.statistics.report()
+        self._require_finite(int(metrics.get("train/episodes", 0)), nonfinite_episodes)
         metrics["updates"] = self.updates
         if not self.noise_compared and self.episodes.began_with is not None:
             self._compare_noisy_with_clean(self.episodes.began_with)
@@ -223,14 +253,23 @@ class Loop:
         if self.stage.ready():  # there is more to learn from the same steps
             self.run.log(metrics, self.step)
             return
-        is_best = False
-        if self._due(self.config.eval_every) and not self._used_up():
-            metrics |= self._evaluate_now()
-            is_best = self.course.best_step == self.step
-        self.run.log(metrics, self.step)
-        due = self._due(self.config.checkpoint_every)
+        evaluates = self._due(self.config.eval_every) and not self._used_up()
+        saves = self._due(self.config.checkpoint_every)
         self.looked_at = self.env_steps
-        self.course.keep(self.step, is_best=is_best, due=due)
+        self._report(metrics, evaluates=evaluates, saves=saves)
+
+    def _require_finite(self, ended: int, nonfinite_episodes: int) -> None:
+        """Raise BurnishError where most of the latest training episodes were cut: there is nothing to learn from them.
+
+        Args:
+            ended: episodes since the last call.
+            nonfinite_episodes: cut ones since the run began.
+        """
+        self.ended += ended
+        if self.ended < LEAST_EPISODES:
+            return
+        require_finite(nonfinite_episodes - self.cut_before, self.ended, "training episodes")
+        self.ended, self.cut_before = 0, nonfinite_episodes
 
     def _compare_noisy_with_clean(self, noisy: float) -> None:
         """Exploration noise that hides every success is the usual reason for no learning: say so."""
@@ -251,7 +290,7 @@ class Loop:
         assert self.before is not None
         try:
             envs = None if self.envs is None else self.envs.state_dict()
-        except NotImplementedError:  # the episodes start anew at resume
+        except (NotImplementedError, SimulatorsLost):  # the episodes start anew at resume
             envs = None
         return FinetuneState(
             stage=self.stage.state_dict(),
@@ -270,6 +309,7 @@ class Loop:
             before=self.before.to_json(),
             offline_steps=self.offline_steps,
             best_env_steps=self.best_env_steps,
+            unfinished=self.unfinished,
         )
 
     def _load_state(self, state: FinetuneState) -> None:
@@ -285,10 +325,12 @@ class Loop:
         self.offline_steps = state.offline_steps
         self.best_env_steps = state.best_step if state.best_env_steps is None else state.best_env_steps
         self.before = EvaluationSummary.from_json(state.before)
+        self.unfinished = state.unfinished
         if self.envs is None:
             return
         if state.envs is not None:
             self.envs.load_state_dict(state.envs)
+            self.cut_before = self.envs.nonfinite_episodes
             self.obs = state.obs
         elif state.obs is None:  # the offline phase was to be the whole run
             self.obs = self.envs.reset()
@@ -301,6 +343,7 @@ class Loop:
     def _finish(self) -> dict[str, Any]:
         """Last checkpoint, evaluations, videos, curve and summary.json."""
         self._save()  # first: killed from here on, a resumed run does all of this again
+        self.course.savable = False
         evaluation = self._evaluate_shown("after")
         self._judge(evaluation)
         went_back_to = None
@@ -361,10 +404,11 @@ class Loop:
         best = self.run.checkpoints.best()
         assert best is not None
         self.stage.policy.load_weights(best / WEIGHTS)
-        self._save()
         unit = "steps of both phases" if self.config.offline.steps else "environment steps"
         warn(f"went back to the policy after {self.course.best_step} {unit}, the best")
-        return self._evaluate_shown("after going back")
+        evaluation = self._evaluate_shown("after going back")
+        self._save()  # last: before, a resumed run would not know that it went back
+        return evaluation
 
     def _at_best_temperature(self, own: Evaluation) -> tuple[Evaluation, dict[float, float]]:
         """At the temperature that is best in other episodes -> evaluation, and what was tried: temperature: measure.

@@ -45,6 +45,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ends_at_success = config.ends_at_success and config.task.measure == "success_rate"
         setting = Setting(config.task, config.n_envs, config.seed, config.policy is not None, ends_at_success)
         stage = make_stage(policy, config.stage, setting)
+        if policy.doubt:
+            warn(policy.doubt)
         check_phases(config, stage)
         envs = None
         if config.total_env_steps:
@@ -59,6 +61,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
                 n_workers=config.n_workers,
                 ends_at_success=ends_at_success,
                 beside=eval_envs,
+                worker_timeout=config.worker_timeout,
             )
             stack.callback(envs.close)
         run = stack.enter_context(Run.open(config, stage.data))

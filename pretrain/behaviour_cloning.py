@@ -35,8 +35,9 @@ from burnish.evaluation.temperatures import (
 )
 from burnish.evaluation.video import record
 from burnish.machine.device import resolve_device
+from burnish.machine.stop import StopRequest
 from burnish.networks.averages import EMA
-from burnish.networks.optimise import clipped_step, forget_updates, skipped_updates
+from burnish.networks.optimise import clipped_step, skipped_updates
 from burnish.policies.base import ChunkConfig, Policy, policy_class
 from burnish.policies.diffusion import PolicyConfig
 from burnish.pretrain.convergence import still_improving
@@ -47,7 +48,6 @@ from burnish.runs.course import Course, passed
 from burnish.runs.evaluation_file import EVALUATION
 from burnish.runs.folder import Run
 from burnish.runs.state import generator_state, restore_generator
-from burnish.runs.stop import StopRequest
 from burnish.runs.summary import PretrainSummary
 
 LEAST_REPORTED = 100  # gradient steps that a line of metrics.jsonl is the mean of
@@ -259,6 +259,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     sizes = windows.spec, windows.actions.shape[1]
     policy: Policy = make_policy(config.policy, *sizes, config.task.obs_keys, config.task.name).to(device)
     policy.trained_in, policy.plugins = to_dict(config.task), config.plugins
+    if policy.doubt:
+        warn(policy.doubt)
     policy.fit_normalizers(windows.obs, windows.actions)
     trainer = BehaviourCloning(config, policy, windows, validation)
     held_out = HeldOutActions(valid, validation) if validation and not config.in_simulator else None
@@ -295,13 +297,21 @@ class Pretraining:
         self.config, self.trainer, self.envs, self.run, self.held_out = config, trainer, envs, run, held_out
         self.course = Course(run, "pretrain", self._save)
         self.evaluation: Evaluation | ActionError | None = None
+        self.unfinished: dict[str, float] | None = None  # metrics whose line waits for its evaluation
 
     def run_to_end(self) -> dict[str, Any]:
         """Start or resume, and go on to the last gradient step."""
+        with StopRequest() as stop, self.course.ending(self._done):
+            self._resume()
+            self.course.savable = True
+            self._train(stop)
+            self.course.savable = False
+            return self._finish()
+
+    def _train(self, stop: StopRequest) -> None:
         trainer, total = self.trainer, self.trainer.total_steps
-        self._resume()
-        forget_updates()
-        with StopRequest() as stop, self.run.progress(total, "pretrain", initial=trainer.step) as progress:
+        with self.run.progress(total, "pretrain", initial=trainer.step) as progress:
+            self._finish_line()
             last_time, last_step = time.perf_counter(), trainer.step
             while trainer.step < total:
                 trainer.update()
@@ -309,7 +319,7 @@ class Pretraining:
                 evaluation_due = self._due(self.config.train.eval_every)
                 if trainer.report_due or evaluation_due:
                     now = time.perf_counter()
-                    skipped = skipped_updates()
+                    skipped = skipped_updates(trainer)
                     metrics = trainer.metrics() | skipped
                     metrics["time/steps_per_second"] = (trainer.step - last_step) / (now - last_time)
                     progress.update(0, loss=metrics["loss"])
@@ -318,8 +328,11 @@ class Pretraining:
                 elif self._due(self.config.train.checkpoint_every):
                     self._save()
                 if trainer.step < total:
-                    self.course.stop_if_asked(stop, f"at step {trainer.step}")
-        return self._finish()
+                    self.course.stop_if_asked(stop, self._done())
+
+    def _done(self) -> str:
+        """How far it is, in words."""
+        return f"at step {self.trainer.step}"
 
     def _due(self, every: int) -> bool:
         """Whether this is the last step, or one of each `every`."""
@@ -327,11 +340,21 @@ class Pretraining:
         return step == self.trainer.total_steps or passed(every, step - 1, step)
 
     def _report(self, metrics: dict[str, float], evaluation_due: bool) -> None:
-        is_best = False
+        """Where the evaluation is cut short, a checkpoint has the line, for a resumed run to begin with."""
         if evaluation_due:
-            evaluation = self._evaluate()
-            metrics |= evaluation.metrics()
-            is_best = self.course.judge(evaluation.score, self.trainer.step)
+            self.unfinished = metrics
+            self._finish_line()
+            return
+        self.run.log(metrics, self.trainer.step)
+        self.course.keep(self.trainer.step, is_best=False, due=self._due(self.config.train.checkpoint_every))
+
+    def _finish_line(self) -> None:
+        """The evaluation that `unfinished` waits for, and what follows it."""
+        if self.unfinished is None:
+            return
+        evaluation = self._evaluate()
+        metrics, self.unfinished = self.unfinished | evaluation.metrics(), None
+        is_best = self.course.judge(evaluation.score, self.trainer.step)
         self.run.log(metrics, self.trainer.step)
         self.course.keep(self.trainer.step, is_best=is_best, due=self._due(self.config.train.checkpoint_every))
 
@@ -344,7 +367,8 @@ class Pretraining:
         return self.evaluation
 
     def _save(self) -> None:
-        state = PretrainState(self.trainer.state_dict(), self.course.best, self.course.best_step)
+        course = self.course
+        state = PretrainState(self.trainer.state_dict(), course.best, course.best_step, self.unfinished)
         self.run.save_checkpoint(self.trainer.step, self.trainer.ema.module.write, state)
 
     def _resume(self) -> None:
@@ -355,6 +379,7 @@ class Pretraining:
             if state.best_step is not None:
                 self.course.best_step = state.best_step
                 self.run.checkpoints.keep_best(state.best_step)
+            self.unfinished = state.unfinished
 
     def _finish(self) -> dict[str, Any]:
         """Evaluation file, videos, curve, the table over temperatures and summary.json."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ class Counter:
     success_at: int = 0
     fault_at: int = 0
     fault: str = ""
+    slow: float = 0.0  # seconds for a step
 
     obs_spec = ObsSpec.of_state(3)
     action_dim = 1
@@ -54,6 +56,8 @@ class Counter:
 
     def step(self, action: Floats) -> Step:
         self.t += 1
+        if self.slow:
+            time.sleep(self.slow)
         if self.t == self.fault_at:
             self.fail()
         reward = float(action[0]) + 10 * self.t
@@ -66,8 +70,12 @@ class Counter:
     def fail(self) -> None:
         if self.fault == "user":
             raise BurnishError("model.xml: not found")
-        if self.fault == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault in ("kill", "stop"):
+            os.kill(os.getpid(), signal.SIGKILL if self.fault == "kill" else signal.SIGSTOP)
+        if self.fault == "sleep":
+            time.sleep(3600)
+        while self.fault == "spin":
+            pass
         raise ZeroDivisionError("a joint of length zero")
 
     def get_state(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from burnish.diffusion import NoiseProcess, Sampler, StdBounds, betas, gaussian_log_prob
+from burnish.diffusion.sampler import spaced
 from burnish.errors import BurnishError
 
 NAMES = {"cosine": "squaredcos_cap_v2", "linear": "linear", "sigmoid": "sigmoid"}
@@ -69,19 +70,54 @@ def test_ddpm_mean_is_diffusers(schedule, prediction_type):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("K", [1, 10, 20, 50])
+def test_timesteps_are_diffusers(spacing, K):
+    scheduler = DDIMScheduler(K, timestep_spacing=spacing)
+    for steps in range(1, K + 1):
+        scheduler.set_timesteps(steps)
+        theirs = scheduler.timesteps.tolist()
+        assert spaced(spacing, K, steps).tolist() == theirs[:steps]
+        assert len(theirs) == steps or (spacing, K) == ("trailing", 50)  # numpy's arange gives them one more, rarely
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 10, 20])
+def test_ddim_is_spaced_as_ever_but_in_one_step_which_begins_with_noise(steps):
+    expected = [19] if steps == 1 else [*range(0, 20, 20 // steps)][::-1]
+    assert Sampler(process(20), "ddim", steps).timesteps.tolist() == expected
+    assert Sampler(process(20), "ddim", steps, spacing="leading").timestep(0) == 20 - 20 // steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"prediction_type": "epsilon"}, "at timestep 19 the noise is 406 times the signal"),  # docs/samplers.md
+        ({"prediction_type": "sample"}, None),
+        ({"prediction_type": "v_prediction"}, None),
+        ({"prediction_type": "sample", "spacing": "leading"}, "its only step is at timestep 0"),
+        ({"prediction_type": "epsilon", "steps": 2}, None),
+    ],
+)
+def test_one_step_that_cannot_work_is_told(settings, said):
+    forward = process(20, prediction_type=settings["prediction_type"])
+    doubt = Sampler(forward, "ddim", settings.get("steps", 1), spacing=settings.get("spacing")).doubt
+    assert doubt is None if said is None else said in doubt
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 5, 20])
-def test_ddim_step_is_diffusers(eta, steps):
+def test_ddim_step_is_diffusers(eta, steps, spacing):
     K = 20
     scheduler = DDIMScheduler(
         K,
         trained_betas=betas("cosine", K).numpy(),
         clip_sample=True,
         set_alpha_to_one=True,
-        timestep_spacing="leading",
+        timestep_spacing=spacing,
     )
     scheduler.set_timesteps(steps)
-    sampler = Sampler(process(K), "ddim", steps=steps, eta=eta)
+    sampler = Sampler(process(K), "ddim", steps=steps, eta=eta, spacing=spacing)
     assert sampler.timesteps.tolist() == scheduler.timesteps.tolist()
     torch.manual_seed(0)
     for i, k in enumerate(sampler.timesteps.tolist()):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from burnish import DiffusionPolicy
+from burnish.commands.policy import set_policy
 from burnish.diffusion import Sampler
 from burnish.errors import BurnishError
 from burnish.machine.checksums import CHECKSUMS
@@ -372,3 +373,18 @@ def test_a_critic_comes_back_from_the_folder(tmp_path):
     np.testing.assert_array_equal(
         loaded.act(obs, noise=noise, candidates=4), policy.act(obs, noise=noise, candidates=4)
     )
+
+
+@pytest.mark.parametrize(("kept", "timesteps"), [(True, [19]), (False, [0])])
+def test_a_policy_of_before_timestep_spacing_keeps_the_old_one(tmp_path, kept, timesteps):
+    make_policy(denoising_steps=20, sampler="ddim", ddim_steps=1).save(tmp_path / "policy")
+    description = json.loads((tmp_path / "policy" / "policy.json").read_text())
+    assert description["config"]["timestep_spacing"] is None
+    if not kept:
+        del description["config"]["timestep_spacing"]
+        (tmp_path / "policy" / "policy.json").write_text(json.dumps(description))
+    assert DiffusionPolicy.load(tmp_path / "policy").sampler.timesteps.tolist() == timesteps
+    set_policy(str(tmp_path / "policy"), ["temperature=0.5"])  # and so do those that it is written to
+    assert DiffusionPolicy.load(tmp_path / "policy").sampler.timesteps.tolist() == timesteps
+    set_policy(str(tmp_path / "policy"), ["timestep_spacing=trailing"])
+    assert DiffusionPolicy.load(tmp_path / "policy").sampler.timesteps.tolist() == [19]

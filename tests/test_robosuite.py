@@ -156,6 +156,26 @@ BASE_FRAME = {
 }
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_robosuites_own_time_limit_is_a_truncation(fast: bool) -> None:
+    simulator = RobosuiteSimulator(
+        dataclasses.replace(LIFT, env_kwargs={"horizon": 3, "ignore_done": False}, fast=fast)
+    )
+    simulator.reset(0)
+    steps = [simulator.step(np.zeros(7, np.float32)) for _ in range(3)]
+    assert [(step.terminated, step.truncated) for step in steps] == [(False, False), (False, False), (False, True)]
+
+
+def test_an_end_that_is_not_the_time_limit_is_a_termination() -> None:
+    """Wipe's, where the arm touches the table or reaches a joint's limit."""
+    limit = {"horizon": 40, "ignore_done": False}
+    simulator = RobosuiteSimulator(TaskConfig("wipe", "robosuite", "Wipe", 50, ["robot0_eef_pos"], limit))
+    simulator.reset(0)
+    simulator.env._check_terminated = lambda: simulator.env.timestep == 2
+    steps = [simulator.step(np.zeros(simulator.action_dim, np.float32)) for _ in range(2)]
+    assert [(step.terminated, step.truncated) for step in steps] == [(False, False), (True, False)]
+
+
 @pytest.mark.parametrize(
     ("env_name", "env_kwargs", "n_starts"),
     [

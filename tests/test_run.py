@@ -18,13 +18,13 @@ import torch
 from burnish.envs.task import load_task
 from burnish.errors import BurnishError
 from burnish.evaluation import video
+from burnish.machine.stop import StopRequest
 from burnish.networks import DenoiserConfig
 from burnish.observations import ObsSpec
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.runs import progress as progress_module
 from burnish.runs.folder import Run, load_config
 from burnish.runs.metrics import read_metrics
-from burnish.runs.stop import StopRequest
 
 
 @dataclass(frozen=True)

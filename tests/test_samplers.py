@@ -405,10 +405,11 @@ def test_a_scheduler_s_file_is_a_policy_s_schedule(tmp_path):
     assert torch.equal(written.betas, policy.process.betas.float())
 
 
-def test_the_file_that_a_policy_wrote_gives_its_schedule_back(tmp_path):
-    policy = make_policy(schedule="sigmoid", schedule_scale=0.7)
+@pytest.mark.parametrize("settings", [{}, {"sampler": "ddim", "timestep_spacing": "trailing"}])
+def test_the_file_that_a_policy_wrote_gives_its_schedule_back(tmp_path, settings):
+    policy = make_policy(schedule="sigmoid", schedule_scale=0.7, **settings)
     policy.save(tmp_path / "policy")
-    again = make_policy(schedule=str(tmp_path / "policy" / SCHEDULER_FILE))
+    again = make_policy(schedule=str(tmp_path / "policy" / SCHEDULER_FILE), **settings)
     assert torch.equal(again.process.betas.float(), policy.process.betas.float())
 
 
@@ -422,7 +423,7 @@ def test_the_file_that_a_policy_wrote_gives_its_schedule_back(tmp_path):
         ({"thresholding": True}, "thresholding=True, which Burnish's samplers do not do; expected False"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True, which"),
         ({"variance_type": "fixed_large"}, "variance_type=fixed_large, which .* expected fixed_small"),
-        ({"cls": diffusers.DDIMScheduler, "timestep_spacing": "trailing"}, "timestep_spacing=trailing, which"),
+        ({"cls": diffusers.DDIMScheduler, "timestep_spacing": "trailing"}, "expected policy.timestep_spacing=trailing"),
         ({"cls": diffusers.DDIMScheduler, "set_alpha_to_one": False}, "set_alpha_to_one=False, which"),
         ({"cls": diffusers.FlowMatchEulerDiscreteScheduler}, "is a flow's .* expected policy=flow"),
         ({"cls": diffusers.CMStochasticIterativeScheduler}, "a CMStochasticIterativeScheduler has no betas"),

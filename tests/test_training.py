@@ -1,11 +1,13 @@
 """Pretraining and fine-tuning on Hopper: resumed runs are bitwise those that were never interrupted."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +22,12 @@ from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.formats import d4rl
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, Stopped
+from burnish.evaluation import evaluate as evaluation_module
 from burnish.evaluation.evaluate import evaluate
 from burnish.evaluation.temperatures import TrainingEvaluationConfig
 from burnish.finetune import loop, off_policy
 from burnish.finetune.algorithms.dpmd import DPMDConfig
-from burnish.finetune.algorithms.dppo import DPPOConfig
+from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.algorithms.sdac import SDACConfig
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.losses.rsm import RSMConfig
@@ -390,13 +393,67 @@ def test_bf16_pretraining_is_close_to_float32(dataset, pretrained, tmp_path):
     assert ours[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=0.02)
 
 
-def test_a_signal_during_the_first_evaluation_saves_too(pretrained, tmp_path, monkeypatch):
-    def evaluate_and_be_asked_to_stop(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*args, **kwargs)
+@pytest.fixture
+def asked_in(monkeypatch) -> Callable[[int], None]:
+    """Says in which evaluation of a training, counted from 0, SIGTERM comes: in its first chunk."""
+    begun, acted = itertools.count(), [0]
+    real_evaluation, real_act = evaluation_module._evaluate, evaluation_module.act
 
-    monkeypatch.setattr(loop, "evaluate", evaluate_and_be_asked_to_stop)
+    def asked(number: int) -> None:
+        def counted(*arguments):
+            acted[0] = 0 if next(begun) == number else 1000
+            return real_evaluation(*arguments)
+
+        def act(*arguments):
+            acted[0] += 1
+            if acted[0] == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert acted[0] < 2 or acted[0] > 1000  # it is given up, not finished
+            return real_act(*arguments)
+
+        monkeypatch.setattr(evaluation_module, "_evaluate", counted)
+        monkeypatch.setattr(evaluation_module, "act", act)
+
+    return asked
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 4])  # before, in between, and after the last update
+def test_an_evaluation_that_a_signal_cuts_short_is_made_again(pretrained, finetuned, tmp_path, asked_in, number):
+    asked_in(number)
     run = tmp_path / "run"
-    with pytest.raises(Stopped, match="go on with: burnish finetune resume="):
+    with pytest.raises(Stopped, match=r"stopped (before the first step|after [0-9]+ environment steps); go on"):
         finetune(finetune_config(run, pretrained))
-    assert (run / "checkpoints" / "latest" / "policy.json").is_file()
+    assert (run / "checkpoints" / "latest").exists() == (number > 0)
+    torch.manual_seed(99)
+    finetune(finetune_config(run, pretrained, resume=str(run)))
+    assert_same_run(run, finetuned)
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run, finetuned))
+    assert (ours["after"]["return"], ours["best"]) == (theirs["after"]["return"], theirs["best"])
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])  # the last one is that after the last step
+def test_so_is_one_of_a_pretraining(dataset, pretrained, tmp_path, asked_in, number):
+    asked_in(number)
+    run = tmp_path / "run"
+    with pytest.raises(Stopped, match=f"stopped at step {[10, 20, 30][number]}; go on with: burnish pretrain"):
+        pretrain(pretrain_config(run, dataset))
+    assert (run / "checkpoints" / "latest").exists()
+    torch.manual_seed(99)
+    pretrain(pretrain_config(run, dataset, resume=str(run)))
+    assert_same_run(run, pretrained)
+
+
+def test_an_update_that_takes_too_long_is_interrupted(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr("burnish.machine.stop.SECONDS_TO_STOP", 0.5)
+
+    def update(self) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr(DPPO, "update", update)
+    began = time.monotonic()
+    with pytest.raises(Stopped, match="what came after the last checkpoint is lost; go on with"):
+        finetune(finetune_config(tmp_path / "run", pretrained))
+    assert time.monotonic() - began < 30
+    assert (tmp_path / "run" / "checkpoints" / "step_00000000" / "policy.json").is_file()

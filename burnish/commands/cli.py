@@ -14,6 +14,7 @@ from burnish.commands.printing import print_config, report
 from burnish.commands.table import COMMANDS, Command
 from burnish.errors import BurnishError, Stopped
 from burnish.machine.disk import refusal
+from burnish.machine.stop import interrupted_by_signals
 from burnish.plugins import import_plugins
 
 MAINS = {
@@ -26,11 +27,12 @@ MAINS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command -> exit status: 0 done, 1 faults found, 2 a user's mistake, 130 interrupted."""
+    """Run the command -> exit status: 0 done, 1 faults found, 2 a user's mistake, 130 interrupted, by SIGTERM too."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     choose_opengl()
     try:
-        return _dispatch(arguments)
+        with interrupted_by_signals():
+            return _dispatch(arguments)
     except BurnishError as error:
         print(f"burnish: error: {error}", file=sys.stderr)
         return 2
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"burnish: {stopped}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("burnish: interrupted", file=sys.stderr)
+        print("burnish: interrupted: what was begun is not finished, what was saved stays", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `burnish tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

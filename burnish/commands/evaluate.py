@@ -9,6 +9,7 @@ from typing import Any
 
 from burnish.config import MOST_SEED, key
 from burnish.envs.task import TaskConfig
+from burnish.errors import warn
 from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig, about, check_task, evaluate
 from burnish.evaluation.temperatures import Sampling, best, compare_samplings, table
 from burnish.evaluation.video import record
@@ -88,6 +89,8 @@ def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
     for sampling in each:
         with policy.sampling(*sampling):
             policy.check_candidates(how.candidates)
+            if policy.doubt:
+                warn(policy.doubt)
     folder = Path(config.out) if config.out else default_folder(config)
     require_writable(folder)
     if len(each) > 1:

@@ -16,7 +16,7 @@ from burnish.policies.base import policy_class
 from burnish.policies.folder import DESCRIPTION, policy_folder, read_description
 from burnish.runs.checkpoint import run_of
 
-SETTABLE = ("temperature", "mean_of", "sampler", "sampler_steps")
+SETTABLE = ("temperature", "mean_of", "sampler", "sampler_steps", "timestep_spacing")
 """What says how a policy samples and not what it has learned."""
 
 
@@ -35,7 +35,7 @@ def set_policy(folder: str, overrides: Sequence[str]) -> str:
         if name not in SETTABLE:
             raise BurnishError(f"{override}: expected one of {', '.join(f'{each}=...' for each in SETTABLE)}")
         given[name] = parse_value(override)
-        if name.startswith("sampler") and description.get("ft_denoising_steps"):
+        if name not in ("temperature", "mean_of") and description.get("ft_denoising_steps"):
             raise BurnishError(
                 f"{override}: a fine-tuned policy keeps its sampler, whose steps its ft_denoising_steps counts; "
                 "burnish evaluate takes another for an evaluation"

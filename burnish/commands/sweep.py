@@ -47,26 +47,22 @@ def run_sweep(command: Command, overrides: list[str], only_print: bool = False) 
 
     A failed job is reported and the others go on.
     """
-    from burnish.runs.stop import StopRequest
-
     jobs = plan(command, overrides)
     outcomes: list[str] = []
-    with StopRequest() as stop:
-        for number, job in enumerate(jobs, start=1):
-            if stop.requested:
-                break
-            print(f"--- job {number} of {len(jobs)}: {job.label}", flush=True)
-            if only_print:
-                print_config(command, job.config)
-                outcomes.append("done")
-            else:
-                outcomes.append(_run(command, job))
-        stopped = stop.requested
+    for number, job in enumerate(jobs, start=1):
+        print(f"--- job {number} of {len(jobs)}: {job.label}", flush=True)
+        if only_print:
+            print_config(command, job.config)
+            outcomes.append("done")
+        else:
+            outcomes.append(_run(command, job))
+        if outcomes[-1] == "stopped":
+            break
     outcomes += ["not started"] * (len(jobs) - len(outcomes))
     print("--- sweep")
     for job, outcome in zip(jobs, outcomes):
         print(f"{outcome:<12}{job.label}")
-    if stopped:
+    if "stopped" in outcomes:
         return 130
     return 0 if all(outcome == "done" for outcome in outcomes) else 1
 
@@ -76,6 +72,9 @@ def _run(command: Command, job: Job) -> str:
         report(command.run(command.parse(job.config)))
     except Stopped as stopped:
         print(f"burnish: {stopped}", file=sys.stderr)
+        return "stopped"
+    except KeyboardInterrupt:
+        print("burnish: interrupted", file=sys.stderr)
         return "stopped"
     except BurnishError as error:
         print(f"burnish: error: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Noise schedules, forward processes (diffusion, flow), and the samplers that run them backwards."""
 
 from burnish.diffusion.process import FlowProcess, NoiseProcess, Process, flow_times
-from burnish.diffusion.sampler import Chain, Sampler, StdHead, make_sampler
+from burnish.diffusion.sampler import Chain, Sampler, Spacing, StdHead, make_sampler
 from burnish.diffusion.schedules import SCHEDULES, betas
 from burnish.diffusion.transition import Gaussian, StdBounds, gaussian_log_prob
 
@@ -13,6 +13,7 @@ __all__ = [
     "NoiseProcess",
     "Process",
     "Sampler",
+    "Spacing",
     "StdBounds",
     "StdHead",
     "betas",

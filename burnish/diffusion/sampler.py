@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,17 @@ SAMPLERS = {
 """Name -> module:class of its equations (`Equations`)."""
 DIFFUSERS = "diffusers:"
 """What the name of a scheduler of diffusers begins with, which is a sampler too (`SchedulerSampler`)."""
+Spacing = Literal["leading", "trailing", "linspace"]
+
+
+def spaced(spacing: Spacing, K: int, steps: int) -> Tensor:
+    """`steps` of the timesteps 0 .. K-1 as diffusers spaces them, decreasing (S,) int64 (Lin et al. 2024, arXiv
+    2305.08891, table 2): leading from 0 on, trailing from K - 1 down, linspace with both ends."""
+    if spacing == "leading":
+        return torch.arange(0, steps * (K // steps), K // steps).flip(0)
+    if spacing == "trailing":
+        return torch.from_numpy(np.round(np.arange(K, 0, -K / steps)[:steps]).astype(np.int64) - 1)
+    return torch.from_numpy(np.linspace(0, K - 1, steps).round()[::-1].astype(np.int64))
 
 
 class Denoise(Protocol):
@@ -62,11 +74,12 @@ class Sampler(nn.Module):
     Args:
         process: the forward process that the network was trained with.
         kind: one of `SAMPLERS`.
-        steps: S, of kinds that do not take all K; timesteps are spaced evenly from 0 (diffusers' "leading"), of a flow
-            up to K - 1 ("trailing"), which is t = 0.
+        steps: S, of kinds that do not take all K.
         eta: how much noise; 0: deterministic. See the kind's class.
         temperature: tau, factor on all noise of the chain, the initial one included.
         steps_key: what the setting of `steps` is called, for messages.
+        spacing: of the timesteps, see `spaced`. None: leading, but trailing of a flow, whose K - 1 is t = 0, and of a
+            single step, which begins with noise and so at the noisiest level.
     """
 
     gaussian = True  # its steps have a likelihood
@@ -85,6 +98,7 @@ class Sampler(nn.Module):
         temperature: float = 1.0,
         *,
         steps_key: str = "ddim_steps",
+        spacing: Spacing | None = None,
     ):
         super().__init__()
         K = process.denoising_steps
@@ -97,13 +111,15 @@ class Sampler(nn.Module):
             raise BurnishError(f"sampler={kind}: only a flow is sampled so; expected ddpm or ddim for a diffusion")
         if not equations.every_step and not 1 <= steps <= K:
             raise BurnishError(f"{steps_key}={steps}: expected 1 to denoising_steps={K}")
-        if not equations.every_step and K % steps:
-            raise BurnishError(f"{steps_key}={steps}: expected a divisor of denoising_steps={K}")
+        if spacing is None:
+            spacing = "trailing" if process.begins_with_noise or steps == 1 else "leading"
+            if not equations.every_step and K % steps:
+                raise BurnishError(f"{steps_key}={steps}: expected a divisor of denoising_steps={K}")
         if not 0 <= eta <= 1:
             raise BurnishError(f"eta={eta}: expected 0 to 1")
         self.process, self.kind, self.temperature = process, kind, temperature
-        between = 1 if equations.every_step else K // steps
-        timesteps = torch.arange(between - 1 if process.begins_with_noise else 0, K, between)
+        self.spacing, self._said = spacing, f"{steps_key}={steps}"
+        timesteps = spaced(spacing, K, K if equations.every_step else steps).flip(0)
         p_k, v_k = process.power[timesteps], process.variance[timesteps]
         p_j, v_j = torch.cat([torch.ones_like(p_k[:1]), p_k[:-1]]), torch.cat([torch.zeros_like(v_k[:1]), v_k[:-1]])
         coef_x0, coef_x, std = equations.coefficients(Levels(p_k, v_k, p_j, v_j), eta)
@@ -120,6 +136,24 @@ class Sampler(nn.Module):
 
     def __len__(self) -> int:
         return len(self._timesteps)
+
+    @property
+    def doubt(self) -> str | None:
+        """Why no good action is to be expected of a single step, in a line; None where there are more, or it is fit."""
+        if len(self) > 1 or not self.gaussian:
+            return None
+        k, (signal, noise) = self.timestep(0), self.process.level(self.timestep(0))
+        if k < self.process.denoising_steps - 1:
+            return (
+                f"{self._said}, timestep_spacing={self.spacing}: its only step is at timestep {k}, for nearly clean "
+                "actions, but begins with noise; expected timestep_spacing=trailing"
+            )
+        if self.process.prediction_type == "epsilon" and signal < noise:
+            return (
+                f"{self._said} with prediction_type=epsilon: at timestep {k} the noise is {noise / signal:.0f} times "
+                "the signal, and so is the network's error; expected more steps, or prediction_type=sample"
+            )
+        return None
 
     def timestep(self, i: int) -> int:
         """k at the start of transition `i`."""
@@ -262,7 +296,13 @@ def _clipped(noise: Tensor, noise_clip: float) -> Tensor:
 
 
 def make_sampler(
-    process: Process, kind: str, steps: int, eta: float, temperature: float, steps_key: str = "ddim_steps"
+    process: Process,
+    kind: str,
+    steps: int,
+    eta: float,
+    temperature: float,
+    steps_key: str = "ddim_steps",
+    spacing: Spacing | None = None,
 ) -> Sampler:
     """The sampler called `kind`, one of `SAMPLERS` or "diffusers:NAME"; the rest as in `Sampler`."""
     if kind.startswith(DIFFUSERS):
@@ -270,4 +310,4 @@ def make_sampler(
             process, kind.removeprefix(DIFFUSERS), steps, temperature, steps_key=steps_key
         )
         return found
-    return Sampler(process, kind, steps, eta, temperature, steps_key=steps_key)
+    return Sampler(process, kind, steps, eta, temperature, steps_key=steps_key, spacing=spacing)

@@ -59,7 +59,7 @@ def _identity(sampler: Sampler) -> dict[str, Any]:
         "clip_sample": clip is not None,
         "clip_sample_range": 1.0 if clip is None else clip,
         "thresholding": False,
-        "timestep_spacing": "leading",
+        "timestep_spacing": sampler.spacing if sampler.kind == "ddim" else "leading",
         "steps_offset": 0,
     }
     own = {"set_alpha_to_one": True} if sampler.kind == "ddim" else {"variance_type": "fixed_small"}
@@ -75,7 +75,8 @@ def betas_of(path: str, wanted: Mapping[str, Any]) -> Tensor:
     """The variances of the schedule in a scheduler's config, float64 (K,).
 
     Args:
-        wanted: denoising_steps, prediction_type and clip_sample of the policy, which must be those of the file.
+        wanted: denoising_steps, prediction_type and clip_sample of the policy, which must be those of the file, and
+            timestep_spacing, which must be a DDIMScheduler's.
 
     Raises:
         BurnishError: no such file, no scheduler's config, something that our samplers do not do, or another setting
@@ -102,23 +103,22 @@ def betas_of(path: str, wanted: Mapping[str, Any]) -> Tensor:
     except Exception as error:  # whatever its constructor makes of the file's values
         raise BurnishError(f"{said}: {name} refuses it: {type(error).__name__}: {error}") from error
     config = scheduler.config
-    alike = dict(ALIKE)
-    if name == "DDIMScheduler":
-        alike["timestep_spacing"] = ("leading",)
-    for key, values in alike.items():
+    for key, values in ALIKE.items():
         if key in config and config[key] not in values:
             raise BurnishError(f"{said}: {key}={config[key]}, which Burnish's samplers do not do; expected {values[0]}")
     if not isinstance(getattr(scheduler, "betas", None), Tensor):
         raise BurnishError(f"{said}: a {name} has no betas; expected e.g. a DDPMScheduler's")
-    _check_wanted(said, config, wanted)
+    _check_wanted(said, config, wanted, spaced=name == "DDIMScheduler")
     return scheduler.betas.double()
 
 
-def _check_wanted(said: str, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_wanted(said: str, config: Mapping[str, Any], wanted: Mapping[str, Any], *, spaced: bool) -> None:
     """Raise BurnishError where the policy's settings are not the file's."""
     found = {"denoising_steps": config["num_train_timesteps"], "prediction_type": config["prediction_type"]}
     if "clip_sample" in config:
         found["clip_sample"] = config.get("clip_sample_range", 1.0) if config["clip_sample"] else None
+    if spaced and (wanted["timestep_spacing"] or "leading") != config["timestep_spacing"]:
+        found["timestep_spacing"] = config["timestep_spacing"]
     differing = {key: value for key, value in found.items() if wanted[key] != value}
     if differing:
         given = ", ".join(f"{key}={wanted[key]}" for key in differing)

@@ -10,6 +10,7 @@ from functools import partial
 
 from burnish.envs.base import ChunkStep, Simulator, Step, VectorEnv
 from burnish.envs.task import SUITES, TaskConfig
+from burnish.envs.vector.episode import WORKER_TIMEOUT
 from burnish.errors import BurnishError
 from burnish.registry import find
 
@@ -19,6 +20,7 @@ _ENVS_FOR_WORKERS = {"gymnasium": 8}  # of the others 2
 
 __all__ = [
     "BACKENDS",
+    "WORKER_TIMEOUT",
     "ChunkStep",
     "Simulator",
     "Step",
@@ -48,6 +50,7 @@ def make_vector_env(
     autoreset: bool = True,
     ends_at_success: bool = False,
     beside: VectorEnv | None = None,
+    worker_timeout: float = WORKER_TIMEOUT,
 ) -> VectorEnv:
     """E environments of a task.
 
@@ -60,6 +63,8 @@ def make_vector_env(
         n_workers: worker processes, or EnvPool's threads; None for one per CPU. At most `n_envs` are used.
         autoreset: start the next episode in the step that ended the last; False for evaluation.
         ends_at_success: the first success terminates the episode (Gymnasium's tasks have none).
+        worker_timeout: seconds that one environment may take for a step or a reset, with "sync" and "workers";
+            then SimulatorsLost is raised.
         beside: others, into whose worker processes these move where they have as many; they may be closed before.
     """
     task.require_simulator()
@@ -84,7 +89,8 @@ def make_vector_env(
     from burnish.envs.vector.sync import SyncVectorEnv
     from burnish.envs.vector.workers import WorkerVectorEnv
 
-    vector_env = partial(WorkerVectorEnv, n_workers=n_workers, beside=beside) if backend == "workers" else SyncVectorEnv
+    workers = partial(WorkerVectorEnv, n_workers=n_workers, beside=beside)
+    vector_env = workers if backend == "workers" else SyncVectorEnv
     return vector_env(
         partial(make_simulator, task),
         n_envs=n_envs,
@@ -94,4 +100,5 @@ def make_vector_env(
         seed=seed,
         autoreset=autoreset,
         ends_at_success=ends_at_success,
+        timeout=worker_timeout,
     )

@@ -22,11 +22,13 @@ import numpy as np
 import torch
 
 from burnish.config import MOST_SEED, Checked, WrongValue, key, to_dict
-from burnish.envs import BACKENDS
+from burnish.envs import BACKENDS, WORKER_TIMEOUT
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
+from burnish.envs.vector.checks import require_finite
 from burnish.errors import BurnishError, warn
 from burnish.evaluation.intervals import CONFIDENCE, bootstrap_interval, wilson_interval
+from burnish.machine.stop import GivenUp, Overdue, asked_to_stop
 from burnish.observations import ObsSpec
 from burnish.policies.base import Policy
 from burnish.policies.folder import fingerprint
@@ -34,6 +36,7 @@ from burnish.runs.evaluation_file import About, EvaluationFile, EvaluationSummar
 from burnish.runs.origin import origin
 
 LATENCY_CALLS = 20
+ROWS = 32  # observations that a policy acts on at a time, however many environments there are
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class EpisodesConfig(Checked):
     n_envs: int = key(20, "environments that are stepped together (changes the speed, not the episodes)", least=1)
     backend: str = key("auto", "sync (in this process), workers (processes) or envpool (Gymnasium)", options=BACKENDS)
     n_workers: int | None = key(None, "processes (null: one a CPU)", least=1)
+    worker_timeout: float = key(
+        WORKER_TIMEOUT,
+        "seconds that one environment may take for a step or a reset, before it counts as hanging",
+        above=0,
+    )
     video: int = key(0, "so many episodes are filmed", least=0)
     candidates: int = key(
         1,
@@ -203,6 +211,7 @@ def evaluation_envs(
         backend=config.backend,
         n_workers=config.n_workers,
         autoreset=False,
+        worker_timeout=config.worker_timeout,
     )
     try:
         check_fit(policy, task, envs.obs_spec, envs.action_dim, source)
@@ -226,14 +235,19 @@ def evaluate(
         progress: something with `update(n, **shown)`, counting episodes.
 
     Raises:
-        BurnishError: the policy does not fit the task, cannot act so, or has no critic to choose among candidates.
+        BurnishError: the policy does not fit the task, cannot act so, or has no critic to choose among candidates; or
+            most episodes were cut because the simulation was not finite.
+        SimulatorsLost: one of them died or hangs.
+        GivenUp: a `StopRequest` is in force and the process was asked to stop.
     """
     with policy.sampling(config.temperature, config.mean_of, config.sampler, config.sampler_steps):
         policy.check_candidates(config.candidates)
-        if envs is not None:
-            return _evaluate(policy, config, envs, progress)
-        with evaluation_envs(policy, task, config) as made:
-            return _evaluate(policy, config, made, progress)
+        with contextlib.ExitStack() as stack:
+            used = stack.enter_context(evaluation_envs(policy, task, config)) if envs is None else envs
+            try:
+                return _evaluate(policy, config, used, progress)
+            except Overdue as overdue:  # in the policy: simulators tell by themselves
+                raise GivenUp("asked to stop during an evaluation") from overdue
 
 
 def _evaluate(policy: Policy, config: EvaluationConfig, envs: VectorEnv, progress: Any) -> Evaluation:
@@ -247,6 +261,7 @@ def _evaluate(policy: Policy, config: EvaluationConfig, envs: VectorEnv, progres
                 len(rounds[-1].success),
                 success_rate=float(np.concatenate([r.success for r in rounds]).mean()),
             )
+    require_finite(envs.nonfinite_episodes - nonfinite, len(seeds), "episodes of an evaluation")
     return Evaluation(
         seeds=seeds,
         success=np.concatenate([r.success for r in rounds]),
@@ -278,6 +293,8 @@ def run_episodes(policy: Policy, envs: VectorEnv, seeds: list[int], candidates: 
     running = np.arange(envs.n_envs) < n
     obs = envs.reset(padded)
     while running.any():
+        if asked_to_stop():
+            raise GivenUp("asked to stop during an evaluation")
         step = envs.step(act(policy, obs, generators, candidates), running)
         obs = step.obs
         returns += step.reward
@@ -290,15 +307,18 @@ def run_episodes(policy: Policy, envs: VectorEnv, seeds: list[int], candidates: 
 def act(policy: Policy, obs: np.ndarray, generators: list[torch.Generator], candidates: int = 1) -> np.ndarray:
     """Actions (E, Ta, Da); row e draws its noise from generator e, and depends on that row alone.
 
-    To that end the last row is repeated up to a multiple of 4 rows, and at least the policy's `least_rows`: a chaotic
-    simulation makes another episode of the last bit, and on x86 CPUs torch rounds few rows otherwise than many. Its
-    products (MKL) do so with 1 to 3 rows, with several threads also with remainders of 4; SiLU, GELU and its own Mish
-    where the numbers do not fill whole vectors, which 4 rows of a multiple of 8 numbers do.
+    To that end the policy always acts on batches of the same size, the last filled up by its last row: a chaotic
+    simulation makes another episode of the last bit, and libraries choose how to add by the size. On x86 CPUs torch
+    rounds 1 to 3 rows otherwise than many (MKL's products), with several threads also remainders of 4, and SiLU, GELU
+    and its own Mish where the numbers do not fill whole vectors; its convolutions do so below 16 rows. `ROWS` is twice
+    the largest of these, a multiple of the tiles that we know of.
     """
-    n = len(generators)
-    rows = np.minimum(np.arange(max(policy.least_rows, -(-n // 4) * 4)), n - 1)
-    noise = episode_noise(policy, generators, candidates)[:, rows]
-    return np.asarray(policy.act(obs[rows], noise=noise, candidates=candidates))[:n]
+    n, size = len(generators), max(ROWS, policy.least_rows)
+    noise, each = episode_noise(policy, generators, candidates), []
+    for start in range(0, n, size):
+        rows = np.minimum(np.arange(start, start + size), n - 1)
+        each.append(np.asarray(policy.act(obs[rows], noise=noise[:, rows], candidates=candidates)))
+    return np.concatenate(each)[:n]
 
 
 def episode_noise(policy: Policy, generators: list[torch.Generator], candidates: int = 1) -> torch.Tensor:

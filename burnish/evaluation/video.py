@@ -13,7 +13,7 @@ from burnish.envs import make_simulator
 from burnish.envs.base import Simulator, Step
 from burnish.envs.task import TaskConfig
 from burnish.envs.vector.sync import SyncVectorEnv
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, Stopped
 from burnish.evaluation.evaluate import run_episodes
 from burnish.policies.base import Policy
 
@@ -60,6 +60,8 @@ def record(policy: Policy, task: TaskConfig, seeds: list[int], folder: Path, can
                 path = folder / f"seed{seed}_{'success' if success else 'end'}.mp4"
                 _write(path, recorder.frames)
                 paths.append(path)
+    except Stopped:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())
         kind = "" if isinstance(error, BurnishError) else f"{type(error).__name__}: "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from burnish.errors import BurnishError
 
 MOST_IN_A_ROW = 10  # steps of one optimizer that may be skipped before a training is given up
+COUNT = "burnish_count"  # the attribute of an optimizer that holds its `_Count`; no part of its state
 MOST_SHARE = 0.5  # of the steps between two looks, where there were at least MOST_IN_A_ROW
 
 
@@ -27,10 +31,7 @@ class _Count:
         self.in_a_row.add_(bad).mul_(bad)
 
 
-_counts: WeakKeyDictionary[torch.optim.Optimizer, _Count] = WeakKeyDictionary()
-
-
-def clipped_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> Tensor:
+def clipped_step(optimizer: Optimizer, loss: Tensor, max_grad_norm: float) -> Tensor:
     """One clipped gradient step -> 1. where it was skipped, as the loss or its gradient is not finite, else 0.
 
     What it gives stays on the device, as does what is counted for `skipped_updates`: nothing waits for the other side.
@@ -40,9 +41,9 @@ def clipped_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: 
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     bad = (norm + loss.detach()).isfinite().logical_not().float()
-    if optimizer not in _counts:
-        _counts[optimizer] = _Count(bad.device)
-    _counts[optimizer].add(bad)
+    if not hasattr(optimizer, COUNT):
+        setattr(optimizer, COUNT, _Count(bad.device))
+    getattr(optimizer, COUNT).add(bad)
     if optimizer.defaults.get("fused"):  # the kernel looks at it, as at that of a GradScaler
         optimizer.found_inf = bad  # type: ignore[attr-defined]
         optimizer.step()
@@ -51,21 +52,32 @@ def clipped_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: 
     return bad
 
 
-def forget_updates() -> None:
-    """What was counted before is another training's."""
-    _counts.clear()
+def optimizers_of(owner: Any) -> Iterator[Optimizer]:
+    """`owner` where it is an optimizer; else those that it holds, such as a stage, and that what it holds has, such as
+    its critic."""
+    if isinstance(owner, Optimizer):
+        yield owner
+        return
+    for held in vars(owner).values():
+        if isinstance(held, Optimizer):
+            yield held
+        elif isinstance(held, (list, tuple)):
+            yield from (one for one in held if isinstance(one, Optimizer))
+        elif hasattr(held, "__dict__") and not isinstance(held, (nn.Module, Tensor, ModuleType)):
+            yield from (one for one in vars(held).values() if isinstance(one, Optimizer))
 
 
-def skipped_updates() -> dict[str, int]:
-    """Under the key of metrics.jsonl: steps of all optimizers that were skipped since the last call; empty for none.
+def skipped_updates(owner: Any) -> dict[str, int]:
+    """Under the key of metrics.jsonl: steps that all optimizers of `owner` skipped since the last call; empty for none.
 
     Raises BurnishError where it was more than `MOST_IN_A_ROW` of one optimizer, or most of its steps.
     """
-    counts = [count for count in _counts.values() if count.steps]
+    found = [getattr(optimizer, COUNT, None) for optimizer in dict.fromkeys(optimizers_of(owner))]
+    counts: list[_Count] = [count for count in found if count is not None and count.steps]
     if not counts:
         return {}
-    found = torch.stack([torch.stack([count.skipped, count.in_a_row]) for count in counts]).tolist()
-    for count, (skipped, in_a_row) in zip(counts, found, strict=True):
+    numbers = torch.stack([torch.stack([count.skipped, count.in_a_row]) for count in counts]).tolist()
+    for count, (skipped, in_a_row) in zip(counts, numbers, strict=True):
         mostly = count.steps > MOST_IN_A_ROW and skipped > MOST_SHARE * count.steps
         if in_a_row > MOST_IN_A_ROW or mostly:
             how = f"{in_a_row:.0f} in a row" if in_a_row > MOST_IN_A_ROW else f"{skipped:.0f} of {count.steps}"
@@ -76,5 +88,5 @@ def skipped_updates() -> dict[str, int]:
             )
         count.steps = 0
         count.skipped.zero_()
-    total = int(sum(skipped for skipped, _ in found))
+    total = int(sum(skipped for skipped, _ in numbers))
     return {"skipped_updates": total} if total else {}

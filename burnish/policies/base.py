@@ -190,6 +190,11 @@ class Policy(nn.Module, ABC):
         return None
 
     @property
+    def doubt(self) -> str | None:
+        """Why the way in which it samples can give no good action, in a line; None where nothing speaks against it."""
+        return None
+
+    @property
     def least_rows(self) -> int:
         """Rows from which on a row's bits do not depend on their number (see `burnish.evaluation.evaluate.act`)."""
         return 4

@@ -28,6 +28,7 @@ from burnish.diffusion import (
     NoiseProcess,
     Process,
     Sampler,
+    Spacing,
     StdBounds,
     StdHead,
     betas,
@@ -80,7 +81,9 @@ class ChainConfig(ChunkConfig):
     def chain_sampler(self, process: Process | None = None, eta: float | None = None) -> Sampler:
         """With which the policy acts, or with another `eta`."""
 
-    def _sampler_in(self, process: Process | None, steps: int, steps_key: str, eta: float) -> Sampler:
+    def _sampler_in(
+        self, process: Process | None, steps: int, steps_key: str, eta: float, spacing: Spacing | None = None
+    ) -> Sampler:
         """The policy's, in `sampler_steps`, or else in `steps`, a number that is called `steps_key`."""
         if self.sampler == "ddpm" and self.sampler_steps not in (None, self.denoising_steps):
             raise BurnishError(
@@ -89,7 +92,8 @@ class ChainConfig(ChunkConfig):
             )
         if self.sampler_steps is not None:
             steps, steps_key = self.sampler_steps, "sampler_steps"
-        return make_sampler(process or self.noise_process(), self.sampler, steps, eta, self.temperature, steps_key)
+        process = process or self.noise_process()
+        return make_sampler(process, self.sampler, steps, eta, self.temperature, steps_key, spacing)
 
     def standalone(self: C) -> C:
         """The same without files that it names."""
@@ -125,9 +129,14 @@ class PolicyConfig(ChainConfig):
         "ddpm goes through all K steps, ddim through ddim_steps of them; diffusers:NAME of a scheduler, to evaluate "
         "with (docs/samplers.md)",
     )
-    ddim_steps: int = key(5, "transitions of DDIM, a divisor of K", least=1)
+    ddim_steps: int = key(5, "transitions of DDIM, a divisor of K unless timestep_spacing is given", least=1)
     eta: float = key(
         0.0, "DDIM's noise when the policy acts (0: deterministic given the initial noise)", least=0, most=1
+    )
+    timestep_spacing: Spacing | None = key(
+        None,
+        "DDIM's timesteps, as diffusers names them: leading (from 0 on), trailing (from K - 1 down) or linspace (both "
+        "ends); null: leading, but a single step trailing",
     )
 
     def noise_process(self) -> NoiseProcess:
@@ -158,7 +167,8 @@ class PolicyConfig(ChainConfig):
         return replace(self, schedule="trained_betas", trained_betas=self._betas().tolist())
 
     def chain_sampler(self, process: Process | None = None, eta: float | None = None) -> Sampler:
-        return self._sampler_in(process, self.ddim_steps, "ddim_steps", self.eta if eta is None else eta)
+        eta = self.eta if eta is None else eta
+        return self._sampler_in(process, self.ddim_steps, "ddim_steps", eta, self.timestep_spacing)
 
 
 class DiffusionPolicy(Policy):
@@ -370,6 +380,10 @@ class DiffusionPolicy(Policy):
     @property
     def sampler_steps(self) -> int:
         return len(self.sampler)
+
+    @property
+    def doubt(self) -> str | None:
+        return self.sampler.doubt
 
     @property
     def least_rows(self) -> int:

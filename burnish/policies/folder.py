@@ -71,4 +71,8 @@ def read_description(folder: Path) -> dict[str, Any]:
             raise BurnishError(f"{folder / DESCRIPTION}: format {description['format']}, this version reads {FORMAT}")
     except (ValueError, KeyError, TypeError) as error:
         raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
-    return {"kind": "diffusion", **description}  # the first policies do not say
+    description = {"kind": "diffusion", **description}  # the first policies do not say
+    config = description.get("config")
+    if description["kind"] == "diffusion" and isinstance(config, dict) and config.get("sampler") == "ddim":
+        config.setdefault("timestep_spacing", "leading")  # those who do not say had no other, in one step either
+    return description

@@ -48,6 +48,7 @@ class FinetuneState:
         episodes: successes of the first and the latest training episodes (`TrainingEpisodes`).
         offline_steps: gradient steps of the offline phase done so far.
         best_env_steps: environment steps at the best evaluation; None: its checkpoint's number, in older runs.
+        unfinished: metrics whose line waits for an evaluation that was given up, and whether a checkpoint is due then.
     """
 
     stage: dict[str, Any]
@@ -66,6 +67,7 @@ class FinetuneState:
     episodes: dict[str, Any] | None = None  # the first checkpoints do not have them
     offline_steps: int = 0
     best_env_steps: int | None = None
+    unfinished: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ class PretrainState:
     Attributes:
         trainer: `BehaviourCloning.state_dict`: weights, their average, optimizer, schedule, generator, step.
         best, best_step: success rate and return of the best evaluation, and the number of its checkpoint.
+        unfinished: metrics whose line waits for an evaluation that was given up.
     """
 
     trainer: dict[str, Any]
     best: tuple[float, float]
     best_step: int | None = None  # the first checkpoints do not say
+    unfinished: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

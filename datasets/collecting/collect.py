@@ -13,8 +13,10 @@ from typing import Any
 from burnish.datasets.collecting.config import CollectConfig
 from burnish.datasets.collecting.recorder import Recorder, Recording
 from burnish.datasets.episodes import Demonstrations
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, SimulatorsLost
+from burnish.machine.children import be_a_child, die_with_parent, in_main_thread, kill, start_child
 from burnish.machine.disk import require_writable
+from burnish.machine.watch import Watch
 from burnish.plugins import import_plugins
 from burnish.runs.progress import Progress
 
@@ -69,9 +71,27 @@ def record_all(config: CollectConfig) -> list[Recording]:
 
 
 def _in_this_process(config: CollectConfig) -> Recordings:
-    recorder = Recorder(config)
-    for index in range(config.episodes):
-        yield index, recorder.record(index)
+    recorder, watch = Recorder(config), Watch(config.worker_timeout, "the simulator")
+    try:
+        for index in range(config.episodes):
+            watch.begin()
+            recording = recorder.record(index)
+            watch.end()
+            yield index, recording
+    except KeyboardInterrupt as interrupt:
+        if watch.fired:
+            raise _hangs(config) from interrupt
+        raise
+    finally:
+        watch.end()
+        watch.close()
+
+
+def _hangs(config: CollectConfig) -> SimulatorsLost:
+    return SimulatorsLost(
+        f"no episode was finished in worker_timeout={config.worker_timeout:g} s: the simulator hangs, or an episode "
+        "takes longer"
+    )
 
 
 def _in_workers(config: CollectConfig, n_workers: int) -> Recordings:
@@ -82,12 +102,15 @@ def _in_workers(config: CollectConfig, n_workers: int) -> Recordings:
         for first in range(n_workers):
             ours, theirs = context.Pipe(duplex=False)
             indices = range(first, config.episodes, n_workers)
-            workers[ours] = context.Process(target=_work, args=(config, indices, theirs), daemon=True)
-            workers[ours].start()
+            workers[ours] = context.Process(target=_work, args=(config, indices, theirs, in_main_thread()), daemon=True)
+            start_child(workers[ours])
             theirs.close()
         pipes: list[Any] = list(workers)
         while pipes:
-            for pipe in connection.wait(pipes):
+            ready = connection.wait(pipes, config.worker_timeout)
+            if not ready:
+                raise _hangs(config)
+            for pipe in ready:
                 message = _receive(pipe, workers)
                 if message is None:
                     pipes.remove(pipe)
@@ -95,8 +118,8 @@ def _in_workers(config: CollectConfig, n_workers: int) -> Recordings:
                     yield message
     finally:
         for process in workers.values():
-            process.terminate()
-            process.join()
+            if process.is_alive():
+                kill(process)
 
 
 def _receive(pipe: Any, workers: dict[Any, Any]) -> tuple[int, Recording] | None:
@@ -113,8 +136,11 @@ def _receive(pipe: Any, workers: dict[Any, Any]) -> tuple[int, Recording] | None
     return message
 
 
-def _work(config: CollectConfig, indices: range, pipe: Any) -> None:
+def _work(config: CollectConfig, indices: range, pipe: Any, dies: bool) -> None:
     """A worker process: sends each episode of `indices` and then None, or the exception that stopped it."""
+    be_a_child()
+    if dies:
+        die_with_parent()
     if config.behaviour != "expert":
         import torch
 

@@ -40,6 +40,9 @@ class CollectConfig(PluginsConfig):
     faults: Faults = key(factory=Faults, doc="what the scripted expert does wrong on purpose")
     successes_only: bool = key(False, "write only the episodes that succeeded")
     n_workers: int = key(2, "processes; the result does not depend on it", least=1)
+    worker_timeout: float = key(
+        900.0, "seconds in which one of the processes must finish an episode, before they count as hanging", above=0
+    )
     overwrite: bool = key(False, "replace an existing file")
     states: bool = key(
         True,

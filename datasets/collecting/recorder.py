@@ -13,6 +13,7 @@ from burnish.datasets.episodes import Episode
 from burnish.datasets.formats.robosuite_states import model_xml
 from burnish.envs import make_simulator
 from burnish.envs.base import Floats, Obs, Step
+from burnish.errors import BurnishError
 
 if TYPE_CHECKING:
     from burnish.datasets.collecting.config import CollectConfig
@@ -52,7 +53,12 @@ class Recorder:
     def record(self, index: int) -> Recording:
         """Episode `index`, from the environment seed `config.seed` + index."""
         self.actor = self.actors[index % len(self.actors)]
-        obs, states, actions, steps = zip(*self._roll_out(self.config.seed + index))
+        transitions = list(self._roll_out(self.config.seed + index))
+        if not transitions:
+            raise BurnishError(
+                f"episode {index}: the simulation was not finite in its first step: look at the simulator"
+            )
+        obs, states, actions, steps = zip(*transitions)
         by_key = self.simulator.obs_spec.by_key(np.stack([*obs, steps[-1].obs]))
         episode = Episode(
             name=f"demo_{index}",

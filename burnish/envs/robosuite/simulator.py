@@ -80,7 +80,10 @@ class RobosuiteSimulator:
         else:
             all_obs, reward, done, _ = env.step(command)
             obs = self._flatten(all_obs)
-        return Step(obs, float(reward), bool(done), bool(env._check_success()))
+        at_limit = (
+            not env.ignore_done and env.timestep >= env.horizon
+        )  # its own time limit, which `done` counts as an end
+        return Step(obs, float(reward), done and not at_limit, bool(env._check_success()), done and at_limit)
 
     def get_state(self) -> dict[str, Any]:
         """Raises NotImplementedError where the model or the task keeps more than `episode_state` knows, as a class of

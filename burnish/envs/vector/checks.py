@@ -23,6 +23,20 @@ def check_sizes(n_envs: int, n_obs_steps: int, n_action_steps: int, max_episode_
             raise BurnishError(f"{name}={value}: expected at least 1")
 
 
+MOST_NONFINITE = 0.5  # of the episodes
+LEAST_EPISODES = 10  # of which that is said
+
+
+def require_finite(nonfinite: int, episodes: int, what: str) -> None:
+    """Raise BurnishError where most of at least 10 `episodes` were cut because the simulation gave no finite numbers;
+    `what` they are, "training episodes"."""
+    if episodes >= LEAST_EPISODES and nonfinite > MOST_NONFINITE * episodes:
+        raise BurnishError(
+            f"the simulation was not finite in {nonfinite} of {episodes} {what}: what they give means nothing; look at "
+            "the simulator (`burnish tasks TASK --check`), its version, and how large the actions are"
+        )
+
+
 def check_seeds(seeds: Sequence[int] | None, n_envs: int) -> list[int | None]:
     """One seed, or None, for each environment. Raises ValueError where the number of seeds is wrong."""
     if seeds is None:

@@ -18,6 +18,7 @@ MakeSimulator = Callable[[], Simulator]
 
 # Rewards beyond this are taken for a blown-up simulation: the sum of a chunk must fit into float32.
 LARGEST_REWARD = 1e30
+WORKER_TIMEOUT = 300.0  # seconds that an environment may take for a step: robosuite's first compiles for up to a minute
 
 
 class ChunkedEnv:

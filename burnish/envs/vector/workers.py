@@ -14,21 +14,25 @@ from typing import Any
 
 from burnish.envs.base import Bools, ChunkStep, Floats, Obs, VectorEnv
 from burnish.envs.vector.checks import check_actions, check_seeds, check_sizes, check_state
-from burnish.envs.vector.episode import MakeSimulator
-from burnish.envs.vector.processes import SharedArrays, Sizes, WorkerPlan, Workers, shared_arrays
+from burnish.envs.vector.episode import WORKER_TIMEOUT, MakeSimulator
+from burnish.envs.vector.processes import Limit, SharedArrays, Sizes, WorkerPlan, Workers, shared_arrays
 from burnish.errors import BurnishError
+
+START_TIMEOUT = 120.0  # seconds that a worker always has to start, and to make an environment
 
 
 class WorkerVectorEnv(VectorEnv):
     """E environments in W processes, bitwise equal to `SyncVectorEnv` with the same arguments.
 
-    A worker that raises or dies closes the whole vector environment (and those it shares workers with) and raises
-    here, naming the worker. A user's mistake (BurnishError) inside a worker is a BurnishError here too.
+    A worker that raises closes the whole vector environment (and those it shares workers with) and raises here, naming
+    the worker. A user's mistake (BurnishError) inside a worker is a BurnishError here too. One that dies, or does not
+    answer for `timeout` seconds, does the same: SimulatorsLost, then and ever after.
 
     Args:
         make: gives a new simulator; must be picklable (a function of a module, `functools.partial` of one).
         n_workers: processes; at most `n_envs` are started.
         beside: a vector environment whose workers these environments move into, if it has as many.
+        timeout: seconds that one environment may take for its part of a command.
         others: as in `SyncVectorEnv`.
     """
 
@@ -47,6 +51,7 @@ class WorkerVectorEnv(VectorEnv):
         autoreset: bool = True,
         ends_at_success: bool = False,
         beside: VectorEnv | None = None,
+        timeout: float = WORKER_TIMEOUT,
     ) -> None:
         check_sizes(n_envs, n_obs_steps, n_action_steps, max_episode_steps)
         if n_workers < 1:
@@ -63,9 +68,10 @@ class WorkerVectorEnv(VectorEnv):
         ]
         shared = beside.workers if isinstance(beside, WorkerVectorEnv) else None
         if shared is None or shared.closed or len(shared) != n_workers:
-            shared = Workers(n_workers)
+            shared = Workers(n_workers, timeout)
         self.workers = shared
         self._vector = self.workers.admit()
+        self._limit = Limit(max(timeout, START_TIMEOUT))
         try:
             self._command("make", plans)
             obs_spec, action_dim = self._command("sizes", [None] * n_workers)[0]
@@ -73,6 +79,7 @@ class WorkerVectorEnv(VectorEnv):
         except BaseException:
             self.close()
             raise
+        self._limit = Limit(timeout, self._at)
         self.n_envs = n_envs
         self.obs_spec = obs_spec
         self.action_dim = action_dim
@@ -92,7 +99,12 @@ class WorkerVectorEnv(VectorEnv):
     def _command(self, command: str, arguments: Sequence[Any]) -> list[Any]:
         if self._closed:
             raise RuntimeError("this WorkerVectorEnv is closed")
-        return self.workers.command(self._vector, command, arguments, self._indices)
+        return self.workers.command(self._vector, command, arguments, self._indices, self._limit)
+
+    def _at(self, worker: int) -> int:
+        """The environment that the worker has come to."""
+        first = self._indices[worker].start
+        return first if self._arrays is None else int(self._arrays.at[first])
 
     @property
     def _shared(self) -> SharedArrays:
