@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.config import key
-from burnish.datasets.load import load
+from burnish.datasets.for_task import demonstrations_for
 from burnish.datasets.sources import demonstrations_of
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
@@ -259,7 +259,7 @@ class ReplayStage(SB3Stage):
             raise BurnishError(
                 f"stage.demos=task, but task={setting.task.name} names no demonstrations: give stage.demos=FILE or null"
             )
-        demos = load(source, sensors=setting.task.sensors)
+        demos = demonstrations_for(setting.task, source, allow=setting.allow, rewards_matter=True)
         try:
             data = demonstration_transitions(
                 self.policy, demos.episodes, self.config.gamma, ends_at_success=setting.ends_at_success
