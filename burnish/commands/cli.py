@@ -213,10 +213,8 @@ def _convert(options: argparse.Namespace) -> int:
     task = load_task(options.task) if options.task else None
     source, out = Path(options.source), Path(options.out)
     if options.source.lower().endswith(".csv"):
-        demos = convert_csv(source, out, options.action_scale or (1.0,), overwrite=options.overwrite)
-        if task:
-            demos.episodes[0].flat_obs(task.obs_keys)
-        report(demos)
+        keys = task.obs_keys if task else []
+        report(convert_csv(source, out, options.action_scale or (1.0,), obs_keys=keys, overwrite=options.overwrite))
         return 0
     if options.action_scale:
         raise BurnishError(f"--action-scale is for a CSV file: {options.source} is none")

@@ -147,11 +147,10 @@ def check_fit(policy: Policy, task: TaskConfig, obs_spec: ObsSpec, action_dim: i
         raise BurnishError(
             f"{source} has the observations {policy.obs_keys}, but task={task.name} gives {task.obs_keys}"
         )
-    ours, theirs = policy.obs_spec.state_sizes, obs_spec.state_sizes  # a policy from a file does not tell them
-    differ = [key for key in ours if key in theirs and ours[key] != theirs[key]] if set(ours) == set(theirs) else []
-    if differ:
-        key = differ[0]
-        raise BurnishError(f"{source} has {ours[key]} numbers of {key!r}, but task={task.name} has {theirs[key]}")
+    known, now = policy.obs_spec.state_sizes, obs_spec.state_sizes  # a policy from a file does not tell them
+    for name in known:
+        if set(known) == set(now) and known[name] != now[name]:
+            raise BurnishError(f"{source} has {known[name]} numbers of {name!r}, but task={task.name} has {now[name]}")
     for name, ours, theirs in (
         ("observation", policy.obs_dim, obs_spec.state_dim),
         ("action", policy.action_dim, action_dim),

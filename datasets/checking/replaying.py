@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ class ReplayResult(NamedTuple):
     states_success: bool  # the task is solved in a restored state, or after the last action from there
     open_loop_success: bool  # the task is solved while the recorded actions run from the first state
     max_position_error: float  # largest difference of a joint position on the way (m, rad, or of a quaternion)
-    compared: list[Compared]  # recorded observations, and those of the restored states
+    compared: Sequence[Compared] = ()  # recorded observations, and those of the restored states
 
 
 def replay(demos: Demonstrations, k: int) -> list[ReplayResult]:

@@ -74,6 +74,7 @@ def convert_robosuite(
     *,
     task: TaskConfig | None = None,
     robots: list[str] | None = None,
+    obs_keys: list[str] | None = None,
     allow: Sequence[str] = (),
     overwrite: bool = False,
 ) -> ConversionReport:
@@ -87,9 +88,9 @@ def convert_robosuite(
         path: an HDF5 file of robosuite's `gather_demonstrations_as_hdf5` (any version from 1.0 on), or robomimic's raw
             one, whose env_args tell the environment; filter keys are kept.
         out: the HDF5 file to write (robomimic's format).
-        task: of which the observations are; without it robomimic's low-dim keys, as far as there are any. What the file
-            does not tell of its environment is the task's.
+        task: that it was recorded in. What the file does not tell of its environment is the task's.
         robots: likewise, e.g. ["Panda"].
+        obs_keys: by default the task's; without one robomimic's low-dim keys, as far as there are any.
         allow: in what the file tells it wrongly, so that the task's is taken, e.g. ["robot"].
         overwrite: replace an `out` that is there.
 
@@ -104,7 +105,7 @@ def convert_robosuite(
     raw_episodes = raw.episodes
     env = make_task_env(name, env_kwargs)
     try:
-        keys = task.obs_keys if task is not None else _default_keys(env)
+        keys = obs_keys or (task.obs_keys if task is not None else _default_keys(env))
         episodes = [_convert(env, raw, keys, f"{path}: episode {raw.name}") for raw in raw_episodes]
         robot_names = [robot.name for robot in env.robots]
         report = [
@@ -119,15 +120,22 @@ def convert_robosuite(
 
 
 def convert_csv(
-    path: Path, out: Path, action_scale: Sequence[float] = (1.0,), *, overwrite: bool = False
+    path: Path,
+    out: Path,
+    action_scale: Sequence[float] = (1.0,),
+    *,
+    obs_keys: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> Demonstrations:
     """Read a table (`burnish.datasets.formats.csv_file`) and write it in robomimic's format -> what was written.
 
-    Raises BurnishError naming the file, the line and the column of what could not be trained on.
+    Raises BurnishError naming the file, the line and the column of what could not be trained on, where an observation
+    of `obs_keys` is missing, and where `out` is there and not to be replaced.
     """
     _require_new(path, out, overwrite)
     demos = csv_file.read(path, action_scale)
     require_consistent(demos)
+    demos.episodes[0].obs_spec(obs_keys or list(demos.episodes[0].obs))
     robomimic.write(out, demos)
     return demos
 
