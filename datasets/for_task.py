@@ -83,11 +83,7 @@ def demonstrations_for(
             f"to what it takes, or, if clamping is wanted: {as_key([ACTIONS])}"
         )
     share = clamped_share(demos.episodes)
-    told = (
-        "no action value is outside [-1, 1]"
-        if not share
-        else f"{share:.2%} of the action values are clamped to [-1, 1]"
-    )
+    told = f"{share:.2%} of the action values are outside [-1, 1]{' and clamped' if share else ''}"
     print(f"burnish: {demos.source}: {len(demos.episodes)} episodes, {told}", file=sys.stderr, flush=True)
     return demos
 

@@ -108,7 +108,7 @@ def test_one_environment_in_several_writings_is_one():
     ("args", "aspects", "words"),
     [
         (recorded(robots=["UR5e"], gripper_types="PandaGripper"), ["robot"], "UR5e in the file, Panda in the task"),
-        (recorded(robots="Sawyer"), ["robot", "gripper"], "Sawyer"),
+        (recorded(robots="Sawyer"), ["robot"], "Sawyer"),
         (recorded(robots=["PandaFromElsewhere"]), ["robot"], "PandaFromElsewhere"),
         (recorded(gripper_types="Robotiq85Gripper"), ["gripper"], "Robotiq85Gripper in the file, PandaGripper in the"),
         (recorded(gripper_types=[None]), ["gripper"], "None"),
@@ -117,8 +117,8 @@ def test_one_environment_in_several_writings_is_one():
         (recorded(arm={"input_max": 2}), ["controller"], "right.input_max 2 in the file, 1 in the task"),
         (recorded(arm={"damping": 2}), ["controller"], "right.damping_ratio 2"),
         (recorded(arm={"control_delta": False}), ["controller"], "input_type absolute in the file, delta in the task"),
-        (recorded(arm={"impedance_mode": "variable_kp"}), ["controller"] * 2, "impedance_mode variable_kp"),
-        (recorded(controller_configs="OSC_POSITION"), ["controller"], "right.type OSC_POSITION"),
+        (recorded(arm={"impedance_mode": "variable_kp"}), ["controller"] * 3, "impedance_mode variable_kp"),
+        (recorded(controller_configs="OSC_POSITION"), ["controller"] * 3, "right.type OSC_POSITION"),
         (recorded(control_freq=10), ["control_freq"], "10 in the file, 20 in the task"),
         (recorded("Stack"), ["name"], "Stack in the file, Lift in the task"),
         (recorded("Lift_D0"), ["name"], "Lift_D0"),
@@ -175,20 +175,20 @@ def test_what_differs_is_refused_unless_it_is_allowed(capsys):
         "a.hdf5 and task=lift",
         "\n  robot: UR5e",
         "\n  control_freq: 10",
-        "allow=[robot,gripper,control_freq]",
+        "allow=[robot,control_freq]",
     ):
         assert words in said
     assert "task.env_kwargs.robots=[UR5e]" in said and "task.env_kwargs.control_freq=10" in said
     assert "reward_shaping True" in capsys.readouterr().err and "reward_shaping" not in said
     with pytest.raises(BurnishError, match=r"allow=\[control_freq\]") as caught:
-        require_same(known, now, ["robot", "gripper"])
+        require_same(known, now, ["robot"])
     assert "\n" not in str(caught.value)
-    require_same(known, now, ["robot", "gripper", "control_freq"])
+    require_same(known, now, ["robot", "control_freq"])
     said = capsys.readouterr().err
     assert "robot: UR5e" in said and "control_freq: 10" in said
     require_same(known, now, ["env_kwargs"])  # a key of the task stands for what is in it
     with pytest.raises(BurnishError, match=r"allow=\[reward\]"):
-        require_same(known, now, ["robot", "gripper", "control_freq"], rewards_matter=True)
+        require_same(known, now, ["robot", "control_freq"], rewards_matter=True)
     with pytest.raises(BurnishError, match=r"allow: 'robots': expected of suite, name, robot"):
         require_same(known, now, ["robots"])
 
@@ -318,7 +318,7 @@ SIX = RNG.uniform(-1, 1, (50, 6))
         (SIX + [0, 0, 0, 3, 0, 0], "dimension 3 (from 2"),  # a turn in axis-angle
         (SIX * 100, "% of the action values are outside"),  # degrees, millimetres
         (SIX + [0, 0, 0, 0, -2.4, 1.6], "outside [-1, 1]"),  # angles of joints
-        (SIX * [1, 1, 1, 1, 1, 2.5], "60% of those in dimension 5"),  # one in other units
+        (SIX * [1, 1, 1, 1, 1, 2.5], "of those in dimension 5"),  # one in other units
     ],
 )
 def test_actions_of_another_kind_are_refused(actions: np.ndarray, words: str):
@@ -513,7 +513,7 @@ def test_observations_of_another_convention(collected, tmp_path, capsys, key: st
                 del demo[f"{group}/{key}"]
                 demo[f"{group}/{key}"] = values
     assert main(["data", "validate", str(path), "--task", "lift", "--replay", "2"]) == 1
-    said = [line for line in capsys.readouterr().out.splitlines() if "error" in line and "observation" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error")]
     assert len(said) == 1 and repr(key) in said[0] and words in said[0]
     result = validate(path, k=1)
     assert result.n_errors == 0 and any(repr(key) in finding.message for finding in result.findings)

@@ -7,6 +7,7 @@ actions or observations another meaning is refused unless it is allowed, the res
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -382,11 +383,8 @@ def _plain(value: Any) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
     """Equal, but for what is written otherwise."""
-    if isinstance(one, float) or isinstance(other, float):
-        try:
-            return bool(np.isclose(one, other, rtol=1e-6, atol=1e-12))
-        except TypeError:
-            return False
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
@@ -400,7 +398,7 @@ def _without_version(name: str) -> str:
 
 def _words(ours: Any, theirs: Any, here: str, there: str) -> Iterator[str]:
     """What differs, one sentence; of mappings one for each key, of many the first and how many there are."""
-    if not isinstance(ours, Mapping):
+    if not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
         yield f"{_show(ours)} in {here}, {_show(theirs)} in {there}"
         return
     names = [name for name in {**ours, **theirs} if not _same(ours.get(name, _UNSET), theirs.get(name, _UNSET))]

@@ -16,7 +16,8 @@ from burnish.envs.robosuite.observables import robosuite_name
 
 ABSOLUTE = 0.01  # metres or parts of a quaternion: in a step robosuite observes one of its substeps earlier
 RELATIVE = 0.1  # of what a number varies by, for velocities
-ALWAYS = 0.9  # share of the steps in which a number has the other sign, and its convention with it
+ALWAYS = 0.9  # share of the steps that tell a number's sign in which it is the other one, and its convention with it
+ENOUGH = 3  # steps in which its sign can be told
 MOST_DIFFERENT = 0.25  # share of the steps that may be further apart
 
 
@@ -64,9 +65,11 @@ def _fits(recorded: NDArray[np.float64], observed: NDArray[np.float64]) -> bool:
     """Whether they are the same in most steps. The sign of a turn by half a circle is that of a rounding error: signs
     count where a number always has the other one."""
     tolerance = ABSOLUTE + RELATIVE * observed.std(axis=0)
-    opposite = (np.abs(recorded - observed) > tolerance) & (recorded * observed < 0)
+    telling = np.abs(observed) > tolerance
+    opposite = telling & (recorded * observed < 0) & (np.abs(recorded) > tolerance)
+    turned = (telling.sum(axis=0) >= ENOUGH) & (opposite.sum(axis=0) >= ALWAYS * telling.sum(axis=0))
     different = (np.abs(np.abs(recorded) - np.abs(observed)) > tolerance).any(axis=1)
-    return bool(different.mean() <= MOST_DIFFERENT and opposite.mean(axis=0).max() < ALWAYS)
+    return bool(different.mean() <= MOST_DIFFERENT and not turned.any())
 
 
 def _how(recorded: NDArray[np.float64], observed: NDArray[np.float64]) -> str:
