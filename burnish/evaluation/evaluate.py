@@ -147,16 +147,16 @@ def check_fit(policy: Policy, task: TaskConfig, obs_spec: ObsSpec, action_dim: i
         raise BurnishError(
             f"{source} has the observations {policy.obs_keys}, but task={task.name} gives {task.obs_keys}"
         )
-    known, now = policy.obs_spec.state_sizes, obs_spec.state_sizes  # a policy from a file does not tell them
-    for name in known:
-        if set(known) == set(now) and known[name] != now[name]:
-            raise BurnishError(f"{source} has {known[name]} numbers of {name!r}, but task={task.name} has {now[name]}")
     for name, ours, theirs in (
         ("observation", policy.obs_dim, obs_spec.state_dim),
         ("action", policy.action_dim, action_dim),
     ):
         if ours != theirs:
             raise BurnishError(f"{source} has {name} dimension {ours}, but task={task.name} has {theirs}")
+    known, now = policy.obs_spec.state_sizes, obs_spec.state_sizes  # a policy from a file does not tell them
+    for name in known:
+        if set(known) == set(now) and known[name] != now[name]:
+            raise BurnishError(f"{source} has {known[name]} numbers of {name!r}, but task={task.name} has {now[name]}")
     if policy.obs_spec != obs_spec:
         raise BurnishError(f"{source} has the observations {policy.obs_spec}, but task={task.name} gives {obs_spec}")
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from burnish.datasets.episodes import Episode
 from burnish.envs.robosuite.observables import robosuite_name
 
-ABSOLUTE = 0.01  # metres or parts of a quaternion: in a step robosuite observes one of its substeps earlier
-RELATIVE = 0.1  # of what a number varies by, for velocities
+ABSOLUTE = 0.001  # metres or parts of a quaternion: in a step robosuite observes one of its substeps earlier
+RELATIVE = 0.05  # of what a number varies by, for velocities
 ALWAYS = 0.9  # share of the steps that tell a number's sign in which it is the other one, and its convention with it
 ENOUGH = 3  # steps in which its sign can be told
 MOST_DIFFERENT = 0.25  # share of the steps that may be further apart
