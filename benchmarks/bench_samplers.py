@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from measuring import setup
 
+from burnish.envs.same_environment import require_trained_in
 from burnish.envs.task import load_task
 from burnish.errors import BurnishError
-from burnish.evaluation.evaluate import EvaluationConfig, check_task, evaluate, evaluation_envs
+from burnish.evaluation.evaluate import EvaluationConfig, evaluate, evaluation_envs
 from burnish.evaluation.temperatures import Sampling
 from burnish.policies.base import Policy
 from burnish.policies.folder import fingerprint
@@ -63,7 +64,7 @@ def cpu_ms(policy: Policy) -> float:
 def measured(policy: Policy, samplings: list[Sampling], options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each."""
     task = load_task(options.task)
-    check_task(policy, task)
+    require_trained_in(policy, task)
     config = EvaluationConfig(episodes=options.episodes, seed=options.seed, n_envs=options.n_envs)
     rows = []
     with evaluation_envs(policy, task, config) as envs:

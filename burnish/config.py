@@ -104,9 +104,9 @@ class Checked:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value, known = getattr(self, field.name), about(type(self), field.name)
-            if known.options and isinstance(value, str) and value not in known.options:
-                raise WrongValue(f"{field.name}={value}: expected one of {', '.join(known.options)}")
             items = value if isinstance(value, (list, tuple)) else [value]
+            if known.options and any(isinstance(item, str) and item not in known.options for item in items):
+                raise WrongValue(f"{field.name}={_show(value)}: expected one of {', '.join(known.options)}")
             numbers = [item for item in items if isinstance(item, (int, float)) and not isinstance(item, bool)]
             if not all(map(known.range.admits, numbers)):
                 expected = str(known.range) or "a finite number"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from burnish.errors import BurnishError
 
-FORMAT = 4
+FORMAT = 5
 """Of config.yaml; one that does not tell is of format 1."""
 
 
@@ -27,6 +27,7 @@ ACTOR_KEYS = (
 RENAMED = (
     *(Renamed(2, "best_of_n", f"stage.{key}", None) for key in ACTOR_KEYS),
     *(Renamed(3, None, f"train.{key}", None) for key in ("eval_every", "checkpoint_every")),  # counted epochs
+    Renamed(5, None, "evaluation.allow", "allow"),
 )
 """All of them, in the order in which they changed. To rename a key: a line here, and FORMAT one more."""
 

@@ -106,6 +106,8 @@ class Demonstrations:
         masks: filter key -> names of its episodes.
         source: the file or folder it was read from, for error messages.
         left_out: observations of the file that were not read: no sensor has their name, or they are no numbers.
+        unit_actions: they are known to be in [-1, 1], whatever the environment's own bounds are.
+        action_bounds: lowest and highest action of the environment that it was recorded in, where the source tells.
     """
 
     episodes: list[Episode]
@@ -113,3 +115,5 @@ class Demonstrations:
     masks: dict[str, list[str]] = field(default_factory=dict)
     source: str = ""
     left_out: list[str] = field(default_factory=list)
+    unit_actions: bool = False
+    action_bounds: tuple[list[float], list[float]] | None = None

@@ -7,6 +7,7 @@ from typing import Literal
 
 from burnish.config import Checked, key
 from burnish.envs import BACKENDS, WORKER_TIMEOUT
+from burnish.envs.same_environment import AllowConfig
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.evaluation.temperatures import TrainingEvaluationConfig
@@ -30,7 +31,7 @@ class OfflinePhaseConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(RunConfig):
+class FinetuneConfig(RunConfig, AllowConfig):
     """One run of `burnish finetune`, `burnish offline` or `burnish scratch`: an offline phase, then an online one.
 
     Either `policy` (the folder of a pretrained one) or `network` (what a fresh one shall be) is given.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from burnish.config import key
 from burnish.datasets.fingerprint import fingerprint
-from burnish.datasets.load import load
+from burnish.datasets.for_task import demonstrations_for
 from burnish.datasets.sources import demonstrations_of
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
@@ -133,7 +133,7 @@ class OfflineStage(Stage):
         source = demonstrations_of(setting.task, self.config.demos)
         if source is None:
             raise BurnishError(self.no_demonstrations(setting.task))
-        demos = load(source, sensors=setting.task.sensors)
+        demos = demonstrations_for(setting.task, source, allow=setting.allow, rewards_matter=True)
         self.data = fingerprint(demos.episodes, [*setting.task.obs_keys, *setting.task.sensors])
         try:
             return demonstration_transitions(

@@ -6,7 +6,7 @@ Symbols: E environments, To observation steps, Ta executed action steps, Do and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
@@ -43,6 +43,7 @@ class Setting(NamedTuple):
     seed: int
     pretrained: bool = True  # the policy is one, its weights are to be kept
     ends_at_success: bool = False  # so do the episodes, and the demonstrations with them
+    allow: Sequence[str] = ()  # in what the demonstrations' environment may differ from the task
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 
 from burnish.config import to_dict
 from burnish.envs import make_simulator, make_vector_env
+from burnish.envs.same_environment import require_trained_in, versions_of
 from burnish.errors import BurnishError, warn
-from burnish.evaluation.evaluate import check_task, evaluation_envs
+from burnish.evaluation.evaluate import evaluation_envs
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.loop import Loop
 from burnish.finetune.stage import Setting, Stage, stage_class
@@ -37,13 +38,16 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     source = newest or config.policy
     policy = load_policy(source, device) if source else fresh_policy(config, device)
     check_kind(config, policy.config.kind)
-    check_task(policy, config.task, config.evaluation.allow)
+    require_trained_in(policy, config.task, config.allow)
     policy.trained_in, policy.plugins = to_dict(config.task), config.plugins
+    policy.trained_with = versions_of(config.task.suite)
     with ExitStack() as stack:
         eval_envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation))
         make_stage: Any = stage_class(config.stage.name)
         ends_at_success = config.ends_at_success and config.task.measure == "success_rate"
-        setting = Setting(config.task, config.n_envs, config.seed, config.policy is not None, ends_at_success)
+        setting = Setting(
+            config.task, config.n_envs, config.seed, config.policy is not None, ends_at_success, config.allow
+        )
         stage = make_stage(policy, config.stage, setting)
         if policy.doubt:
             warn(policy.doubt)

@@ -17,11 +17,12 @@ from torch import Tensor
 from burnish.config import Checked, WrongValue, key, to_dict
 from burnish.datasets.episodes import Episode
 from burnish.datasets.fingerprint import fingerprint
-from burnish.datasets.load import load
+from burnish.datasets.for_task import clamped_share, demonstrations_for
 from burnish.datasets.sources import demonstrations_of
 from burnish.datasets.split import split_episodes
 from burnish.datasets.windows import Windows
 from burnish.envs.base import VectorEnv
+from burnish.envs.same_environment import AllowConfig, versions_of
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError, warn
 from burnish.evaluation.evaluate import Evaluation, about, evaluate, evaluation_envs
@@ -102,7 +103,7 @@ class PretrainEvaluationConfig(TrainingEvaluationConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(RunConfig):
+class PretrainConfig(RunConfig, AllowConfig):
     """One run of `burnish pretrain`."""
 
     task: TaskConfig = key()
@@ -247,7 +248,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     source = demonstrations_of(config.task, config.dataset or "task")
     if source is None:
         raise BurnishError(f"task={config.task.name} has no default demonstrations: give dataset=FILE")
-    demos = load(source, config.filter_key, config.task.sensors)
+    demos = demonstrations_for(config.task, source, config.filter_key, allow=config.allow)
     train, valid = split_episodes(demos, config.train.validation_fraction, config.seed)
     train = train[: config.train.max_demos]
     try:
@@ -261,6 +262,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     policy.trained_in, policy.plugins = to_dict(config.task), config.plugins
     if policy.doubt:
         warn(policy.doubt)
+    policy.trained_with = versions_of(config.task.suite)
     policy.fit_normalizers(windows.obs, windows.actions)
     trainer = BehaviourCloning(config, policy, windows, validation)
     held_out = HeldOutActions(valid, validation) if validation and not config.in_simulator else None
@@ -272,7 +274,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             envs = stack.enter_context(evaluation_envs(policy, config.task, config.evaluation, f"dataset={source}"))
         data = fingerprint([*train, *valid], [*config.task.obs_keys, *config.task.sensors])
         run = stack.enter_context(Run.open(config, data))
-        return Pretraining(config, trainer, envs, run, held_out).run_to_end()
+        clamped = clamped_share(demos.episodes)
+        return Pretraining(config, trainer, envs, run, held_out, clamped).run_to_end()
 
 
 def _windows(config: PretrainConfig, episodes: list[Episode], device: torch.device) -> Windows:
@@ -283,7 +286,7 @@ def _windows(config: PretrainConfig, episodes: list[Episode], device: torch.devi
 class Pretraining:
     """Course of one run: updates, evaluations, checkpoints, and going on where an earlier one stopped.
 
-    It evaluates by `held_out`, where that is given, else in `envs`.
+    It evaluates by `held_out`, where that is given, else in `envs`. `clamped` is for the summary.
     """
 
     def __init__(
@@ -293,8 +296,10 @@ class Pretraining:
         envs: VectorEnv | None,
         run: Run,
         held_out: HeldOutActions | None = None,
+        clamped: float | None = None,
     ):
         self.config, self.trainer, self.envs, self.run, self.held_out = config, trainer, envs, run, held_out
+        self.clamped = clamped
         self.course = Course(run, "pretrain", self._save)
         self.evaluation: Evaluation | ActionError | None = None
         self.unfinished: dict[str, float] | None = None  # metrics whose line waits for its evaluation
@@ -404,6 +409,7 @@ class Pretraining:
             improving=improving,
             temperatures=self._over_temperatures(simulated) if simulated else None,
             held_out=evaluation.to_json() if isinstance(evaluation, ActionError) else None,
+            clamped_actions=self.clamped,
         ).to_json()
         self.run.finish(content)
         return content

@@ -17,6 +17,7 @@ from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.formats import robomimic
 from burnish.datasets.formats.robosuite_states import model_xml
 from burnish.envs.robosuite.env import env_args, make_task_env
+from burnish.envs.task import load_task
 from burnish.errors import BurnishError
 
 HUMAN = {  # file -> (task, version, steps of each episode)
@@ -206,7 +207,7 @@ def test_what_cannot_be_replayed_is_named(missing):
 def test_states_of_another_model_are_refused(shared_data, tmp_path):
     raw = shared_data / "human" / "lift_panda_2020.hdf5"
     with pytest.raises(BurnishError, match=r"lift_panda_2020.*demo_1: states of 32 numbers, but Stack .* 45"):
-        convert_robosuite(raw, tmp_path / "out.hdf5", env_name="Stack")
+        convert_robosuite(raw, tmp_path / "out.hdf5", task=load_task("stack"), allow=["name"])
     assert not (tmp_path / "out.hdf5").exists()
 
 

@@ -97,9 +97,8 @@ def test_a_converted_file_is_what_the_table_says(table, tmp_path, capsys):
         np.testing.assert_array_equal(ours.rewards, theirs.rewards)
     task = tmp_path / "task.yaml"
     task.write_text("name: my_arm\nsuite: none\nobs_keys: [joints]\n")
-    assert (
-        main(["data", "convert", str(tmp_path / "arm.csv"), str(out), "--action-scale", "2", "--task", str(task)]) == 2
-    )
+    more = ["--action-scale", "2", "--overwrite", "--task", str(task)]
+    assert main(["data", "convert", str(tmp_path / "arm.csv"), str(out), *more]) == 2
     assert "has no observation 'joints'; it has: gripper, pos" in capsys.readouterr().err
     assert main(["data", "convert", str(out), str(out), "--action-scale", "2"]) == 2
     assert "--action-scale is for a CSV file" in capsys.readouterr().err

@@ -57,12 +57,12 @@ def test_what_means_something_else_is_refused_unless_it_is_allowed(folder, tmp_p
     other = "+task.env_kwargs.healthy_reward=0.5"
     assert main([*words, other]) == 2
     said = capsys.readouterr().err
-    assert "task.env_kwargs={'healthy_reward': 0.5}, but the policy was trained in env_kwargs={}" in said
+    assert "env_kwargs: healthy_reward its default in the policy's, 0.5 in the task" in said
     assert "allow=[env_kwargs]" in said and not (tmp_path / "out").exists()
     assert main([*words, other, "allow=[env_kwargs]"]) == 0
     capsys.readouterr()
     assert main([*words, "task.max_episode_steps=20"]) == 0
-    assert "task.max_episode_steps=20, but the policy was trained in max_episode_steps=40" in capsys.readouterr().err
+    assert "max_episode_steps: 40 in the policy's, 20 in the task" in capsys.readouterr().err
 
 
 def test_a_fine_tuning_keeps_what_it_was_trained_in(folder, tmp_path, capsys):
@@ -70,6 +70,8 @@ def test_a_fine_tuning_keeps_what_it_was_trained_in(folder, tmp_path, capsys):
     words += ["backend=sync", "evaluation.episodes=2", "evaluation.n_envs=2", "evaluation.backend=sync"]
     words += ["evaluation.temperatures=[]", "+task.env_kwargs.healthy_reward=0.5", f"run_dir={tmp_path / 'run'}"]
     assert main(words) == 2
-    assert "of burnish finetune: evaluation.allow" in capsys.readouterr().err and not (tmp_path / "run").exists()
-    assert main([*words, "evaluation.allow=[env_kwargs]"]) == 0
+    assert "allow=[env_kwargs]" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main([*words, "evaluation.allow=[env_kwargs]"]) == 2
+    assert "evaluation.allow is called allow now" in capsys.readouterr().err
+    assert main([*words, "allow=[env_kwargs]"]) == 0
     assert load_policy(tmp_path / "run").trained_in["env_kwargs"] == {"healthy_reward": 0.5}

@@ -142,7 +142,9 @@ def _add_data(commands: Any) -> None:
         parser.add_argument("file", help="HDF5 (robomimic, D4RL), npz (DPPO), a Minari folder, or shipped:NAME")
         parser.add_argument("--filter-key", help="robomimic filter key: only its episodes")
     inspect.set_defaults(run=_inspect)
-    validate.add_argument("--task", help="require the observations of this task")
+    validate.add_argument("--task", help="require the observations of this task, and that it was recorded in it")
+    differ = "in what the file's environment may differ from the task, as robot controller (docs/data.md)"
+    validate.add_argument("--allow", nargs="+", default=[], metavar="WHAT", help=differ)
     validate.add_argument("--horizon", type=int, default=1, help="report episodes shorter than this (Tp)")
     validate.add_argument(
         "--replay", type=int, default=3, metavar="K", help="replay K episodes in the simulator (default: 3)"
@@ -155,6 +157,8 @@ def _add_data(commands: Any) -> None:
     convert.add_argument("out", help="HDF5 file to write")
     convert.add_argument("--task", help="the task it was recorded in, where the file does not tell")
     convert.add_argument("--robots", nargs="+", metavar="ROBOT", help="its robots, where the file does not tell")
+    convert.add_argument("--allow", nargs="+", default=[], metavar="WHAT", help=f"{differ}: it is taken as it is there")
+    convert.add_argument("--overwrite", action="store_true", help="replace OUT where it is there")
     scale = "of a CSV: what an action of 1 stands for there, one number or one for each dimension (default: 1)"
     convert.add_argument("--action-scale", nargs="+", type=float, metavar="X", help=scale)
     convert.set_defaults(run=_convert)
@@ -200,8 +204,8 @@ def _validate(options: argparse.Namespace) -> int:
     from burnish.datasets.checking.validate import validate
     from burnish.envs.task import load_task
 
-    obs_keys = load_task(options.task).obs_keys if options.task else None
-    result = validate(options.file, options.replay, options.filter_key, obs_keys, options.horizon)
+    task = load_task(options.task) if options.task else None
+    result = validate(options.file, options.replay, options.filter_key, None, options.horizon, task, options.allow)
     for finding in result.findings:
         print(finding)
     print(result.note)
@@ -215,20 +219,15 @@ def _convert(options: argparse.Namespace) -> int:
     from burnish.envs.task import load_task
 
     task = load_task(options.task) if options.task else None
+    source, out = Path(options.source), Path(options.out)
     if options.source.lower().endswith(".csv"):
-        demos = convert_csv(Path(options.source), Path(options.out), options.action_scale or (1.0,))
-        if task:
-            demos.episodes[0].flat_obs(task.obs_keys)
-        report(demos)
+        keys = task.obs_keys if task else []
+        report(convert_csv(source, out, options.action_scale or (1.0,), obs_keys=keys, overwrite=options.overwrite))
         return 0
     if options.action_scale:
         raise BurnishError(f"--action-scale is for a CSV file: {options.source} is none")
     result = convert_robosuite(
-        Path(options.source),
-        Path(options.out),
-        env_name=task.env_id if task else None,
-        robots=options.robots,
-        obs_keys=task.obs_keys if task else None,
+        source, out, task=task, robots=options.robots, allow=options.allow, overwrite=options.overwrite
     )
     for episode in result.episodes:
         success = "succeeds" if episode.success else "does not succeed"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from burnish.config import MOST_SEED, key
+from burnish.envs.same_environment import AllowConfig, require_trained_in
 from burnish.envs.task import TaskConfig
 from burnish.errors import warn
-from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig, about, check_task, evaluate
+from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig, about, evaluate
 from burnish.evaluation.temperatures import Sampling, best, compare_samplings, table
 from burnish.evaluation.video import record
 from burnish.machine.device import DeviceConfig, resolve_device
@@ -23,7 +24,7 @@ from burnish.runs.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EpisodesConfig, DeviceConfig, PluginsConfig):
+class EvaluateConfig(EpisodesConfig, AllowConfig, DeviceConfig, PluginsConfig):
     """What to evaluate, in which episodes (the keys of `EpisodesConfig`), and how it samples."""
 
     policy: str = key(doc="folder of the policy, e.g. runs/dppo-lift-seed0/checkpoints/best")
@@ -84,7 +85,7 @@ def evaluate_policy(config: EvaluateConfig) -> dict[str, float]:
     Raises BurnishError where the policy cannot be read or does not fit the task, or `out` cannot be written.
     """
     policy = load_policy(config.policy, resolve_device(config.device, config.torch_threads))
-    check_task(policy, config.task, config.allow)
+    require_trained_in(policy, config.task, config.allow)
     each, how = config.samplings(policy), config.evaluation()
     for sampling in each:
         with policy.sampling(*sampling):

@@ -10,11 +10,12 @@ import numpy as np
 
 from burnish.compose import compose
 from burnish.config import MOST_SEED, key, parse
-from burnish.datasets.load import load
+from burnish.datasets.for_task import demonstrations_for
 from burnish.datasets.sources import demonstrations_of
+from burnish.envs.same_environment import AllowConfig, require_trained_in
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig, check_task
+from burnish.evaluation.evaluate import EpisodesConfig, EvaluationConfig
 from burnish.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
 from burnish.evaluation.temperatures import compare_samplings, samplings
 from burnish.finetune.config import FinetuneConfig
@@ -32,7 +33,7 @@ ENOUGH_RETURN = 1 / 3  # likewise, of the expert's return
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadroomConfig(EpisodesConfig, DeviceConfig, PluginsConfig):
+class HeadroomConfig(EpisodesConfig, AllowConfig, DeviceConfig, PluginsConfig):
     """Which policy, in which episodes, against which expert."""
 
     policy: str = key(doc="folder of the pretrained policy")
@@ -70,7 +71,7 @@ def headroom(config: HeadroomConfig) -> dict[str, Any]:
     Raises BurnishError where the policy cannot be read or does not fit, or there is no such expert.
     """
     policy = load_policy(config.policy, resolve_device(config.device, config.torch_threads))
-    check_task(policy, config.task, config.allow)
+    require_trained_in(policy, config.task, config.allow)
     folder = Path(config.out) if config.out else Path(config.policy) / "headroom"
     require_writable(folder)
     measure, seeds = config.task.measure, [config.seed + i for i in range(config.episodes)]
@@ -160,6 +161,7 @@ def _expert(config: HeadroomConfig, measure: str) -> Row | None:
         seed=config.seed,
         states=False,
         n_workers=config.n_workers or 2,
+        allow=config.allow,
         plugins=config.plugins,
     )
     found = record_all(collecting)
@@ -173,7 +175,7 @@ def _choosing(config: HeadroomConfig, folder: Path) -> FinetuneConfig:
         source = demonstrations_of(config.task, config.demos)
         if source is None:
             raise BurnishError(f"demos=task: task={config.task.name} names none: give a file, or demos=null")
-        load(source, sensors=config.task.sensors)
+        demonstrations_for(config.task, source, allow=config.allow, rewards_matter=True)
     words = [
         f"policy={config.policy}",
         "stage=best_of_n",
@@ -181,7 +183,7 @@ def _choosing(config: HeadroomConfig, folder: Path) -> FinetuneConfig:
         f"evaluation.seed={config.seed}",
         f"evaluation.episodes={config.episodes}",
         f"evaluation.n_envs={config.n_envs}",
-        f"evaluation.allow=[{','.join(config.allow)}]",
+        f"allow=[{','.join(config.allow)}]",
         "evaluation.temperatures=[]",
         f"run_dir={folder / 'best-of-n'}",
         "overwrite=true",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from burnish.config import MOST_SEED, Checked, WrongValue, key, to_dict
+from burnish.config import MOST_SEED, Checked, WrongValue, key
 from burnish.envs import BACKENDS, WORKER_TIMEOUT
 from burnish.envs.base import VectorEnv
 from burnish.envs.task import TaskConfig
 from burnish.envs.vector.checks import require_finite
-from burnish.errors import BurnishError, warn
+from burnish.errors import BurnishError
 from burnish.evaluation.intervals import CONFIDENCE, bootstrap_interval, wilson_interval
 from burnish.machine.stop import GivenUp, Overdue, asked_to_stop
 from burnish.observations import ObsSpec
@@ -58,9 +58,6 @@ class EpisodesConfig(Checked):
         1,
         "chunks sampled for each that is executed, chosen by the policy's critic (of a fine-tuning that learned one)",
         least=1,
-    )
-    allow: list[str] = key(
-        [], "keys of the task, such as env_kwargs, in which it may differ from that which the policy was trained in"
     )
 
     def check(self) -> None:
@@ -151,33 +148,6 @@ class Evaluation:
         ).write(path)
 
 
-MEANINGFUL = (
-    "suite",
-    "env_id",
-    "env_kwargs",
-    "obs_keys",
-    "sensors",
-)  # keys of a task that say what actions and observations are
-
-
-def check_task(policy: Policy, task: TaskConfig, allow: Sequence[str] = ()) -> None:
-    """Raise BurnishError where `task` gives actions or observations another meaning than that which the policy was
-    trained in, unless that is allowed; warn of other differences."""
-    if policy.trained_in is None:
-        return
-    now = to_dict(task)
-    differs = [name for name in now if name in policy.trained_in and policy.trained_in[name] != now[name]]
-    for name in differs:
-        said = f"task.{name}={now[name]}, but the policy was trained in {name}={policy.trained_in[name]}"
-        if name in MEANINGFUL and name not in allow:
-            raise BurnishError(
-                f"{said}: its actions or observations may mean something else there; if that is wanted, allow=[{name}] "
-                "(of burnish finetune: evaluation.allow)"
-            )
-        if name == "max_episode_steps":
-            warn(said)
-
-
 def check_fit(policy: Policy, task: TaskConfig, obs_spec: ObsSpec, action_dim: int, source: str | None = None) -> None:
     """Raise BurnishError where a policy cannot act in a task; `source` is what the user gave, if not a policy."""
     source = source or f"the policy (trained for task={policy.task or 'unknown'})"
@@ -191,6 +161,10 @@ def check_fit(policy: Policy, task: TaskConfig, obs_spec: ObsSpec, action_dim: i
     ):
         if ours != theirs:
             raise BurnishError(f"{source} has {name} dimension {ours}, but task={task.name} has {theirs}")
+    known, now = policy.obs_spec.state_sizes, obs_spec.state_sizes  # a policy from a file does not tell them
+    for name in known:
+        if set(known) == set(now) and known[name] != now[name]:
+            raise BurnishError(f"{source} has {known[name]} numbers of {name!r}, but task={task.name} has {now[name]}")
     if policy.obs_spec != obs_spec:
         raise BurnishError(f"{source} has the observations {policy.obs_spec}, but task={task.name} gives {obs_spec}")
 

@@ -99,6 +99,7 @@ class Policy(nn.Module, ABC):
         self.obs_keys = list(obs_keys)
         self.task = task
         self.trained_in: dict[str, Any] | None = None  # the whole task, as plain data
+        self.trained_with: dict[str, str] = {}  # versions of what simulates it
         self.plugins: list[str] = []  # of the run that made it: the task may need them, the policy does not
         self.obs_normalizer = Normalizer(self.obs_dim)  # of the state; sensors are for their encoders
         self.action_normalizer = Normalizer(action_dim)
@@ -328,6 +329,7 @@ class Policy(nn.Module, ABC):
             "kind": address("policy", self.config.kind),
             "task": self.task,
             **({"trained_in": self.trained_in} if self.trained_in else {}),
+            **({"trained_with": self.trained_with} if self.trained_with else {}),
             **({"plugins": self.plugins} if self.plugins else {}),
             "obs_dim": self.obs_dim,
             **({"sensors": self.obs_spec.sensors_as_json()} if self.obs_spec.sensors else {}),
@@ -343,6 +345,7 @@ class Policy(nn.Module, ABC):
         obs_spec = ObsSpec.from_json(description["obs_dim"], description.get("sensors"))
         policy = cls(config, obs_spec, description["action_dim"], description["obs_keys"], description["task"])
         policy.trained_in = description.get("trained_in")
+        policy.trained_with = description.get("trained_with", {})
         policy.plugins = description.get("plugins", [])
         return policy
 

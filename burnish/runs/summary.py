@@ -148,6 +148,7 @@ class PretrainSummary:
         improving: what still became better at the end, in words; empty where it had converged, None: not told.
         temperatures: temperature -> the task's measure at it, in the episodes of the evaluation.
         held_out: without a simulator, loss and errors of the actions on the held-out episodes.
+        clamped_actions: share of the demonstrations' action values outside [-1, 1]; None: not told.
     """
 
     policy: str
@@ -157,12 +158,15 @@ class PretrainSummary:
     improving: list[str] | None = None
     temperatures: dict[float, float] | None = None
     held_out: dict[str, Any] | None = None
+    clamped_actions: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         about: dict[str, Any] = {"policy": self.policy, "steps": self.steps, "parameters": self.parameters}
         if self.improving is not None:
             about["converged"] = not self.improving
             about["improving"] = self.improving
+        if self.clamped_actions is not None:
+            about["clamped_actions"] = self.clamped_actions
         if self.temperatures:
             about["temperatures"] = {f"{temperature:g}": value for temperature, value in self.temperatures.items()}
         if self.held_out is not None:
@@ -183,4 +187,5 @@ class PretrainSummary:
                 improving=content.get("improving"),
                 temperatures=temperatures and {float(each): value for each, value in temperatures.items()},
                 held_out=content.get("held_out"),
+                clamped_actions=content.get("clamped_actions"),
             )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.datasets.episodes import Demonstrations
+from burnish.datasets.for_task import clamped_share
 from burnish.datasets.formats.robomimic import success_reward
 from burnish.errors import BurnishError
 
@@ -47,6 +48,7 @@ class Summary:
         n_successes: episodes with the reward of a success; None where rewards do not tell (shaped, not robosuite's).
         masks: filter key -> number of its episodes.
         faults: what scripted experts did wrong on purpose -> number of episodes with it.
+        clamped: share of the action values outside [-1, 1].
         left_out: what is no flat observation: words, groups, and pictures that no sensor names.
     """
 
@@ -63,6 +65,7 @@ class Summary:
     env_args: dict[str, Any] | None
     has_states: bool
     faults: dict[str, int]
+    clamped: float
     left_out: list[str]
 
     def __str__(self) -> str:
@@ -92,6 +95,7 @@ class Summary:
             "simulator states": "yes" if self.has_states else "no",
             "filter keys": _counts(self.masks),
             "faults on purpose": _counts(self.faults),
+            "actions clamped": f"{self.clamped:.2%} of the values are outside [-1, 1]",
             "left out": ", ".join(self.left_out) or "none",
             "environment": f"{env.get('env_name', 'not named')} {env.get('env_version', '') or ''}".strip(),
         }
@@ -123,6 +127,7 @@ def inspect(demos: Demonstrations) -> Summary:
         env_args=demos.env_args,
         has_states=all(episode.states is not None for episode in episodes),
         faults=dict(Counter(name for episode in episodes for name in episode.faults)),
+        clamped=clamped_share(episodes),
         left_out=demos.left_out,
     )
 

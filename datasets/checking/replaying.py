@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from burnish.datasets.checking.observing import Compared, compare_step, observe
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.datasets.formats.robosuite_states import begin_episode, restore
 from burnish.errors import BurnishError
+
+MOST_COMPARED = 12  # steps of an episode whose observations are compared
+
+
+class NoEnvironment(BurnishError):
+    """The environment of the file's env_args cannot be made here."""
 
 
 class ReplayResult(NamedTuple):
@@ -19,6 +27,7 @@ class ReplayResult(NamedTuple):
     states_success: bool  # the task is solved in a restored state, or after the last action from there
     open_loop_success: bool  # the task is solved while the recorded actions run from the first state
     max_position_error: float  # largest difference of a joint position on the way (m, rad, or of a quaternion)
+    compared: Sequence[Compared] = ()  # recorded observations, and those of the restored states
 
 
 def replay(demos: Demonstrations, k: int) -> list[ReplayResult]:
@@ -28,7 +37,7 @@ def replay(demos: Demonstrations, k: int) -> list[ReplayResult]:
     some episodes fail although their states are sound.
 
     Raises BurnishError if there is nothing to replay (no env_args of robosuite, no states), naming the
-    episode.
+    episode; NoEnvironment if the environment is not here.
     """
     from burnish.envs.robosuite.env import make_task_env, task_from_env_args
 
@@ -38,7 +47,10 @@ def replay(demos: Demonstrations, k: int) -> list[ReplayResult]:
     if k < 1:
         raise BurnishError(f"replaying {k} episodes: expected at least 1")
     picked = np.unique(np.linspace(0, len(demos.episodes) - 1, min(k, len(demos.episodes))).astype(int))
-    env = make_task_env(*task_from_env_args(demos.env_args))
+    try:
+        env = make_task_env(*task_from_env_args(demos.env_args))
+    except BurnishError as error:
+        raise NoEnvironment(str(error)) from error
     try:
         return [_replay(env, demos.episodes[i], f"{source}: episode {demos.episodes[i].name}") for i in picked]
     finally:
@@ -56,9 +68,15 @@ def _replay(env: Any, episode: Episode, where: str) -> ReplayResult:
         )
     begin_episode(env, episode.model_file, episode.states[0], where)
     states_success = bool(env._check_success())
-    for state in episode.states[1:]:
+    observed_at = set(np.linspace(0, len(episode) - 1, MOST_COMPARED).astype(int))
+    compared = [compare_step(env, episode, 0)]
+    for step, state in enumerate(episode.states[1:], 1):
         restore(env, state, where)
         states_success |= bool(env._check_success())
+        if step in observed_at:
+            compared.append(compare_step(env, episode, step))
+        elif step + 1 in observed_at:
+            observe(env)  # poses relative to the hand are computed from what was observed one step earlier
     env.step(episode.actions[-1])
     states_success |= bool(env._check_success())
 
@@ -70,4 +88,4 @@ def _replay(env: Any, episode: Episode, where: str) -> ReplayResult:
         open_loop_success |= bool(env._check_success())
         if after is not None:
             max_error = max(max_error, float(np.abs(env.sim.data.qpos - after[positions]).max()))
-    return ReplayResult(episode.name, len(episode), states_success, open_loop_success, max_error)
+    return ReplayResult(episode.name, len(episode), states_success, open_loop_success, max_error, compared)

@@ -13,6 +13,7 @@ import numpy as np
 
 from burnish.datasets.experts.faults import EpisodeFaults
 from burnish.envs.base import Floats, Obs, Simulator
+from burnish.envs.same_environment import of_task, require_same, require_trained_in
 from burnish.registry import find
 
 if TYPE_CHECKING:
@@ -93,19 +94,27 @@ def scripted_expert(config: CollectConfig) -> Actor:
 
 
 def shipped_sac(config: CollectConfig) -> Actor:
+    return _sac(f"shipped:{config.task.name}-medium", config)
+
+
+def _sac(source: str, config: CollectConfig) -> Actor:
     from burnish.datasets.collecting.sac_actor import SACActor
 
-    return SampledActor(SACActor.load(f"shipped:{config.task.name}-medium"))
+    actor = SACActor.load(source)
+    if (trained_in := actor.metadata.get("config", {}).get("task")) is not None:
+        known = of_task(trained_in, f"what {source} was trained in", "the actor's", actor.metadata.get("versions"))
+        require_same(known, of_task(config.task), config.allow)
+    return SampledActor(actor)
 
 
 def make_actor(config: CollectConfig, behaviour: str) -> Actor:
     """The behaviour of that name, file or folder. Raises BurnishError where there is none."""
     if behaviour.endswith(".safetensors"):
-        from burnish.datasets.collecting.sac_actor import SACActor
-
-        return SampledActor(SACActor.load(behaviour))
+        return _sac(behaviour, config)
     if behaviour not in BEHAVIOURS and ("/" in behaviour or Path(behaviour).exists()):
         from burnish.policies.load import load_policy
 
-        return PolicyActor(load_policy(behaviour))
+        policy = load_policy(behaviour)
+        require_trained_in(policy, config.task, config.allow)
+        return PolicyActor(policy)
     return find("behaviour", behaviour, BEHAVIOURS, "behaviour")(config)

@@ -50,7 +50,7 @@ def collect(config: CollectConfig) -> Demonstrations:
     levels = {recording.level for recording in kept} - {""}
     masks = {level: [name for name, one in zip(names, kept) if one.level == level] for level in sorted(levels)}
     env_args = env_args_of(config.task) if config.task.suite == "robosuite" else None
-    demos = Demonstrations(episodes, env_args, masks, source=str(out))
+    demos = Demonstrations(episodes, env_args, masks, source=str(out), unit_actions=True)
     write = d4rl.write if list(episodes[0].obs) == ["flat"] else robomimic.write  # the former has one observation
     write(out, demos)
     return demos

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from burnish.config import MOST_SEED, key
 from burnish.datasets.experts.faults import Faults
+from burnish.envs.same_environment import AllowConfig
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
 from burnish.plugins import PluginsConfig
 
 
 @dataclass(frozen=True)
-class CollectConfig(PluginsConfig):
+class CollectConfig(AllowConfig, PluginsConfig):
     """What to collect."""
 
     task: TaskConfig = key()

@@ -59,7 +59,7 @@ def read(path: Path, action_scale: Sequence[float] = (1.0,)) -> Demonstrations:
                 terminated=table[part, terminated[0]] != 0 if terminated else np.zeros(len(part), bool),
             )
         )
-    return Demonstrations(episodes, source=str(path))
+    return Demonstrations(episodes, source=str(path), unit_actions=True)
 
 
 def _table(path: Path) -> tuple[list[str], list[str], list[int], NDArray[np.float64]]:

@@ -44,6 +44,7 @@ def read(path: Path) -> Demonstrations:
             )
         keys = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
         arrays = {key: hdf5.array(file[key], f"{path}: {key}")[()] for key in keys if key in file}
+        unit_actions = hdf5.text(file.attrs.get(hdf5.ACTION_RANGE)) == hdf5.UNIT
     n_steps = len(arrays["actions"])
     for key, values in arrays.items():
         if len(values) != n_steps:
@@ -72,7 +73,7 @@ def read(path: Path) -> Demonstrations:
             )
         )
         start = end
-    return Demonstrations(episodes, source=str(path))
+    return Demonstrations(episodes, source=str(path), unit_actions=unit_actions)
 
 
 def write(path: Path, demos: Demonstrations) -> None:
@@ -101,6 +102,8 @@ def write(path: Path, demos: Demonstrations) -> None:
     with hdf5.writing(path) as file:
         for key, values in arrays.items():
             file.create_dataset(key, data=values, compression="gzip")
+        if demos.unit_actions:
+            file.attrs[hdf5.ACTION_RANGE] = hdf5.UNIT
 
 
 def _ends(path: Path, arrays: dict[str, NDArray[np.float32]]) -> NDArray[np.bool_]:

@@ -16,6 +16,8 @@ from burnish.datasets.episodes import listed
 from burnish.errors import BurnishError
 from burnish.machine.disk import write_atomically
 
+ACTION_RANGE, UNIT = "action_range", "[-1, 1]"  # an attribute of files of ours, whatever the environment's bounds are
+
 # what h5py raised for randomly damaged files, opening an object or reading its values
 DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 

@@ -72,7 +72,14 @@ def read(path: Path) -> Demonstrations:
                 final_obs={"flat": obs[-1]},
             )
         )
-    return Demonstrations(episodes, _env_args(dataset.spec.env_spec), source=str(path))
+    bounded = bool(np.isfinite(low).all() and np.isfinite(high).all())
+    return Demonstrations(
+        episodes,
+        _env_args(dataset.spec.env_spec),
+        source=str(path),
+        unit_actions=bounded,
+        action_bounds=(low.ravel().tolist(), high.ravel().tolist()) if bounded else None,
+    )
 
 
 def _unit_actions(

@@ -51,20 +51,21 @@ def read(path: Path, filter_key: str | None = None, sensors: Sequence[str] = ())
         data = file.get("data")
         if not isinstance(data, h5py.Group) or not len(data):
             raise BurnishError(f"{path}: no episodes, expected groups data/demo_0, data/demo_1, ...")
-        masks = _read_masks(path, file)
-        env_args = _read_env_args(path, data)
+        masks = read_masks(path, file)
+        env_args = read_env_args(path, data)
         names = sorted(data, key=natural_order)
         _tell_absent(path, masks, set(names))
         if filter_key is not None:
             names = [name for name in names if name in _names_of(path, masks, filter_key)]
         if not names:
             raise BurnishError(f"{path}: none of the episodes of filter key {filter_key!r} is in the file")
+        unit_actions = hdf5.text(data.attrs.get(hdf5.ACTION_RANGE)) == hdf5.UNIT
         from_robosuite = env_args is not None and env_args.get("type") == ROBOSUITE_TYPE
         episodes = [_read_episode(path, name, data[name], from_robosuite, sensors) for name in names]
     left_out = sorted(episodes[0].left_out)
     kept = set(names)
     masks = {key: [name for name in members if name in kept] for key, members in masks.items()}
-    return Demonstrations(episodes, env_args, masks, source=str(path), left_out=left_out)
+    return Demonstrations(episodes, env_args, masks, source=str(path), left_out=left_out, unit_actions=unit_actions)
 
 
 def write(path: Path, demos: Demonstrations) -> None:
@@ -89,6 +90,8 @@ def write(path: Path, demos: Demonstrations) -> None:
         for episode in demos.episodes:
             _write_episode(data.create_group(episode.name), episode)
         data.attrs["total"] = sum(len(episode) for episode in demos.episodes)
+        if demos.unit_actions:
+            data.attrs[hdf5.ACTION_RANGE] = hdf5.UNIT
         if demos.env_args is not None:
             data.attrs["env_args"] = json.dumps(demos.env_args, indent=4)
         for key, members in demos.masks.items():
@@ -109,7 +112,7 @@ def _names_of(path: Path, masks: dict[str, list[str]], filter_key: str) -> set[s
     return set(masks[filter_key])
 
 
-def _read_masks(path: Path, file: h5py.File) -> dict[str, list[str]]:
+def read_masks(path: Path, file: h5py.File) -> dict[str, list[str]]:
     group = file.get("mask")
     if not isinstance(group, h5py.Group):
         return {}
@@ -120,7 +123,7 @@ def _read_masks(path: Path, file: h5py.File) -> dict[str, list[str]]:
     return {key: [name.decode() for name in group[key][()].astype("S")] for key in group}
 
 
-def _read_env_args(path: Path, data: h5py.Group) -> dict[str, Any] | None:
+def read_env_args(path: Path, data: h5py.Group) -> dict[str, Any] | None:
     text = hdf5.text(data.attrs.get("env_args"))
     if not text.strip():
         return None

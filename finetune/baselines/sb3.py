@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from burnish.config import key
 from burnish.datasets.fingerprint import fingerprint
-from burnish.datasets.load import load
+from burnish.datasets.for_task import demonstrations_for
 from burnish.datasets.sources import demonstrations_of
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
@@ -260,7 +260,7 @@ class ReplayStage(SB3Stage):
             raise BurnishError(
                 f"stage.demos=task, but task={setting.task.name} names no demonstrations: give stage.demos=FILE or null"
             )
-        demos = load(source, sensors=setting.task.sensors)
+        demos = demonstrations_for(setting.task, source, allow=setting.allow, rewards_matter=True)
         self.data = fingerprint(demos.episodes, [*setting.task.obs_keys, *setting.task.sensors])
         try:
             data = demonstration_transitions(

@@ -32,7 +32,7 @@ class MujocoSimulator:
 
         self._mujoco = mujoco
         self._env = env
-        low, high = self._env.action_space.low, self._env.action_space.high
+        self.action_bounds = low, high = self._env.action_space.low, self._env.action_space.high
         self._half_range = (high - low) / 2
         self._center = (high + low) / 2
         self.obs_spec = ObsSpec.of_state(self._env.observation_space.shape[0])

@@ -55,6 +55,7 @@ class GymnasiumSimulator:
         self.obs_spec = _obs_spec(env.observation_space, task)
         self._low, self._high = _action_bounds(env.action_space, task)
         self.action_dim = len(self._low)
+        self.action_bounds = self._low, self._high
         if not (np.allclose(self._low, -1) and np.allclose(self._high, 1)):
             _say_once(f"{task.env_id}: actions in [-1, 1] are rescaled to {_bounds(self._low, self._high)}")
 

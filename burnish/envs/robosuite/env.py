@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any
+
+import numpy as np
 
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
@@ -19,6 +21,10 @@ MODEL_SEED = 0
 ROBOSUITE_TYPE = 1  # robomimic's EnvType.ROBOSUITE_TYPE
 
 ARM_CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "IK_POSE", "JOINT_POSITION", "JOINT_VELOCITY", "JOINT_TORQUE")
+
+DEFAULT_CONTROL_FREQ = 20  # Hz, robosuite's own
+
+NO_ARMS = ("torso", "head", "base", "legs")  # parts of a robot, which robosuite moves within [-1, 1] of their own
 
 _BUILD_KWARGS = ("hard_reset", "renderer", "seed")  # ours, not part of a recording's env_args
 
@@ -109,11 +115,9 @@ def _say_once(env_name: str, remark: str | None) -> None:
 def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
     """`env_kwargs` over our defaults: Panda arms, OSC_POSE deltas in the world frame at 20 Hz, sparse reward,
     no rendering, no time limit, soft resets, a model from a fixed seed. Names become lists and configurations."""
-    names = [env_name] if ":" not in env_name else [base.__name__ for base in environment_class(env_name).__mro__]
-    two_arms = any(name.startswith("TwoArm") for name in names)
     defaults: dict[str, Any] = {
-        "robots": ["Panda", "Panda"] if two_arms else ["Panda"],
-        "control_freq": 20,
+        "robots": default_robots(env_name),
+        "control_freq": DEFAULT_CONTROL_FREQ,
         "reward_shaping": False,
         "use_object_obs": True,
         "use_camera_obs": False,
@@ -128,8 +132,28 @@ def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, 
     if isinstance(kwargs["robots"], str):
         kwargs["robots"] = [kwargs["robots"]]
     _check_robots(kwargs["robots"], kwargs.get("gripper_types", "default"))
-    kwargs["controller_configs"] = _controller_configs(kwargs["robots"], kwargs.get("controller_configs"))
+    kwargs["controller_configs"] = composite_controllers(kwargs["robots"], kwargs.get("controller_configs"))
+    for controller in kwargs["controller_configs"]:
+        _require_delta(controller)
     return kwargs
+
+
+def takes_unit_actions(task: TaskConfig) -> bool:
+    """Whether robosuite's own range of all actions of the task is [-1, 1]."""
+    controllers = complete_env_kwargs(task.env_id, task.env_kwargs)["controller_configs"]
+    parts = [part for controller in controllers for part in body_parts(controller).values()]
+    return all(
+        part.get("impedance_mode", "fixed") == "fixed"
+        and np.all(np.equal(part.get("input_max", 1), 1))
+        and np.all(np.equal(part.get("input_min", -1), -1))
+        for part in parts
+    )
+
+
+def default_robots(env_name: str) -> list[str]:
+    """One Panda, or two where robosuite's task is for two arms."""
+    names = [env_name] if ":" not in env_name else [base.__name__ for base in environment_class(env_name).__mro__]
+    return ["Panda", "Panda"] if any(name.startswith("TwoArm") for name in names) else ["Panda"]
 
 
 def _check_robots(robots: list[str], gripper_types: Any) -> None:
@@ -188,7 +212,7 @@ def task_from_env_args(env_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return name, kwargs
 
 
-def _controller_configs(robots: list[str], configs: Any) -> list[dict[str, Any]]:
+def composite_controllers(robots: list[str], configs: Any) -> list[dict[str, Any]]:
     """One composite controller per robot; `configs`: of all or each, a configuration or a name (see `_named`).
 
     Deltas are in the world frame unless a config says otherwise, as in robosuite up to 1.4 and in
@@ -232,6 +256,36 @@ def _named(name: str) -> dict[str, Any]:
         raise BurnishError(f"task.env_kwargs.controller_configs={name} cannot be read: {error!r}") from error
 
 
+def body_parts(composite: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The controllers of a composite one by the part's name, those of `arms` among the others."""
+    parts = dict(composite.get("body_parts") or {})
+    parts |= parts.pop("arms", None) or {}
+    return {part: config for part, config in parts.items() if isinstance(config, Mapping)}
+
+
+def _require_delta(composite: Mapping[str, Any]) -> None:
+    """Raise BurnishError where an arm takes poses or joint angles: [-1, 1] is not their range, and robosuite clips what
+    is beyond, or knows no bounds."""
+    absolute = [
+        f"body_parts.{part}.{_absolute_key(config)}"
+        for part, config in body_parts(composite).items()
+        if part not in NO_ARMS and _absolute_key(config)
+    ]
+    whole_body = composite.get("composite_controller_specific_configs") or {}
+    if str(composite.get("type", "")).startswith("WHOLE_BODY") and whole_body.get("ik_input_type") == "absolute":
+        absolute.append("composite_controller_specific_configs.ik_input_type=absolute")
+    if absolute:
+        raise BurnishError(
+            f"controller_configs: {', '.join(absolute)}: absolute actions are not in [-1, 1]; expected delta control"
+        )
+
+
+def _absolute_key(config: Mapping[str, Any]) -> str | None:
+    if config.get("input_type") == "absolute":
+        return "input_type=absolute"
+    return "control_delta=false" if config.get("control_delta", True) is False else None
+
+
 def _composite(config: dict[str, Any], robot: str) -> dict[str, Any]:
     """The composite form of a controller; a robosuite 1.0 - 1.4 arm controller gets 1.5's field names."""
     from robosuite.controllers.composite.composite_controller_factory import (
@@ -248,8 +302,6 @@ def _composite(config: dict[str, Any], robot: str) -> dict[str, Any]:
             config[new] = config.pop(old)
     if not config.pop("control_delta", True):
         config["input_type"] = "absolute"
-    if config.get("input_type", "delta") == "absolute":
-        raise BurnishError("controller_configs: absolute actions are not in [-1, 1]; expected delta control")
     config.setdefault("input_type", "delta")
     config.setdefault("input_ref_frame", "world")
     return refactor_composite_controller_config(config, robot, REGISTERED_ROBOTS[robot].arms)

@@ -61,6 +61,7 @@ class RobosuiteSimulator:
             self._observables = observables_of(self.env, self._keys)
         low, high = self.env.action_spec
         self.action_dim = len(low)
+        self.action_bounds = low, high
         self._action_center, self._action_scale = (high + low) / 2, (high - low) / 2
 
     def reset(self, seed: int | None) -> Floats:
