@@ -18,7 +18,7 @@ from burnish.errors import BurnishError, Stopped
 MOST = 300  # characters of what others say
 MOST_IN_ALL = 2000  # characters of a message
 REPORT = (
-    "burnish: this is a defect of Burnish (or of a plugin, where the last lines above are one's): please report it with "
+    "burnish: this is a defect of Burnish, or of a plugin where the last lines above are one's: please report it with "
     "all lines above, the command and the output of `burnish doctor`"
 )
 PLAIN = {"\u2013": "-", "\u2014": "-", "\u2026": "...", "\u00b1": "+-", "\u00d7": "x"}

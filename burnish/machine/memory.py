@@ -68,8 +68,8 @@ class Room:
             )
         if self._taken > self._free:
             raise BurnishError(
-                f"{where} has {n_bytes:,} bytes, {self._taken:,} in all, but this machine has {self._free:,} free: read "
-                "a part of the data, or use a larger machine"
+                f"{where} has {n_bytes:,} bytes, {self._taken:,} in all, but this machine has {self._free:,} free: "
+                "read a part of the data, or use a larger machine"
             )
 
 

@@ -196,9 +196,7 @@ def _env_info(path: Path, data: h5py.Group) -> dict[str, Any]:
 
 def _read_episode(path: Path, name: str, group: h5py.Group) -> _RawEpisode:
     if not isinstance(group, h5py.Group):
-        raise BurnishError(
-            f"{path}: data/{name} is an array, expected a group with the states and actions of an episode"
-        )
+        raise BurnishError(f"{path}: data/{name} is an array, expected a group with states and actions")
     missing = [key for key in ("states", "actions") if key not in group]
     if missing:
         raise BurnishError(f"{path}: episode {name} has no {missing[0]}; it has: {listed(group) or 'nothing'}")

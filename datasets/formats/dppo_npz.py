@@ -129,9 +129,11 @@ def _in_raw_units(
     bounds = _arrays(beside, BOUNDS)
     for key, width in {"obs": states.shape[1], "action": actions.shape[1]}.items():
         for name in (f"{key}_min", f"{key}_max"):
-            if name not in bounds or bounds[name].shape != (width,) or bounds[name].dtype.kind not in "biuf":
-                found = f"{bounds[name].dtype} of the shape {bounds[name].shape}" if name in bounds else "nothing"
-                raise BurnishError(f"{beside}: {name}: expected numbers of the shape ({width},), found {found}")
+            if name not in bounds or bounds[name].shape != (width,):
+                found = bounds[name].shape if name in bounds else "nothing"
+                raise BurnishError(f"{beside}: {name}: expected shape ({width},), found {found}")
+            if bounds[name].dtype.kind not in "biuf":
+                raise BurnishError(f"{beside}: {name}: expected numbers, found {bounds[name].dtype}")
     return (
         _unscaled(states, bounds["obs_min"], bounds["obs_max"]),
         _unscaled(actions, bounds["action_min"], bounds["action_max"]),
