@@ -72,7 +72,7 @@ def _check(path: Path) -> None:
     Without spaces it would make the environment that the file describes, with any module's function for that.
     """
     metadata = json.loads((path / "data" / METADATA).read_text(encoding="utf-8"))
-    where = f"{path / 'data' / METADATA}"
+    where = f"{path}: damaged Minari dataset, {METADATA}"
     if not isinstance(metadata, dict):
         raise BurnishError(f"{where}: expected keys and values")
     for key in ("observation_space", "action_space"):
