@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import errno
 import sys
+import traceback
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,14 +29,25 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def told_as(what: str, advice: str = "") -> Iterator[None]:
-    """Inside, whatever others raise is a BurnishError: `what`, the cause in brackets, `advice`."""
+def told_as(what: str, advice: str = "", *, place: bool = False) -> Iterator[None]:
+    """Inside, whatever others raise is a BurnishError: `what`, the cause in brackets, `advice`.
+
+    Args:
+        place: with file and line, for code that the user may have written.
+    """
     try:
         yield
-    except (BurnishError, Stopped):
+    except (BurnishError, Stopped, NotImplementedError):
         raise
     except Exception as error:
-        raise BurnishError(f"{what} ({cause(error)}){advice}") from error
+        at = f", {place_of(error)}" if place else ""
+        raise BurnishError(f"{what} ({cause(error)}{at}){advice}") from error
+
+
+def place_of(error: BaseException) -> str:
+    """File and line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def cause(error: BaseException) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from burnish.config import to_dict
+from burnish.config import load_yaml, to_dict
 from burnish.errors import BurnishError
+from burnish.foreign import MOST, one_line
 from burnish.machine.disk import write_atomically
 from burnish.renamed import FORMAT, with_todays_keys
 from burnish.runs.checkpoint import TRAINER, Checkpoints, FinetuneState, PretrainState, TrainerFile
@@ -221,9 +222,9 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise BurnishError(f"{folder} is not a run folder: it has no config.yaml")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = load_yaml(path.read_text(encoding="utf-8"), as_written=True)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise BurnishError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise BurnishError(f"{path} cannot be read: {one_line(str(error), MOST)}") from error
     if not isinstance(config, dict):
         raise BurnishError(f"{path} is damaged: expected keys and values")
     try:

@@ -7,11 +7,13 @@ import logging
 import sys
 from collections.abc import Iterable
 from functools import cache
-from importlib import import_module
 from typing import Any
 
+from burnish.envs.opengl import opengl_advice
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.foreign import told_as
+from burnish.registry import import_named, is_address
 
 # What robosuite draws while it loads a model (the size of Lift's cube) is what this seed gives, everywhere.
 MODEL_SEED = 0
@@ -19,6 +21,8 @@ MODEL_SEED = 0
 ROBOSUITE_TYPE = 1  # robomimic's EnvType.ROBOSUITE_TYPE
 
 ARM_CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "IK_POSE", "JOINT_POSITION", "JOINT_VELOCITY", "JOINT_TORQUE")
+
+MOST_HERTZ, MOST_ROBOTS = 500, 4
 
 _BUILD_KWARGS = ("hard_reset", "renderer", "seed")  # ours, not part of a recording's env_args
 
@@ -33,10 +37,8 @@ def import_robosuite() -> Any:
     A filter on robosuite's logger, because importing robosuite sets the logger's level again.
     """
     logging.getLogger("robosuite_logs").addFilter(_errors_only)
-    try:
+    with told_as("robosuite cannot be imported", f": pip install 'robosuite==1.5.2'{opengl_advice()}"):
         import robosuite
-    except ImportError as error:
-        raise BurnishError(f"robosuite cannot be imported ({error}): pip install 'robosuite==1.5.2'") from error
     return robosuite
 
 
@@ -58,10 +60,8 @@ def make_task_env(
 
     env_class = environment_class(env_name)
     kwargs = complete_env_kwargs(env_name, env_kwargs or {})
-    try:
+    with told_as(f"robosuite.make({env_name!r}) refuses task.env_kwargs"):
         env = make_env(env_class, kwargs, lean=lean)
-    except (TypeError, ValueError, KeyError, AssertionError, AttributeError) as error:
-        raise BurnishError(f"robosuite.make({env_name!r}) refuses task.env_kwargs: {error!r}") from error
     if fast:
         from burnish.envs.robosuite.fast_step import speed_up
 
@@ -78,12 +78,9 @@ def environment_class(env_name: str) -> Any:
         _require_known(env_name, robosuite.ALL_ENVIRONMENTS, "environment", "task.env_id", ", or module:Class")
         return REGISTERED_ENVS[env_name]
     module, _, name = env_name.partition(":")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BurnishError(
-            f"task.env_id={env_name}: {error}; expected module:Class, with the module's folder on PYTHONPATH"
-        ) from error
+    if not is_address(env_name):
+        raise BurnishError(f"task.env_id={env_name}: expected module:Class, with the module's folder on PYTHONPATH")
+    found = getattr(import_named(module, f"task.env_id={env_name}"), name, None)
     if not (isinstance(found, type) and issubclass(found, MujocoEnv)):
         raise BurnishError(f"task.env_id={env_name} is no class of robosuite environments: expected a MujocoEnv")
     return found
@@ -125,6 +122,7 @@ def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, 
         "seed": MODEL_SEED,
     }
     kwargs = {**defaults, **copy.deepcopy(env_kwargs)}
+    _check_frequency(kwargs["control_freq"])
     if isinstance(kwargs["robots"], str):
         kwargs["robots"] = [kwargs["robots"]]
     _check_robots(kwargs["robots"], kwargs.get("gripper_types", "default"))
@@ -132,8 +130,18 @@ def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, 
     return kwargs
 
 
+def _check_frequency(hertz: Any) -> None:
+    """Raise BurnishError where a control step would be less than one of MuJoCo's, or hundreds of thousands."""
+    if isinstance(hertz, bool) or not isinstance(hertz, (int, float)) or not 1 <= hertz <= MOST_HERTZ:
+        raise BurnishError(
+            f"task.env_kwargs.control_freq={hertz}: expected control steps a second, 1 to {MOST_HERTZ} (MuJoCo's own)"
+        )
+
+
 def _check_robots(robots: list[str], gripper_types: Any) -> None:
     """Raise BurnishError for names that robosuite does not have."""
+    if not isinstance(robots, (list, tuple)) or not 1 <= len(robots) <= MOST_ROBOTS:
+        raise BurnishError(f"task.env_kwargs.robots={robots}: expected one name or more, at most {MOST_ROBOTS}")
     import_robosuite()
     from robosuite.models.grippers import GRIPPER_MAPPING
     from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
@@ -218,7 +226,7 @@ def _named(name: str) -> dict[str, Any]:
     from robosuite.controllers.composite.composite_controller import REGISTERED_COMPOSITE_CONTROLLERS_DICT
 
     config: dict[str, Any]
-    try:
+    with told_as(f"task.env_kwargs.controller_configs={name} cannot be read"):
         if name in ARM_CONTROLLERS:
             config = load_part_controller_config(default_controller=name)
             config.pop("input_ref_frame", None)  # ours is the world's
@@ -227,9 +235,7 @@ def _named(name: str) -> dict[str, Any]:
             known = [*ARM_CONTROLLERS, *REGISTERED_COMPOSITE_CONTROLLERS_DICT]
             _require_known(name, known, "controller", "task.env_kwargs.controller_configs", ", or a JSON file")
         config = load_composite_controller_config(controller=name)
-        return config
-    except (OSError, ValueError) as error:
-        raise BurnishError(f"task.env_kwargs.controller_configs={name} cannot be read: {error!r}") from error
+    return config
 
 
 def _composite(config: dict[str, Any], robot: str) -> dict[str, Any]:
