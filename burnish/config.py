@@ -213,7 +213,7 @@ def parse(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     values = {}
     for name, field in fields.items():
         key = _join(where, name)
-        if name in mapping and mapping[name] != "???":
+        if name in mapping and not (isinstance(mapping[name], str) and mapping[name] == "???"):
             values[name] = _convert(hints[name], mapping[name], key)
         elif name in mapping or _default(field) is MISSING:
             raise BurnishError(f"{key} is missing: give {key}=...")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from burnish.envs.base import VectorEnv
-from burnish.errors import warn
+from burnish.errors import BurnishError, warn
 from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate
 from burnish.evaluation.temperatures import Sampling, best, compare_samplings, samplings
 from burnish.evaluation.video import record
@@ -37,6 +37,7 @@ from burnish.runs.evaluation_file import (
     EvaluationSummary,
 )
 from burnish.runs.folder import Run
+from burnish.runs.state import require_alike
 from burnish.runs.stop import StopRequest
 from burnish.runs.summary import AtBestTemperature, Best, FinetuneSummary, converged
 
@@ -66,13 +67,10 @@ class Loop:
     def run_to_end(self) -> dict[str, Any]:
         """Start or resume, and go on to the last step of the last phase."""
         with StopRequest() as stop:  # the evaluations before and after included
-            state = self.run.load_checkpoint(FinetuneState)
-            if state is None:
+            if not self.run.load_checkpoint(FinetuneState, self._load_state):
                 if self.envs is not None:
                     self.obs = self.envs.reset()
                 self._evaluate_pretrained()
-            else:
-                self._load_state(state)
             forget_updates()
             if self.offline_steps < self.config.offline.steps:
                 self._learn_offline(stop)
@@ -273,6 +271,9 @@ class Loop:
         )
 
     def _load_state(self, state: FinetuneState) -> None:
+        require_alike(state.stage, self.stage.state_dict(), "stage")
+        require_alike(state.statistics, self.statistics.state_dict(), "statistics")
+        require_alike(state.episodes or {}, self.episodes.state_dict(), "episodes")
         self.stage.load_state_dict(state.stage)
         self.statistics.load_state_dict(state.statistics)
         if state.episodes is not None:
@@ -289,6 +290,9 @@ class Loop:
             return
         if state.envs is not None:
             self.envs.load_state_dict(state.envs)
+            if not isinstance(state.obs, np.ndarray):
+                raise BurnishError(f"obs is {type(state.obs).__name__}, expected an array")
+            require_alike(state.obs, self.envs.obs_spec.zeros(*state.obs.shape[:1], self.envs.n_obs_steps), "obs")
             self.obs = state.obs
         elif state.obs is None:  # the offline phase was to be the whole run
             self.obs = self.envs.reset()

@@ -370,7 +370,7 @@ LARGEST, SMALL = 4, 2**26  # what networks may take while they are made: times t
 
 
 def require_keys(cls: type, given: Mapping[str, Any], where: str) -> None:
-    """Raise BurnishError where a section of policy.json lacks a key that Burnish's dataclass `cls`, or one in it, has."""
+    """Raise BurnishError where a section of policy.json lacks a key of Burnish's dataclass `cls`, or of one in it."""
     cls = chosen(cls, given)
     hints = get_type_hints(cls)
     for field in fields(cls):

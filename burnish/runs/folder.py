@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from burnish.config import load_yaml, to_dict
 from burnish.errors import BurnishError
-from burnish.foreign import MOST, one_line
+from burnish.foreign import MOST, one_line, told_as
 from burnish.machine.disk import write_atomically
 from burnish.renamed import FORMAT, with_todays_keys
 from burnish.runs.checkpoint import TRAINER, Checkpoints, FinetuneState, PretrainState, TrainerFile
@@ -154,17 +154,24 @@ class Run:
 
         self.checkpoints.save(step, write)
 
-    def load_checkpoint(self, kind: type[T]) -> T | None:
-        """Undo what came after the latest checkpoint -> its state, a `FinetuneState` or `PretrainState` as `kind` says;
-        None (and no metrics) where there is no checkpoint yet."""
+    def load_checkpoint(self, kind: type[T], take: Callable[[T], None]) -> bool:
+        """Undo what came after the latest checkpoint, and give `take` its state, a `FinetuneState` or `PretrainState`
+        as `kind` says -> whether there is one; no metrics where there is none yet.
+
+        Raises BurnishError, the run being as it was, where the state is not what `take` can go on from.
+        """
         latest = self.checkpoints.latest(TRAINER) or self.checkpoints.latest()  # the latter says what it lacks
         if latest is None:
             self.truncate_metrics(0)
-            return None
+            return False
         trainer = TrainerFile.read(latest)
-        state = trainer.restore(kind, latest)
+        try:
+            with told_as("its values are of another kind"):
+                take(trainer.restore(kind, latest))
+        except BurnishError as error:
+            raise BurnishError(f"{latest / TRAINER} does not fit this run: {error}; use another checkpoint") from error
         self.truncate_metrics(trainer.n_metric_lines)
-        return state
+        return True
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far."""

@@ -93,6 +93,8 @@ class MujocoSimulator:
         self._mujoco.mj_resetData(model, data)
         self._mujoco.mj_setState(model, data, state["integration"], self._integration)
         for name, array in state["derived"].items():
+            if np.shape(array) != (expected := getattr(data, name).shape):
+                raise BurnishError(f"saved state has {name} of the shape {np.shape(array)}, expected {expected}")
             getattr(data, name)[:] = array
         for name, array in state["attributes"].items():
             setattr(self._env, name, array.copy())
