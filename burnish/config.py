@@ -162,7 +162,9 @@ def load_yaml(text: str, *, as_written: bool = False) -> Any:
         if _count(node, {}) > MOST_NODES:
             raise yaml.YAMLError(f"more than {MOST_NODES:,} values, aliases counted as often as they are used")
         return loader.construct_document(node)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # 2024-13-32, [[[[...
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # of 2024-13-32, [[[[..., !!timestamp x it raises what Python does
         raise yaml.YAMLError(cause(error)) from error
     finally:
         loader.dispose()

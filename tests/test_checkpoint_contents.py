@@ -106,7 +106,7 @@ def test_a_state_of_another_kind_is_told_an_older_and_a_newer_one_is_read(tmp_pa
     with pytest.raises(BurnishError, match=r"trainer\.pt is no checkpoint of such a run: it lacks stage, envs"):
         saved.restore(FinetuneState, tmp_path)
     old: dict[str, Any] = dict.fromkeys((field.name for field in fields(FinetuneState)), 0)
-    old |= dict.fromkeys(("stage", "envs", "statistics", "before", "episodes"), {})
+    old |= {key: {} for key in ("stage", "envs", "statistics", "before", "episodes")}
     old |= {"best": (0.0, 0.0), "noise_compared": False}
     del old["unlogged"]
     content = {"state": old | {"later": 1}, "random": saved.random, "n_metric_lines": 0, "later": 1}

@@ -126,7 +126,8 @@ def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, 
     if isinstance(kwargs["robots"], str):
         kwargs["robots"] = [kwargs["robots"]]
     _check_robots(kwargs["robots"], kwargs.get("gripper_types", "default"))
-    kwargs["controller_configs"] = _controller_configs(kwargs["robots"], kwargs.get("controller_configs"))
+    with told_as("task.env_kwargs.controller_configs cannot be understood"):
+        kwargs["controller_configs"] = _controller_configs(kwargs["robots"], kwargs.get("controller_configs"))
     return kwargs
 
 
@@ -147,11 +148,11 @@ def _check_robots(robots: list[str], gripper_types: Any) -> None:
     from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
 
     for robot in robots:
-        _require_known(robot, REGISTERED_ROBOTS, "robot", "task.env_kwargs.robots")
+        _require_known(str(robot), REGISTERED_ROBOTS, "robot", "task.env_kwargs.robots")
     for gripper in gripper_types if isinstance(gripper_types, list) else [gripper_types]:
         if gripper not in (None, "default"):
             known = [name for name in GRIPPER_MAPPING if name]
-            _require_known(gripper, known, "gripper", "task.env_kwargs.gripper_types")
+            _require_known(str(gripper), known, "gripper", "task.env_kwargs.gripper_types")
 
 
 def env_args_of(task: TaskConfig) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def task_from_env_args(env_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises BurnishError for an environment that is not robosuite's.
     """
     name = env_args.get("env_name")
-    if name is None or env_args.get("type", ROBOSUITE_TYPE) != ROBOSUITE_TYPE:
+    if not isinstance(name, str) or env_args.get("type", ROBOSUITE_TYPE) != ROBOSUITE_TYPE:
         kind = env_args.get("type")
         raise BurnishError(f"env_args of {name!r} have type {kind!r}: expected robosuite's ({ROBOSUITE_TYPE})")
     kwargs = {
@@ -188,6 +189,10 @@ def task_from_env_args(env_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         for key, value in copy.deepcopy(env_args.get("env_kwargs", {})).items()
         if not key.startswith(("camera_", "render")) and key not in ("env_name", "postprocess_visual_obs")
     }
+    configs = kwargs.get("controller_configs")
+    for config in configs if isinstance(configs, list) else [configs]:
+        if isinstance(config, str) and config.endswith(".json"):
+            raise BurnishError(f"env_args: controller_configs={config}: expected the configuration, not a file of it")
     kwargs.update(has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True)
     for gone in ("gripper_visualization", "gripper_visualizations"):
         kwargs.pop(gone, None)
