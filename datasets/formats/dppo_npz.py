@@ -110,7 +110,8 @@ def _require_room(archive: zipfile.ZipFile, name: str, where: str, room: Room) -
         version = np.lib.format.read_magic(member)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(member)
-    declared, follows = math.prod(shape) * dtype.itemsize, archive.getinfo(name).file_size
+        follows = archive.getinfo(name).file_size - member.tell()
+    declared = math.prod(shape) * dtype.itemsize
     if declared > follows:
         raise BurnishError(f"{where} declares {declared:,} bytes, but has {follows:,}: the file is damaged")
     room.take(follows, where)

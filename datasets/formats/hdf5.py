@@ -58,23 +58,27 @@ def _require_links_beside(file: h5py.File, seen: set[Path]) -> None:
     may read could become demonstrations. Also in the files that it links to; `seen` are looked at already."""
     folder = Path(file.filename).parent
     outside: list[str] = []
+    beside: list[Path] = []
 
     def look(name: bytes, link: Any) -> None:
         if link.type != h5py.h5l.TYPE_EXTERNAL:
             return
         linked = os.fsdecode(file.id.links.get_val(name)[0])
-        beside = _beside(folder, linked)
-        if beside is None or (not beside.exists() and Path(linked).exists()):  # HDF5 looks in the working folder, too
+        path = _beside(folder, linked)
+        if path is None or (not path.exists() and Path(linked).exists()):  # HDF5 looks in the working folder, too
             outside.append(f"{os.fsdecode(name)} is a link into {linked}")
-        elif beside.resolve() not in seen and beside.is_file():
-            seen.add(beside.resolve())
-            _room.get().add(beside.stat().st_size)
-            with h5py.File(beside, "r") as other:
-                _require_links_beside(other, seen)
+        elif path.is_file():
+            beside.append(path)
 
     file.id.links.visit(look, info=True)
     if outside:
         raise BurnishError(f"{file.filename}: {outside[0]}: expected links into files beside it, or in it")
+    for path in beside:
+        if path.resolve() not in seen:
+            seen.add(path.resolve())
+            _room.get().add(path.stat().st_size)
+            with h5py.File(path, "r") as other:
+                _require_links_beside(other, seen)
 
 
 def _beside(folder: Path, name: str) -> Path | None:

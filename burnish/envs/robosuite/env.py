@@ -12,7 +12,7 @@ from typing import Any
 from burnish.envs.opengl import opengl_advice
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
-from burnish.foreign import told_as
+from burnish.foreign import one_line, told_as
 from burnish.registry import import_named, is_address
 
 # What robosuite draws while it loads a model (the size of Lift's cube) is what this seed gives, everywhere.
@@ -142,7 +142,9 @@ def _check_frequency(hertz: Any) -> None:
 def _check_robots(robots: list[str], gripper_types: Any) -> None:
     """Raise BurnishError for names that robosuite does not have."""
     if not isinstance(robots, (list, tuple)) or not 1 <= len(robots) <= MOST_ROBOTS:
-        raise BurnishError(f"task.env_kwargs.robots={robots}: expected one name or more, at most {MOST_ROBOTS}")
+        raise BurnishError(
+            f"task.env_kwargs.robots={one_line(str(robots), 60)}: expected one name or more, at most {MOST_ROBOTS}"
+        )
     import_robosuite()
     from robosuite.models.grippers import GRIPPER_MAPPING
     from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
