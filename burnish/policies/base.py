@@ -359,8 +359,12 @@ class Policy(nn.Module, ABC):
                 policy = cls.from_description(description)
         except BurnishError as error:
             raise BurnishError(f"{path}: {error}") from error
-        load_weights(policy, weights, DESCRIPTION)
+        policy.load_weights(weights)
         return policy.to(device).eval()
+
+    def load_weights(self, path: Path) -> None:
+        """Take the weights from `path`. Raises BurnishError where they are damaged or those of another policy."""
+        load_weights(self, path, DESCRIPTION)
 
 
 LATER_KEYS = frozenset({"kind", "encoder", "temperature", "mean_of", "sampler_steps", "trained_betas"})

@@ -60,7 +60,7 @@ def read(path: Path) -> Demonstrations:
         if key in ("rewards", "terminals") and values.size != n_steps:
             raise BurnishError(f"{path}: {key} has the shape {values.shape}, expected one number for each step")
     require_flags(terminals, f"{path}: terminals")
-    rewards, terminals = rewards.reshape(-1), terminals.reshape(-1).astype(bool)
+    rewards, terminated = rewards.reshape(-1), terminals.reshape(-1).astype(bool)
     states, actions = _in_raw_units(path, states, actions)
     starts = np.cumsum(lengths) - lengths
     episodes = [
@@ -69,7 +69,7 @@ def read(path: Path) -> Demonstrations:
             obs={"flat": states[start : start + length].astype(np.float32)},
             actions=actions[start : start + length].astype(np.float32),
             rewards=rewards[start : start + length].astype(np.float32),
-            terminated=terminals[start : start + length],
+            terminated=terminated[start : start + length],
         )
         for number, (start, length) in enumerate(zip(starts, lengths))
     ]

@@ -81,6 +81,8 @@ def environment_class(env_name: str) -> Any:
     if not is_address(env_name):
         raise BurnishError(f"task.env_id={env_name}: expected module:Class, with the module's folder on PYTHONPATH")
     found = getattr(import_named(module, f"task.env_id={env_name}"), name, None)
+    if found is None:
+        raise BurnishError(f"task.env_id={env_name}: module {module} has no {name}; expected module:Class")
     if not (isinstance(found, type) and issubclass(found, MujocoEnv)):
         raise BurnishError(f"task.env_id={env_name} is no class of robosuite environments: expected a MujocoEnv")
     return found
