@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from burnish.config import completed, load_yaml, parse, section_class, unknown_key
 from burnish.errors import BurnishError
+from burnish.foreign import one_line, told_as
 from burnish.plugins import import_plugins
 from burnish.registry import is_address, load, registered
 from burnish.renamed import instead_of
@@ -64,6 +65,7 @@ def compose(command: str, overrides: list[str], sections: Mapping[str, Any] | No
     from omegaconf.errors import OmegaConfBaseException
 
     files = dict(sections or {})
+    _require_no_references(files)
     files["plugins"] = import_plugins([*files.get("plugins", []), *_given_plugins(overrides)])
     groups = config_groups(command)
     paths, choices, values = {}, [], []
@@ -87,19 +89,47 @@ def compose(command: str, overrides: list[str], sections: Mapping[str, Any] | No
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             differences: Any = OmegaConf.to_container(hydra_compose(command, choices))
         given = [*map(_read, values), *paths.items()]
+        for key, value in given:
+            _require_own_keys(key, value)
         config = OmegaConf.create(_completed(config_class(command), {**differences, **files}, given))
         known: Any = OmegaConf.to_container(config)
         for key, value in given:
             _check_key(key, known)
-            OmegaConf.update(config, key, value, force_add=key.startswith(FREE_DICT))
+            with told_as(f"{key}={_shown(value)}: cannot be set"):
+                OmegaConf.update(config, key, value, force_add=key.startswith(FREE_DICT))
         resolved = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise BurnishError(" ".join(str(error).split())) from error
+        raise BurnishError(one_line(" ".join(str(error).split()), 600)) from error
     assert isinstance(resolved, dict)
     resolved = with_home({str(key): value for key, value in resolved.items()}, (*PATHS, "expert"))
     if "run_dir" in resolved and "run_dir" not in paths:  # module:Class in it is no good name of a folder
         resolved["run_dir"] = str(resolved["run_dir"]).replace(":", "-")
     return resolved
+
+
+def _require_no_references(tree: Any, where: str = "") -> None:
+    """Raise BurnishError for ${...} in what a file says: it could read this user's environment."""
+    if isinstance(tree, str) and "${" in tree:
+        raise BurnishError(f"{where}={_shown(tree)}: expected no ${{...}}, a file's values are taken as they are")
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            _require_no_references(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(tree, list):
+        for i, value in enumerate(tree):
+            _require_no_references(value, f"{where}[{i}]")
+
+
+def _require_own_keys(key: str, value: Any) -> None:
+    """Raise BurnishError for ${NAME:...}, which calls a function: words may come from a comparison's file."""
+    for item in value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]:
+        if isinstance(item, (list, dict)):
+            _require_own_keys(key, item)
+        elif isinstance(item, str) and ":" in item.partition("${")[2]:
+            raise BurnishError(f"{key}={_shown(value)}: expected the name of a key in ${{...}}, without a colon")
+
+
+def _shown(value: Any) -> str:
+    return one_line(str(value), 200)
 
 
 def _given_plugins(overrides: list[str]) -> list[str]:
@@ -238,7 +268,7 @@ def read_option(group: str, path: str) -> dict[str, Any]:
     try:
         content = load_yaml(Path(in_home(group, path)).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or _shown(" ".join(str(error).split()))
         raise BurnishError(f"{group}={path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
         shown = ", as `burnish tasks lift --show` prints them" if group == "task" else ""
@@ -272,9 +302,9 @@ def _parsed(override: str) -> Any:
 
     try:
         return OverridesParser.create().parse_override(override)
-    except HydraException as error:
+    except (HydraException, ValueError, RecursionError) as error:  # numbers and brackets beyond Python's limits
         raise BurnishError(
-            f"{override}: cannot be read; put a value with special characters in quotes: \"key='a(b)'\""
+            f"{_shown(override)}: cannot be read; put a value with special characters in quotes: \"key='a(b)'\""
         ) from error
 
 
@@ -304,6 +334,7 @@ def _checked_option(command: str, group: str, path: str) -> dict[str, Any]:
     content = read_option(group, path)
     cls: Any = section_class(get_type_hints(config_class(command))[group], content, group)
     try:
+        _require_no_references(content, group)
         parse(cls, content, group)
     except BurnishError as error:
         raise BurnishError(f"{path}: {error}") from error

@@ -14,10 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from burnish.errors import BurnishError
+from burnish.foreign import cause, one_line
 
 T = TypeVar("T")
 POWER_OF_TEN = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 MOST_SEED = 2**31 - 1  # numbers derived from it suit all generators, those of simulators among them
+MOST_NODES = 100_000  # values in a YAML file
+MOST_WHOLE = 2**63  # what torch and NumPy can hold
 MISSING = dataclasses.MISSING
 
 
@@ -65,8 +68,11 @@ class Range:
             and (self.above is None or number > self.above)
             and (self.most is None or number <= self.most)
             and (self.below is None or number < self.below)
-            and (isinstance(number, int) or math.isfinite(number) or number in (self.least, self.most))
+            and (abs(number) < MOST_WHOLE if isinstance(number, int) else self._is_end(number) or math.isfinite(number))
         )
+
+    def _is_end(self, number: float) -> bool:
+        return number in (self.least, self.most)
 
     def __str__(self) -> str:
         """What is expected; empty where every finite number is."""
@@ -139,12 +145,39 @@ def words(hint: Any) -> list[str]:
     return [_show(option) for option in get_args(hint)] if get_origin(hint) is Literal else []
 
 
-def load_yaml(text: str) -> Any:
-    """What a YAML text says, 1e6 and 1e-3 being numbers as people write them (YAML 1.1 takes them for text), but for
-    names of keys. Raises yaml.YAMLError."""
+def load_yaml(text: str, *, as_written: bool = False) -> Any:
+    """What a YAML text says, 1e6 and 1e-3 being numbers as people write them (YAML 1.1 takes them for text, and so it
+    is for a file `as_written` by us), but for names of keys.
+
+    Raises yaml.YAMLError, also for what Python cannot make of it, and for more than `MOST_NODES` values, which aliases
+    of aliases make of a few lines.
+    """
     import yaml  # here, as training needs none
 
-    return yaml.load(text, _loader())
+    loader = yaml.SafeLoader(text) if as_written else _loader()(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > MOST_NODES:
+            raise yaml.YAMLError(f"more than {MOST_NODES:,} values, aliases counted as often as they are used")
+        return loader.construct_document(node)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # of 2024-13-32, [[[[..., !!timestamp x it raises what Python does
+        raise yaml.YAMLError(cause(error)) from error
+    finally:
+        loader.dispose()
+
+
+def _count(node: Any, known: dict[int, float]) -> float:
+    """Values in a node of YAML, aliases followed; infinite where one contains itself. `known`: id of a node -> its."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        found = node.value if isinstance(node.value, list) else []
+        parts = [part for each in found for part in (each if isinstance(each, tuple) else (each,))]
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(node)]
 
 
 @functools.cache
@@ -172,7 +205,7 @@ def parse(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     for an unknown key (naming the nearest right one), a missing or `???` value, or one of the wrong type or range.
     """
     if not isinstance(mapping, Mapping):
-        raise BurnishError(f"{where or cls.__name__}={mapping!r}: expected keys and values")
+        raise BurnishError(f"{where or cls.__name__}={_show(mapping)}: expected keys and values")
     cls = chosen(cls, mapping)
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
@@ -182,7 +215,7 @@ def parse(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     values = {}
     for name, field in fields.items():
         key = _join(where, name)
-        if name in mapping and mapping[name] != "???":
+        if name in mapping and not (isinstance(mapping[name], str) and mapping[name] == "???"):
             values[name] = _convert(hints[name], mapping[name], key)
         elif name in mapping or _default(field) is MISSING:
             raise BurnishError(f"{key} is missing: give {key}=...")
@@ -281,7 +314,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
     if hint in (int, float) and isinstance(value, str) and POWER_OF_TEN.fullmatch(value):
         value = float(value)  # YAML takes 1e6 for text: its numbers have a point and a sign, 1.0e+6
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < MOST_WHOLE:
         return float(value)
     if hint is int and type(value) is float and value.is_integer():
         return int(value)
@@ -355,4 +388,6 @@ def _describe(hint: Any) -> str:
 def _show(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    if isinstance(value, int) and abs(value) >= MOST_WHOLE:  # Python refuses to write the largest
+        return f"a number of {value.bit_length()} bits"
+    return one_line(str(value), 200)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import traceback
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from importlib import import_module
@@ -15,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from burnish.errors import BurnishError, NotInstalled
+from burnish.foreign import cause, place_of
 
 KINDS = ("stage", "policy", "denoiser", "behaviour", "suite")
 ADDRESS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -111,11 +111,9 @@ def import_named(module: str, asked_by: str) -> ModuleType:
         raise NotInstalled(
             f"{asked_by}: there is no module {missing}{needs}: install its package, or put its folder on PYTHONPATH"
         ) from error
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    except (Exception, SystemExit) as error:  # a script that ends by itself
         raise BurnishError(
-            f"{asked_by}: module {module} cannot be imported: {reason} ({where.filename}:{where.lineno})"
+            f"{asked_by}: module {module} cannot be imported: {cause(error)} ({place_of(error)})"
         ) from error
 
 

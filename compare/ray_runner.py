@@ -19,6 +19,7 @@ from burnish.compare.grid import POLL_SECONDS, STOPPED_STATUS
 from burnish.compare.local_runner import GIGABYTE, burnish_program, cell_environment, dying_with_parent
 from burnish.compare.plan import PlannedRun
 from burnish.errors import BurnishError
+from burnish.foreign import told_as
 
 
 class RayRunner:
@@ -31,23 +32,20 @@ class RayRunner:
     """
 
     def __init__(self, config: CompareConfig):
-        try:
+        with told_as("runner=ray needs Ray", ": pip install 'burnish[ray]', or runner=local"):
             import ray
-        except ImportError as error:
-            raise BurnishError("runner=ray needs Ray: pip install 'burnish[ray]', or runner=local") from error
         self.ray = ray
         address = os.environ.get("RAY_ADDRESS", "local")
         own: dict[str, Any] = {"num_cpus": config.cores, "include_dashboard": False}
         if config.memory_gb:
             own["_memory"] = int(config.memory_gb * GIGABYTE)
-        try:
+        with told_as(f"runner=ray: no cluster at RAY_ADDRESS={address}", "; or use runner=local"):
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.ERROR, **(own if address == "local" else {})
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise BurnishError(f"runner=ray: no cluster at RAY_ADDRESS={address}: {error}") from error
+            resources = [node["Resources"] for node in ray.nodes()]
         needed = {"CPU": config.cell_cores, "memory": config.cell_memory_gb * GIGABYTE}
-        if not any(all(node["Resources"].get(k, 0) >= v for k, v in needed.items()) for node in ray.nodes()):
+        if not any(all(found.get(k, 0) >= v for k, v in needed.items()) for found in resources):
             self.close()
             raise BurnishError(
                 f"runner=ray: no machine of the cluster has {config.cell_cores} cores and {config.cell_memory_gb:g} GB "
@@ -68,7 +66,8 @@ class RayRunner:
     def ended(self) -> list[tuple[PlannedRun, int]]:
         if not self.running:
             return []
-        done, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        with told_as("runner=ray: the cluster does not answer"):
+            done, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
         return [(self.running.pop(reference), self._status(reference)) for reference in done]
 
     def _status(self, reference: Any) -> int:

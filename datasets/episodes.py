@@ -26,6 +26,13 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(ordered if len(ordered) <= most else [*ordered[: most - 1], f"... ({len(ordered)})"])
 
 
+def require_flags(values: NDArray[Any], where: str) -> None:
+    """Raise BurnishError, beginning with `where`, for numbers that are neither 0 nor 1."""
+    wrong = np.flatnonzero((values != 0) & (values != 1))
+    if len(wrong):
+        raise BurnishError(f"{where} is {values.flat[wrong[0]]} at step {wrong[0]}: expected 0 or 1")
+
+
 @dataclass(frozen=True)
 class Episode:
     """One recorded episode of T steps.

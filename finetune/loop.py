@@ -15,7 +15,7 @@ import numpy as np
 
 from burnish.envs.base import VectorEnv
 from burnish.envs.vector.checks import LEAST_EPISODES, require_finite
-from burnish.errors import SimulatorsLost, warn
+from burnish.errors import BurnishError, SimulatorsLost, warn
 from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate
 from burnish.evaluation.temperatures import Sampling, best, compare_samplings, samplings
 from burnish.evaluation.video import record
@@ -39,6 +39,7 @@ from burnish.runs.evaluation_file import (
     EvaluationSummary,
 )
 from burnish.runs.folder import Run
+from burnish.runs.state import require_alike
 from burnish.runs.summary import AtBestTemperature, Best, FinetuneSummary, converged
 
 SAVES = "saves"  # in `Loop.unfinished`: whether a checkpoint is due as well
@@ -71,13 +72,10 @@ class Loop:
     def run_to_end(self) -> dict[str, Any]:
         """Start or resume, and go on to the last step of the last phase."""
         with StopRequest() as stop, self.course.ending(self._done):  # the evaluations before and after included
-            state = self.run.load_checkpoint(FinetuneState)
-            if state is None:
+            if not self.run.load_checkpoint(FinetuneState, self._load_state):
                 if self.envs is not None:
                     self.obs = self.envs.reset()
                 self._evaluate_pretrained()
-            else:
-                self._load_state(state)
             self.course.savable = True
             self._finish_line()
             if self.offline_steps < self.config.offline.steps:
@@ -313,6 +311,9 @@ class Loop:
         )
 
     def _load_state(self, state: FinetuneState) -> None:
+        require_alike(state.stage, self.stage.state_dict(), "stage")
+        require_alike(state.statistics, self.statistics.state_dict(), "statistics")
+        require_alike(state.episodes or {}, self.episodes.state_dict(), "episodes")
         self.stage.load_state_dict(state.stage)
         self.statistics.load_state_dict(state.statistics)
         if state.episodes is not None:
@@ -331,6 +332,9 @@ class Loop:
         if state.envs is not None:
             self.envs.load_state_dict(state.envs)
             self.cut_before = self.envs.nonfinite_episodes
+            if not isinstance(state.obs, np.ndarray):
+                raise BurnishError(f"obs is {type(state.obs).__name__}, expected an array")
+            require_alike(state.obs, self.envs.obs_spec.zeros(*state.obs.shape[:1], self.envs.n_obs_steps), "obs")
             self.obs = state.obs
         elif state.obs is None:  # the offline phase was to be the whole run
             self.obs = self.envs.reset()

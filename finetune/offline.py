@@ -34,6 +34,7 @@ from burnish.finetune.storage.replay import (
     example_transition,
 )
 from burnish.networks import CriticConfig
+from burnish.networks.optimise import load_optimizer
 from burnish.policies.diffusion import DiffusionPolicy
 from burnish.runs.state import generator_state, restore_generator
 
@@ -202,8 +203,11 @@ class OfflineStage(Stage):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.critic.load_state_dict(state)
         for name in self.STATEFUL:
-            if name in state:  # the first checkpoints have no n-step returns and no returns of running episodes
-                getattr(self, name).load_state_dict(state[name])
+            part = getattr(self, name)
+            if isinstance(part, torch.optim.Optimizer):
+                load_optimizer(part, state[name])
+            elif name in state:  # the first checkpoints have no n-step returns and no returns of running episodes
+                part.load_state_dict(state[name])
         for name in self.COUNTERS:
             setattr(self, name, state[name])
         restore_generator(self.generator, state["generator"])

@@ -27,7 +27,7 @@ from burnish.finetune.losses.ppo import clipped_surrogate, normalize_advantages
 from burnish.finetune.stage import Setting, Stage, StageConfig
 from burnish.finetune.storage.rollout import Rollout
 from burnish.networks import ValueNetwork
-from burnish.networks.optimise import clipped_step
+from burnish.networks.optimise import clipped_step, load_optimizer
 from burnish.policies.base import Policy
 from burnish.runs.state import generator_state, restore_generator
 
@@ -340,8 +340,8 @@ class OnPolicyStage(Stage):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
         self.critic.load_state_dict(state["critic"])
-        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        load_optimizer(self.actor_optimizer, state["actor_optimizer"])
+        load_optimizer(self.critic_optimizer, state["critic_optimizer"])
         device = self.policy.device
         self.reward_scaler.load_state_dict({k: v.to(device) for k, v in state["reward_scaler"].items()})
         restore_generator(self.generator, state["generator"])

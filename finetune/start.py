@@ -16,7 +16,9 @@ from burnish.evaluation.evaluate import evaluation_envs
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.loop import Loop
 from burnish.finetune.stage import Setting, Stage, stage_class
+from burnish.machine.allocation import AtMost
 from burnish.machine.device import resolve_device
+from burnish.machine.memory import free_memory
 from burnish.policies.base import Policy, policy_class
 from burnish.policies.load import load_policy
 from burnish.runs.checkpoint import Checkpoints
@@ -84,7 +86,8 @@ def fresh_policy(config: FinetuneConfig, device: torch.device) -> Policy:
     sizes = simulator.obs_spec, simulator.action_dim
     simulator.close()
     make_policy: Any = policy_class(config.network.kind)
-    return make_policy(config.network, *sizes, config.task.obs_keys, config.task.name).to(device).eval()
+    with AtMost(free_memory(), "network"):
+        return make_policy(config.network, *sizes, config.task.obs_keys, config.task.name).to(device).eval()
 
 
 def check_kind(config: FinetuneConfig, kind: str) -> None:

@@ -35,10 +35,12 @@ from burnish.evaluation.temperatures import (
     table,
 )
 from burnish.evaluation.video import record
+from burnish.machine.allocation import AtMost
 from burnish.machine.device import resolve_device
+from burnish.machine.memory import free_memory
 from burnish.machine.stop import StopRequest
 from burnish.networks.averages import EMA
-from burnish.networks.optimise import clipped_step, skipped_updates
+from burnish.networks.optimise import clipped_step, load_optimizer, skipped_updates
 from burnish.policies.base import ChunkConfig, Policy, policy_class
 from burnish.policies.diffusion import PolicyConfig
 from burnish.pretrain.convergence import still_improving
@@ -48,7 +50,7 @@ from burnish.runs.config import RunConfig
 from burnish.runs.course import Course, passed
 from burnish.runs.evaluation_file import EVALUATION
 from burnish.runs.folder import Run
-from burnish.runs.state import generator_state, restore_generator
+from burnish.runs.state import generator_state, require_alike, restore_generator
 from burnish.runs.summary import PretrainSummary
 
 LEAST_REPORTED = 100  # gradient steps that a line of metrics.jsonl is the mean of
@@ -229,7 +231,7 @@ class BehaviourCloning:
         self.step = state["step"]
         self.policy.load_state_dict(state["policy"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         restore_generator(self.generator, state["generator"])
         self.loss_sum.copy_(state["loss_sum"])
@@ -258,7 +260,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         raise BurnishError(f"{demos.source or source}: {error}") from error
     make_policy: Any = policy_class(config.policy.kind)
     sizes = windows.spec, windows.actions.shape[1]
-    policy: Policy = make_policy(config.policy, *sizes, config.task.obs_keys, config.task.name).to(device)
+    with AtMost(free_memory(), "policy"):
+        policy: Policy = make_policy(config.policy, *sizes, config.task.obs_keys, config.task.name).to(device)
     policy.trained_in, policy.plugins = to_dict(config.task), config.plugins
     if policy.doubt:
         warn(policy.doubt)
@@ -307,7 +310,7 @@ class Pretraining:
     def run_to_end(self) -> dict[str, Any]:
         """Start or resume, and go on to the last gradient step."""
         with StopRequest() as stop, self.course.ending(self._done):
-            self._resume()
+            self.run.load_checkpoint(PretrainState, self._load_state)
             self.course.savable = True
             self._train(stop)
             self.course.savable = False
@@ -376,15 +379,14 @@ class Pretraining:
         state = PretrainState(self.trainer.state_dict(), course.best, course.best_step, self.unfinished)
         self.run.save_checkpoint(self.trainer.step, self.trainer.ema.module.write, state)
 
-    def _resume(self) -> None:
-        state = self.run.load_checkpoint(PretrainState)
-        if state is not None:
-            self.trainer.load_state_dict(state.trainer)
-            self.course.best = state.best
-            if state.best_step is not None:
-                self.course.best_step = state.best_step
-                self.run.checkpoints.keep_best(state.best_step)
-            self.unfinished = state.unfinished
+    def _load_state(self, state: PretrainState) -> None:
+        require_alike(state.trainer, self.trainer.state_dict(), "trainer")
+        self.trainer.load_state_dict(state.trainer)
+        self.course.best = state.best
+        if state.best_step is not None:
+            self.course.best_step = state.best_step
+            self.run.checkpoints.keep_best(state.best_step)
+        self.unfinished = state.unfinished
 
     def _finish(self) -> dict[str, Any]:
         """Evaluation file, videos, curve, the table over temperatures and summary.json."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,9 @@ def test_a_state_of_another_kind_is_told_an_older_and_a_newer_one_is_read(tmp_pa
     assert (saved.n_metric_lines, saved.restore(PretrainState, tmp_path)) == (3, state)
     with pytest.raises(BurnishError, match=r"trainer\.pt is no checkpoint of such a run: it lacks stage, envs"):
         saved.restore(FinetuneState, tmp_path)
-    old = dict.fromkeys((field.name for field in fields(FinetuneState)), 0)
+    old: dict[str, Any] = dict.fromkeys((field.name for field in fields(FinetuneState)), 0)
+    old |= {key: {} for key in ("stage", "envs", "statistics", "before", "episodes")}
+    old |= {"best": (0.0, 0.0), "noise_compared": False}
     del old["unlogged"]
     content = {"state": old | {"later": 1}, "random": saved.random, "n_metric_lines": 0, "later": 1}
     save_state(tmp_path / "trainer.pt", content)

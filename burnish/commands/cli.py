@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from burnish.commands.printing import print_config, report
 from burnish.commands.table import COMMANDS, Command
 from burnish.errors import BurnishError, Stopped
-from burnish.machine.disk import refusal
+from burnish.foreign import REPORT, of_the_machine, one_line, write_plainly
 from burnish.machine.stop import interrupted_by_signals
 from burnish.plugins import import_plugins
 
@@ -27,14 +28,16 @@ MAINS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command -> exit status: 0 done, 1 faults found, 2 a user's mistake, 130 interrupted, by SIGTERM too."""
+    """Run the command -> exit status: 0 done, 1 faults found or a defect, 2 a user's mistake, 130 interrupted,
+    by SIGTERM too."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     choose_opengl()
+    write_plainly()
     try:
         with interrupted_by_signals():
             return _dispatch(arguments)
     except BurnishError as error:
-        print(f"burnish: error: {error}", file=sys.stderr)
+        print(f"burnish: error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"burnish: {stopped}", file=sys.stderr)
@@ -45,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `burnish tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        if (said := refusal(error)) is None:
-            raise
-        print(f"burnish: error: {said}; make room and do it again", file=sys.stderr)
-        return 2
+    except Exception as error:
+        said = of_the_machine(error)
+        if said is None:
+            traceback.print_exc()
+        print(REPORT if said is None else f"burnish: error: {said}", file=sys.stderr)
+        return 1 if said is None else 2
 
 
 def choose_opengl() -> None:

@@ -11,7 +11,7 @@ from burnish.commands.printing import print_config, report
 from burnish.commands.table import Command
 from burnish.compose import compose, expand_sweep, split
 from burnish.errors import BurnishError, Stopped
-from burnish.machine.disk import refusal
+from burnish.foreign import of_the_machine
 
 
 class Job(NamedTuple):
@@ -80,7 +80,7 @@ def _run(command: Command, job: Job) -> str:
         print(f"burnish: error: {error}", file=sys.stderr)
         return "failed"
     except Exception as error:  # one job's defect must not cost the others
-        if isinstance(error, OSError) and (said := refusal(error)):
+        if said := of_the_machine(error):
             print(f"burnish: error: {said}", file=sys.stderr)
         else:
             traceback.print_exc()

@@ -23,6 +23,7 @@ from burnish.diffusion.process import FlowProcess, NoiseProcess, Process
 from burnish.diffusion.sampler import DIFFUSERS, Chain, Denoise, Sampler, StdHead
 from burnish.diffusion.transition import Gaussian, StdBounds
 from burnish.errors import BurnishError
+from burnish.foreign import cause, told_as
 
 BETWEEN_GRID = 1e-3  # timesteps this near to a whole number are one
 
@@ -65,7 +66,7 @@ class SchedulerSampler(Sampler):
                 self.draws = self._try()
                 break
             except Exception as error:  # whatever a scheduler raises that does not know this prediction type
-                self.scheduler, failed = None, f"{type(error).__name__}: {error}"
+                self.scheduler, failed = None, cause(error)
         if self.scheduler is None:
             raise BurnishError(f"{self._said} does not run with {steps_key}={steps} here: {failed}")
         if self.draws and temperature != 1:
@@ -219,11 +220,9 @@ def row_generators(noise: Tensor) -> list[torch.Generator]:
 
 def scheduler_class(name: str) -> Any:
     """The class of diffusers. Raises BurnishError where there is none of that name."""
-    try:
+    with told_as(f"sampler={DIFFUSERS}{name} needs diffusers: pip install diffusers"):
         import diffusers
         from diffusers.schedulers.scheduling_utils import SchedulerMixin
-    except ImportError as error:
-        raise BurnishError(f"sampler={DIFFUSERS}{name} needs diffusers: pip install diffusers ({error})") from error
     known = [each for each in dir(diffusers.schedulers) if each.endswith("Scheduler") and not each.startswith("Flax")]
     cls = getattr(diffusers, name, None) if name in known else None
     if isinstance(cls, type) and issubclass(cls, SchedulerMixin) and hasattr(cls, "step"):

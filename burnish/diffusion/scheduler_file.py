@@ -16,6 +16,7 @@ from torch import Tensor
 from burnish.diffusion.process import NoiseProcess
 from burnish.diffusion.sampler import Sampler
 from burnish.errors import BurnishError
+from burnish.foreign import cause, one_line
 
 SCHEDULER_FILE = "scheduler_config.json"
 FLOW_CLASS = "FlowMatchEulerDiscreteScheduler"
@@ -84,14 +85,19 @@ def betas_of(path: str, wanted: Mapping[str, Any]) -> Tensor:
     """
     said = f"schedule={path}"
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise BurnishError(f"{said}: {error.strerror}; expected a {SCHEDULER_FILE}") from error
-    except ValueError as error:
-        raise BurnishError(f"{said} is no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise BurnishError(f"{said} is no JSON: {cause(error)}") from error
     if not isinstance(content, dict) or "_class_name" not in content:
         raise BurnishError(f"{said}: no _class_name in it; expected a {SCHEDULER_FILE} as diffusers writes it")
-    name = content["_class_name"]
+    name, timesteps = content["_class_name"], content.get("num_train_timesteps", wanted["denoising_steps"])
+    if timesteps != wanted["denoising_steps"]:  # before tables of so many are made
+        raise BurnishError(
+            f"{said} was made for another policy than one with denoising_steps={wanted['denoising_steps']}: expected "
+            f"policy.denoising_steps={one_line(str(timesteps), 40)}"
+        )
     if str(name).startswith("FlowMatch"):
         raise BurnishError(f"{said} is a flow's ({name}): expected policy=flow, whose times are denoising_steps alone")
     from burnish.diffusion.scheduler import scheduler_class
@@ -101,7 +107,7 @@ def betas_of(path: str, wanted: Mapping[str, Any]) -> Tensor:
     except BurnishError as error:
         raise BurnishError(f"{said}, _class_name: {error}") from error
     except Exception as error:  # whatever its constructor makes of the file's values
-        raise BurnishError(f"{said}: {name} refuses it: {type(error).__name__}: {error}") from error
+        raise BurnishError(f"{said}: {name} refuses it: {cause(error)}") from error
     config = scheduler.config
     for key, values in ALIKE.items():
         if key in config and config[key] not in values:

@@ -8,6 +8,7 @@ import torch
 
 from burnish.config import Checked, key
 from burnish.errors import BurnishError
+from burnish.foreign import told_as
 from burnish.machine.memory import keep_freed_memory
 
 
@@ -46,6 +47,8 @@ def resolve_device(name: str, torch_threads: int = 1) -> torch.device:
         raise BurnishError(
             f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices that torch can use"
         )
+    with told_as(f"device={name} cannot be used"):  # a broken driver, a device that another program has to itself
+        torch.zeros(1, device=device)
     # TF32 convolutions differ between batch sizes by more than a likelihood ratio may: keep float32
     torch.backends.cudnn.allow_tf32 = False
     return device

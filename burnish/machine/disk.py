@@ -11,15 +11,6 @@ from pathlib import Path
 
 from burnish.errors import BurnishError
 
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-
-
-def refusal(error: OSError) -> str | None:
-    """What the disk refused, in words: full, over quota, read-only, broken; None where it is something else."""
-    if error.errno not in REFUSALS:
-        return None
-    return f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}"
-
 
 @contextlib.contextmanager
 def writing(path: Path, kept: str = "what was there before is as it was") -> Iterator[None]:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from burnish.config import Checked
 from burnish.networks.encoded import Encoded
 
+MOST_WIDTH, MOST_LAYERS = 2**16, 1000
+"""Of a network, so that a slip of the pen, or a file, does not take the machine."""
+
 
 class Denoiser(nn.Module, ABC):
     """Network output for noisy chunks (..., Tp, Da) at timesteps k, given observations.

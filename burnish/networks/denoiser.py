@@ -8,7 +8,7 @@ from typing import Any
 
 from burnish.config import Checked, WrongValue, key
 from burnish.networks.activation import ACTIVATIONS
-from burnish.networks.base import Denoiser
+from burnish.networks.base import MOST_LAYERS, MOST_WIDTH, Denoiser
 from burnish.networks.mlp import MLPDenoiser
 from burnish.networks.unet import UNetDenoiser
 from burnish.registry import find
@@ -40,14 +40,16 @@ class DenoiserConfig(DenoiserKeys):
         "module:Class of your own",
         options=DENOISERS,
     )
-    hidden_dim: int = key(256, "of the MLP (DPPO: 512, RSM: 256)", least=1)
-    n_layers: int = key(3, "of the MLP", least=1)
+    hidden_dim: int = key(256, "of the MLP (DPPO: 512, RSM: 256)", least=1, most=MOST_WIDTH)
+    n_layers: int = key(3, "of the MLP", least=1, most=MOST_LAYERS)
     residual: bool = key(False, "whether the MLP has residual blocks (DPPO: true, RSM: false)")
     activation: str = key("mish", "of the MLP (DPPO: relu, RSM: mish)", options=ACTIVATIONS)
-    time_dim: int = key(32, "size of the timestep's embedding, even", least=2)
-    channels: list[int] = key([64, 128, 256], "of the U-Net, one count a resolution, multiples of n_groups", least=1)
-    kernel_size: int = key(5, "of the U-Net, odd", least=1)
-    n_groups: int = key(8, "of the U-Net's group normalisation", least=1)
+    time_dim: int = key(32, "size of the timestep's embedding, even", least=2, most=4096)
+    channels: list[int] = key(
+        [64, 128, 256], "of the U-Net, one count a resolution, multiples of n_groups", least=1, most=MOST_WIDTH
+    )
+    kernel_size: int = key(5, "of the U-Net, odd", least=1, most=MOST_WIDTH)
+    n_groups: int = key(8, "of the U-Net's group normalisation", least=1, most=MOST_WIDTH)
 
     def check(self) -> None:
         if self.time_dim % 2:

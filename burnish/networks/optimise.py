@@ -67,6 +67,26 @@ def optimizers_of(owner: Any) -> Iterator[Optimizer]:
             yield from (one for one in vars(held).values() if isinstance(one, Optimizer))
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`load_state_dict`, which itself takes averages of any shape, and fails at the next step.
+
+    Raises:
+        BurnishError: a parameter's averages are not of its shape, or its count of steps is no number.
+    """
+    optimizer.load_state_dict(state)
+    check_averages(optimizer)
+
+
+def check_averages(optimizer: torch.optim.Optimizer) -> None:
+    """What `load_optimizer` raises."""
+    for parameter, averages in optimizer.state.items():
+        for name, value in averages.items():
+            expected = () if name == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != expected or not value.is_floating_point():
+                found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise BurnishError(f"an optimizer's {name} is {found}, expected numbers of the shape {list(expected)}")
+
+
 def skipped_updates(owner: Any) -> dict[str, int]:
     """Under the key of metrics.jsonl: steps that all optimizers of `owner` skipped since the last call; empty for none.
 

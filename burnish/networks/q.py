@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from burnish.config import Checked, key
 from burnish.networks.activation import ACTIVATIONS
+from burnish.networks.base import MOST_LAYERS, MOST_WIDTH
 from burnish.networks.compiled.in_parts import in_parts
 from burnish.networks.compiled.mlp import CompiledMLP, can_compile, up_to_date
 
@@ -29,9 +30,11 @@ class CriticConfig(Checked):
         "(the return's distribution)",
         kw_only=True,
     )
-    n_critics: int = key(2, "members of the Q ensemble (2: twin critics); their least value counts", least=1)
-    hidden_dim: int = key(256, "of each member", least=1)
-    n_layers: int = key(3, "of each member", least=1)
+    n_critics: int = key(
+        2, "members of the Q ensemble (2: twin critics); their least value counts", least=1, most=MOST_LAYERS
+    )
+    hidden_dim: int = key(256, "of each member", least=1, most=MOST_WIDTH)
+    n_layers: int = key(3, "of each member", least=1, most=MOST_LAYERS)
     activation: str = key("relu", "of each member", options=ACTIVATIONS)
     layer_norm: bool = key(
         True, "normalise each hidden layer, which keeps Q from exploding off the data (RLPD, arXiv 2302.02948)"
@@ -57,7 +60,7 @@ class QuantileCriticConfig(CriticConfig):
     """Quantiles of the return, learned by quantile regression (QR-DQN, Dabney et al. 2018); Q is their mean."""
 
     kind: Literal["quantile"] = field(default="quantile", kw_only=True)  # type: ignore[assignment]
-    n_quantiles: int = key(25, "quantiles, at (i + 1/2) / n_quantiles (M)", least=2)
+    n_quantiles: int = key(25, "quantiles, at (i + 1/2) / n_quantiles (M)", least=2, most=MOST_WIDTH)
     huber: float = key(1.0, "errors below it count by their square (kappa; 0: none do)", least=0)
 
     @property

@@ -11,20 +11,23 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from burnish.config import Checked, WrongValue, key, parse
+from burnish.config import Checked, WrongValue, chosen, key, parse, section_class
 from burnish.errors import BurnishError
+from burnish.foreign import told_as
+from burnish.machine.allocation import AtMost
 from burnish.machine.checksums import verify, write_checksums
 from burnish.machine.disk import save_folder
 from burnish.networks import CriticConfig, QEnsemble
 from burnish.networks.encoders.encoder import Encoder, EncoderConfig
+from burnish.networks.weights import load_weights
 from burnish.observations import STATE, ObsSpec
 from burnish.policies.folder import DESCRIPTION, FORMAT, WEIGHTS, policy_folder, read_description
 from burnish.policies.normalizer import Normalizer
@@ -32,6 +35,7 @@ from burnish.registry import address, find
 
 P = TypeVar("P", bound="Policy")
 N = TypeVar("N", bound=nn.Module)
+MOST_STEPS = 10_000  # of a chunk, of an observation, of a chain: their tables are made when a config is read
 POLICIES = {
     "diffusion": "burnish.policies.diffusion:DiffusionPolicy",
     "flow": "burnish.policies.flow:FlowPolicy",
@@ -48,8 +52,8 @@ class ChunkConfig(Checked):
     OPTION: ClassVar[str]  # the one of the config group `policy` that makes such a policy
 
     kind: str = key()
-    n_obs_steps: int = key(1, "To, observation steps that it sees", least=1)
-    n_action_steps: int = key(4, "Ta, executed action steps", least=1)
+    n_obs_steps: int = key(1, "To, observation steps that it sees", least=1, most=MOST_STEPS)
+    n_action_steps: int = key(4, "Ta, executed action steps", least=1, most=MOST_STEPS)
     encoder: EncoderConfig = key(factory=EncoderConfig, doc="of sensors")
     obs_normalization: Literal["min_max", "mean_std", "none"] = key(
         "min_max", "of each dimension, over the demonstrations"
@@ -58,7 +62,7 @@ class ChunkConfig(Checked):
         "min_max", "of each dimension, over the demonstrations"
     )
     temperature: float = key(1.0, "tau, factor on all noise with which it acts; 0: none", least=0)
-    mean_of: int = key(1, "chunks that are sampled for each that is executed, their mean", least=1)
+    mean_of: int = key(1, "chunks that are sampled for each that is executed, their mean", least=1, most=MOST_STEPS)
 
     @classmethod
     def choose(cls, mapping: Mapping[str, Any]) -> type[ChunkConfig]:
@@ -360,30 +364,40 @@ class Policy(nn.Module, ABC):
         description = read_description(folder)
         if policy_class(description["kind"]) is not cls:
             raise BurnishError(f"{folder} holds a {description['kind']} policy: expected a {cls.__name__}")
+        path, weights = folder / DESCRIPTION, folder / WEIGHTS
         try:
-            policy = cls.from_description(description)
+            require_keys(cls.Config, description["config"], "config")
+            with told_as("it is damaged"), AtMost(LARGEST * weights.stat().st_size + SMALL, f"{WEIGHTS} is too small"):
+                policy = cls.from_description(description)
         except BurnishError as error:
-            raise BurnishError(f"{folder / DESCRIPTION}: {error}") from error
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
-        policy.load_weights(folder / WEIGHTS)
+            raise BurnishError(f"{path}: {error}") from error
+        policy.load_weights(weights)
         return policy.to(device).eval()
 
     def load_weights(self, path: Path) -> None:
         """Take the weights from `path`. Raises BurnishError where they are damaged or those of another policy."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         verify(path)
-        try:
-            weights = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise BurnishError(f"{path} is damaged: {error}") from error
-        try:
-            self.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise BurnishError(f"{path} does not fit {DESCRIPTION} beside it: {reason}") from error
+        load_weights(self, path, DESCRIPTION)
+
+
+LATER_KEYS = frozenset({"kind", "encoder", "temperature", "mean_of", "sampler_steps", "trained_betas"})
+"""Of a policy's config: the first policies do not have them, and did what their defaults say. All others are always
+there, and where one is missing the file is not what was written."""
+LARGEST, SMALL = 4, 2**26  # what networks may take while they are made: times the weights' bytes, and bytes
+
+
+def require_keys(cls: type, given: Mapping[str, Any], where: str) -> None:
+    """Raise BurnishError where a section of policy.json lacks a key of Burnish's dataclass `cls`, or of one in it."""
+    cls = chosen(cls, given)
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        owner = next(base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {}))
+        key = f"{where}.{field.name}"
+        if field.name not in given:
+            if field.name not in LATER_KEYS and owner.__module__.startswith("burnish."):
+                raise BurnishError(f"{key} is missing: expected all that decides what the policy computes")
+        elif (section := section_class(hints[field.name], given[field.name], key)) is not None:
+            require_keys(section, given[field.name], key)
 
 
 def policy_class(kind: str) -> type[Policy]:

@@ -39,7 +39,7 @@ from burnish.errors import BurnishError
 from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, DenoiserKeys, Encoded, QEnsemble, build_denoiser
 from burnish.networks.q import NETWORKS
 from burnish.observations import ObsSpec
-from burnish.policies.base import ChunkConfig, Policy
+from burnish.policies.base import MOST_STEPS, ChunkConfig, Policy, require_keys
 from burnish.registry import address
 
 C = TypeVar("C", bound="ChainConfig")
@@ -50,8 +50,8 @@ class ChainConfig(ChunkConfig):
     """What every policy has that samples by a chain of denoising steps."""
 
     denoiser: DenoiserKeys = key(factory=DenoiserConfig)
-    horizon: int = key(4, "Tp, predicted action steps", least=1)
-    denoising_steps: int = key(20, "K, timesteps of the forward process", least=1)
+    horizon: int = key(4, "Tp, predicted action steps", least=1, most=MOST_STEPS)
+    denoising_steps: int = key(20, "K, timesteps of the forward process", least=1, most=MOST_STEPS)
     clip_sample: float | None = key(1.0, "bound of the predicted clean, normalised action (null: none)", above=0)
     sampler: str = key("ddpm", "with which it acts (docs/samplers.md)")
     sampler_steps: int | None = key(
@@ -115,8 +115,8 @@ class PolicyConfig(ChainConfig):
         f"of the noise's variance over the timesteps: {', '.join(SCHEDULES)}, or the path of a {SCHEDULER_FILE}",
     )
     schedule_scale: float = key(1.0, "factor on every variance", above=0)
-    beta_start: float = key(1e-4, "first noise variance of the linear and the sigmoid schedule")
-    beta_end: float = key(0.999, "last noise variance of the linear and the sigmoid schedule")
+    beta_start: float = key(1e-4, "first noise variance of the linear and the sigmoid schedule", above=0, below=1)
+    beta_end: float = key(0.999, "last noise variance of the linear and the sigmoid schedule", above=0, below=1)
     trained_betas: list[float] | None = key(
         None,
         "the variances themselves, K of them, for schedule=trained_betas (a file's become that)",
@@ -417,12 +417,15 @@ class DiffusionPolicy(Policy):
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> DiffusionPolicy:
         policy = super().from_description(description)
+        if description.get("ft_denoising_steps") is None:
+            raise BurnishError("ft_denoising_steps is missing: expected how many steps are fine-tuned, or 0")
         if description["ft_denoising_steps"]:
             policy.start_finetuning(description["ft_denoising_steps"])
         if description.get("critic"):
             kind = description["critic"].get("kind", "q")  # the first ones do not tell
             if kind not in NETWORKS:
                 raise BurnishError(f"critic.kind={kind}: expected {' or '.join(NETWORKS)}")
+            require_keys(NETWORKS[kind], description["critic"], "critic")
             policy.add_critic(parse(NETWORKS[kind], description["critic"], where="critic"))
         return policy
 

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 from burnish.config import key
 from burnish.diffusion import FlowProcess, Process, Sampler, flow_times
+from burnish.policies.base import MOST_STEPS
 from burnish.policies.diffusion import ChainConfig, DiffusionPolicy
 
 
@@ -23,7 +24,7 @@ class FlowPolicyConfig(ChainConfig):
     OPTION: ClassVar[str] = "flow"
 
     kind: Literal["flow"] = field(default="flow", kw_only=True)
-    denoising_steps: int = key(100, "K, times that it is trained at", least=1)
+    denoising_steps: int = key(100, "K, times that it is trained at", least=1, most=MOST_STEPS)
     euler_steps: int = key(10, "S, steps with which it acts, a divisor of denoising_steps", least=1)
     sampler: str = key(
         "euler",

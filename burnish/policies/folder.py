@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from burnish.config import Checked, key, parse
 from burnish.errors import BurnishError
+from burnish.foreign import one_line, told_as
 from burnish.machine.checksums import verify
 from burnish.machine.disk import standing
 from burnish.runs.checkpoint import Checkpoints, checkpoint_at
@@ -64,15 +67,38 @@ def read_description(folder: Path) -> dict[str, Any]:
     Raises:
         BurnishError: it is no JSON, or of another format, or not what its checksum says.
     """
-    verify(folder / DESCRIPTION)
+    path = folder / DESCRIPTION
+    verify(path)
+    with told_as(f"{path} is damaged"):
+        description = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(description, dict) or "format" not in description:
+        raise BurnishError(f"{path} is damaged: expected keys and values, format among them")
+    if description["format"] != FORMAT:
+        raise BurnishError(f"{path}: format {one_line(str(description['format']), 40)}, this version reads {FORMAT}")
+    known = {field.name for field in fields(Description)}
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        if description["format"] != FORMAT:
-            raise BurnishError(f"{folder / DESCRIPTION}: format {description['format']}, this version reads {FORMAT}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise BurnishError(f"{folder / DESCRIPTION} is damaged: {type(error).__name__}: {error}") from error
+        parse(Description, {name: value for name, value in description.items() if name in known})
+    except BurnishError as error:
+        raise BurnishError(f"{path} is damaged: {error}") from error
     description = {"kind": "diffusion", **description}  # the first policies do not say
-    config = description.get("config")
-    if description["kind"] == "diffusion" and isinstance(config, dict) and config.get("sampler") == "ddim":
-        config.setdefault("timestep_spacing", "leading")  # those who do not say had no other, in one step either
+    if description["kind"] == "diffusion" and description["config"].get("sampler") == "ddim":
+        description["config"].setdefault("timestep_spacing", "leading")  # those who do not say had no other
     return description
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description(Checked):
+    """What every policy.json says; kinds of policies may say more."""
+
+    format: int = key(doc="of the file")
+    kind: str = key("diffusion", "of the policy")
+    task: str = key(doc="name of the task that it was trained for")
+    trained_in: dict[str, Any] | None = key(None, "that task's keys")
+    plugins: list[str] = key([], "of the run that made it")
+    obs_dim: int = key(doc="Do", least=0)
+    sensors: dict[str, dict[str, Any]] | None = key(None, "name -> shape and dtype")
+    action_dim: int = key(doc="Da", least=1)
+    obs_keys: list[str] = key(doc="that make up Do")
+    config: dict[str, Any] = key(doc="`ChunkConfig` of its kind")
+    ft_denoising_steps: int = key(0, "K' (0: not fine-tuned)", least=0)
+    critic: dict[str, Any] | None = key(None, "`CriticConfig`")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from burnish.config import WrongValue, key
 from burnish.networks.activation import ACTIVATIONS
+from burnish.networks.base import MOST_WIDTH
 from burnish.networks.encoders.encoder import Encoder
 from burnish.observations import ObsSpec
 from burnish.policies.base import ChunkConfig, Policy
@@ -29,7 +30,7 @@ class GaussianPolicyConfig(ChunkConfig):
     OPTION: ClassVar[str] = "gaussian"
 
     kind: Literal["gaussian"] = "gaussian"
-    hidden_sizes: list[int] = key([256, 256], "of the mean's network; [] makes it linear", least=1)
+    hidden_sizes: list[int] = key([256, 256], "of the mean's network; [] makes it linear", least=1, most=MOST_WIDTH)
     activation: Literal["relu", "tanh", "mish", "silu", "gelu"] = key("relu", "between the layers")
     squash: bool = key(False, "the mean ends in a tanh (what SAC and TD3 go on with) or is clipped to the bounds (PPO)")
     log_std_init: float = key(
@@ -37,6 +38,8 @@ class GaussianPolicyConfig(ChunkConfig):
         "log standard deviation before anything is learned, which does not depend on the observation: where cloning "
         "starts its fit (Adam moves it by a learning rate an update), and with what a fresh PPO explores; SAC has one "
         "of its own, TD3 none",
+        least=-20,
+        most=20,
     )
     action_normalization: Literal["min_max", "none"] = "min_max"
     temperature: float = 0.0

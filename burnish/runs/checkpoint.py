@@ -19,6 +19,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from burnish.config import parse
 from burnish.errors import BurnishError, warn
 from burnish.machine.checksums import Damaged, verify_all
 from burnish.machine.disk import flush, restore_folder, save_folder, siblings, standing, write_atomically, writing
@@ -116,7 +117,10 @@ class TrainerFile:
     @classmethod
     def read(cls, checkpoint: Path) -> TrainerFile:
         """Of the folder's trainer.pt. Raises BurnishError where it is missing, damaged or something else."""
-        return _of(cls, load_state(checkpoint / TRAINER), checkpoint / TRAINER)
+        trainer = _of(cls, load_state(checkpoint / TRAINER), checkpoint / TRAINER)
+        if trainer.n_metric_lines < 0:
+            raise BurnishError(f"{checkpoint / TRAINER}: n_metric_lines={trainer.n_metric_lines}: expected at least 0")
+        return trainer
 
     def restore(self, kind: type[T], checkpoint: Path) -> T:
         """Set the global generators to what they were -> the state, as the dataclass `kind`.
@@ -136,9 +140,14 @@ def _contents(instance: Any) -> dict[str, Any]:
 def _of(kind: type[T], content: dict[str, Any], path: Path) -> T:
     """Keys that this version does not know are left out."""
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(content, dict):
+        raise BurnishError(f"{path} is no checkpoint of such a run: it holds a {type(content).__name__}")
     if missing := [name for name, field in known.items() if name not in content and field.default is MISSING]:
         raise BurnishError(f"{path} is no checkpoint of such a run: it lacks {', '.join(missing)}")
-    return kind(**{name: value for name, value in content.items() if name in known})
+    try:
+        return parse(kind, {name: value for name, value in content.items() if name in known})
+    except BurnishError as error:
+        raise BurnishError(f"{path} is no checkpoint of such a run: {error}") from error
 
 
 def checkpoint_at(path: Path) -> Path:

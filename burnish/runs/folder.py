@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from burnish.config import to_dict
+from burnish.config import load_yaml, to_dict
 from burnish.errors import BurnishError, warn
+from burnish.foreign import MOST, one_line, told_as
 from burnish.machine.disk import siblings, write_atomically, writing
 from burnish.machine.lock import LOCK, FolderLock, Held
 from burnish.renamed import FORMAT, with_todays_keys
-from burnish.runs.checkpoint import Checkpoints, FinetuneState, PretrainState, TrainerFile, delete
+from burnish.runs.checkpoint import TRAINER, Checkpoints, FinetuneState, PretrainState, TrainerFile, delete
 from burnish.runs.evaluation_file import AT_BEST_TEMPERATURE, AT_TEMPERATURE, BEFORE, EVALUATION, SELECTED
 from burnish.runs.json_file import write_json
 from burnish.runs.metrics import METRICS, read_metrics
@@ -185,16 +186,26 @@ class Run:
                 raise BurnishError(f"{error}: {self._goes_on}") from error.__cause__
             raise
 
-    def load_checkpoint(self, kind: type[T]) -> T | None:
-        """Undo what came after the checkpoint that the run was resumed from -> its state, a `FinetuneState` or
-        `PretrainState` as `kind` says; None (and no metrics) where there is none. To be called once."""
+    def load_checkpoint(self, kind: type[T], take: Callable[[T], None]) -> bool:
+        """Undo what came after the checkpoint that the run was resumed from, and give `take` its state, a
+        `FinetuneState` or `PretrainState` as `kind` says -> whether there is one; no metrics where there is none yet.
+        To be called once.
+
+        Raises BurnishError, the run being as it was, where the state is not what `take` can go on from.
+        """
         if self._resumed is None:
             self.truncate_metrics(0)
-            return None
+            return False
         (checkpoint, trainer), self._resumed = self._resumed, None
-        state = trainer.restore(kind, checkpoint)
+        try:
+            with told_as("its values are of another kind"):
+                take(trainer.restore(kind, checkpoint))
+        except BurnishError as error:
+            raise BurnishError(
+                f"{checkpoint / TRAINER} does not fit this run: {error}; use another checkpoint"
+            ) from error
         self.truncate_metrics(trainer.n_metric_lines)
-        return state
+        return True
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far."""
@@ -265,9 +276,9 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise BurnishError(f"{folder} is not a run folder: it has no config.yaml")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = load_yaml(path.read_text(encoding="utf-8"), as_written=True)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise BurnishError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise BurnishError(f"{path} cannot be read: {one_line(str(error), MOST)}") from error
     if not isinstance(config, dict):
         raise BurnishError(f"{path} is damaged: expected keys and values")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from burnish.errors import BurnishError
+from burnish.foreign import cause, one_line
 from burnish.machine.checksums import Damaged
 
 _ARRAY = "__ndarray__"
@@ -59,8 +61,9 @@ def load_state(path: str | Path) -> dict[str, Any]:
     try:
         return _decode(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # damaged bytes raise whatever they happen to mean
-        reason = str(error).strip().split("\n", 1)[0][:200]
-        raise BurnishError(f"{path} is damaged or not a checkpoint's state ({reason}): use another one") from error
+        raise BurnishError(
+            f"{path} is damaged or not a checkpoint's state ({cause(error)}): use another one"
+        ) from error
 
 
 def verify_state(path: Path) -> None:
@@ -74,8 +77,7 @@ def verify_state(path: Path) -> None:
         with zipfile.ZipFile(path) as file:
             record = file.testzip()
     except Exception as error:  # damaged bytes raise whatever they happen to mean
-        reason = " ".join(str(error).split())[:200]
-        raise Damaged(f"{path} is damaged or not a checkpoint's state ({reason}): use another one") from error
+        raise Damaged(f"{path} is damaged or not a checkpoint's state ({cause(error)}): use another one") from error
     if record is not None:
         raise Damaged(f"{path} is damaged (the checksum of its record {record} is wrong): use another one")
 
@@ -113,6 +115,55 @@ def _decode(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_decode(item) for item in value)
     return value
+
+
+def require_alike(found: Any, example: Any, where: str) -> None:
+    """Hold a loaded state against that of something just made, whose values are others, but not their kinds.
+
+    Lists, and the first dimension of arrays, may have other lengths; a key may be missing or new (another version's);
+    what is None or empty in `example` tells nothing. Flags of optimizers decide what they keep, and are the same.
+
+    Raises:
+        BurnishError: beginning with `where`, for a value of another kind, or an array of other dimensions.
+    """
+    if example is None:
+        return
+    if isinstance(example, dict) and isinstance(found, dict):
+        for name in example.keys() & found.keys():
+            require_alike(found[name], example[name], f"{where}.{name}")
+        if "param_groups" in example and "param_groups" in found:
+            _require_same_flags(found["param_groups"], example["param_groups"], f"{where}.param_groups")
+        return
+    if isinstance(example, (list, tuple)) and isinstance(found, (list, tuple)):
+        for i, item in enumerate(found if example else []):
+            require_alike(item, example[min(i, len(example) - 1)], f"{where}[{i}]")
+        return
+    kinds = [_kind(each) for each in (found, example)]
+    if kinds[0] != kinds[1] and kinds != ["int", "float"]:
+        raise BurnishError(f"{where} is {kinds[0]}, expected {kinds[1]}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        beyond = "".join(f", {n}" for n in value.shape[1:])
+        return f"{type(value).__name__} of {value.dtype}, {f'(...{beyond})' if value.ndim else 'one number'}"
+    if isinstance(value, np.generic):
+        value = value.item()
+    return type(value).__name__
+
+
+def _require_same_flags(found: list[dict[str, Any]], example: list[dict[str, Any]], where: str) -> None:
+    for ours, own in zip(found, example, strict=True):
+        for name, value in own.items():
+            flag = value is None or isinstance(value, bool)
+            if name in ours and (ours[name] is not value if flag else not _finite(ours[name])):
+                raise BurnishError(f"{where}.{name} is {one_line(str(ours[name]), 40)}, expected such as {value}")
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def generator_state(generator: torch.Generator) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import BurnishError
+from burnish.foreign import told_as
 
 WANDB_MODES = ("disabled", "offline", "online")
 
@@ -19,12 +20,14 @@ def check_mode(mode: str) -> None:
 
 def start_wandb(folder: Path, config: dict[str, Any], mode: str) -> Any:
     """The wandb run of a run folder, the same again where it is resumed. Raises BurnishError if it does not start."""
-    import wandb
+    advice = ": log in with `wandb login`, or use wandb=offline or wandb=disabled"
+    with told_as(f"wandb={mode} cannot be imported", ": pip install wandb, or use wandb=disabled"):
+        import wandb
 
     id_file = folder / "wandb_id"
     if not id_file.exists():
         id_file.write_text(uuid.uuid4().hex[:8])
-    try:
+    with told_as(f"wandb={mode} did not start", advice):
         return wandb.init(
             project="burnish",
             name=folder.name,
@@ -35,8 +38,3 @@ def start_wandb(folder: Path, config: dict[str, Any], mode: str) -> Any:
             config=config,
             settings=wandb.Settings(console="off", silent=True),
         )
-    except wandb.Error as error:
-        reason = str(error).splitlines()[0]
-        raise BurnishError(
-            f"wandb={mode} did not start ({reason}): log in with `wandb login`, or use wandb=offline"
-        ) from error

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.datasets.consistency import require_consistent
-from burnish.datasets.episodes import Demonstrations, Episode, natural_order
+from burnish.datasets.episodes import Demonstrations, Episode, listed, natural_order
 from burnish.datasets.formats import csv_file, hdf5, robomimic
 from burnish.datasets.formats.robosuite_states import begin_episode, model_xml, restore
 from burnish.envs.same_environment import all_of, as_option, of_env_args, of_task, require_same
@@ -268,11 +268,14 @@ def _env_info(path: Path, data: h5py.Group) -> dict[str, Any]:
 
 
 def _read_episode(path: Path, name: str, group: h5py.Group) -> _RawEpisode:
+    if not isinstance(group, h5py.Group):
+        raise BurnishError(f"{path}: data/{name} is an array, expected a group with states and actions")
     missing = [key for key in ("states", "actions") if key not in group]
     if missing:
-        raise BurnishError(f"{path}: episode {name} has no {missing[0]}; it has: {', '.join(group) or 'nothing'}")
-    states = group["states"][()].astype(np.float64)
-    actions = group["actions"][()].astype(np.float64)
+        raise BurnishError(f"{path}: episode {name} has no {missing[0]}; it has: {listed(group) or 'nothing'}")
+    where = f"{path}: episode {name}"
+    found = {key: hdf5.array(group[key], f"{where}: {key}") for key in ("states", "actions")}
+    states, actions = (hdf5.values(array, f"{where}: {key}").astype(np.float64) for key, array in found.items())
     if states.ndim != 2 or actions.ndim != 2 or len(states) != len(actions) or len(actions) == 0:
         raise BurnishError(
             f"{path}: episode {name} has states {states.shape} and actions {actions.shape}: expected as many "

@@ -21,15 +21,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from burnish.config import WrongValue, key
 from burnish.datasets.sources import resolve
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.foreign import told_as
+from burnish.machine.allocation import AtMost
 from burnish.machine.disk import require_writable, write_atomically
+from burnish.networks.weights import load_weights
 from burnish.plugins import PluginsConfig
 
 if TYPE_CHECKING:
@@ -130,18 +132,13 @@ class SACActor(nn.Module):
         for part in (file, description):
             if not part.is_file():
                 raise BurnishError(f"{part}: no such file; a SAC actor is NAME.safetensors with NAME.json beside it")
-        try:
-            metadata = json.loads(description.read_text())
+        with told_as(f"{description}: not the description of a SAC actor"):
+            metadata = json.loads(description.read_text(encoding="utf-8"))
             if metadata["format"] != ACTOR_FORMAT:
                 raise BurnishError(f"{description}: format {metadata['format']!r}, expected {ACTOR_FORMAT!r}")
-            actor = cls(metadata["obs_dim"], metadata["action_dim"], metadata["hidden_sizes"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise BurnishError(f"{description}: not the description of a SAC actor ({error!r})") from error
-        try:
-            actor.load_state_dict(load_file(file))
-        except (SafetensorError, RuntimeError) as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise BurnishError(f"{file}: weights do not fit {description.name} ({reason})") from error
+            with AtMost(4 * file.stat().st_size, f"{description}: {file.name} is too small"):
+                actor = cls(metadata["obs_dim"], metadata["action_dim"], metadata["hidden_sizes"])
+        load_weights(actor, file, description.name)
         actor.metadata = metadata
         return actor.eval()
 
@@ -243,10 +240,8 @@ def _make_env(task: TaskConfig) -> gymnasium.Env[NDArray[np.float64], NDArray[np
     import gymnasium
     from gymnasium.wrappers import RescaleAction
 
-    try:
+    with told_as(f"task.env_id={task.env_id} cannot be made"):
         env = gymnasium.make(task.env_id, max_episode_steps=task.max_episode_steps, **task.env_kwargs)
-    except gymnasium.error.Error as error:
-        raise BurnishError(f"task.env_id={task.env_id}: {error}") from error
     return RescaleAction(env, np.float32(-1), np.float32(1))
 
 

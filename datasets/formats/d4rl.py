@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.datasets.episodes import Demonstrations, Episode, listed
+from burnish.datasets.episodes import Demonstrations, Episode, listed, require_flags
 from burnish.datasets.formats import hdf5
 from burnish.errors import BurnishError, warn
 
@@ -43,14 +43,17 @@ def read(path: Path) -> Demonstrations:
                 f"{path}: no timeouts and no next_observations to tell where episodes end; found: {found}"
             )
         keys = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
-        arrays = {key: hdf5.array(file[key], f"{path}: {key}")[()] for key in keys if key in file}
         unit_actions = hdf5.text(file.attrs.get(hdf5.ACTION_RANGE)) == hdf5.UNIT
+        found_arrays = {key: hdf5.array(file[key], f"{path}: {key}") for key in keys if key in file}
+        arrays = {key: hdf5.values(array, f"{path}: {key}") for key, array in found_arrays.items()}
     n_steps = len(arrays["actions"])
     for key, values in arrays.items():
         if len(values) != n_steps:
             raise BurnishError(f"{path}: {key} has {len(values)} steps, but there are {n_steps} actions")
         if key in ("rewards", "terminals", "timeouts") and values.size != n_steps:
             raise BurnishError(f"{path}: {key} has the shape {values.shape}, expected one number for each step")
+        if key in ("terminals", "timeouts"):
+            require_flags(values, f"{path}: {key}")
         if key in ("observations", "next_observations") and values.ndim < 2:
             raise BurnishError(f"{path}: {key} has the shape {values.shape}, expected (steps, dimension)")
     if n_steps == 0:

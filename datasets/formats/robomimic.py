@@ -120,7 +120,10 @@ def read_masks(path: Path, file: h5py.File) -> dict[str, list[str]]:
         names = group[key]
         if not isinstance(names, h5py.Dataset) or names.ndim != 1 or (names.size and names.dtype.kind not in "SO"):
             raise BurnishError(f"{path}: mask/{key} is no list of names, expected such as demo_0, demo_1")
-    return {key: [name.decode() for name in group[key][()].astype("S")] for key in group}
+        if names.external or names.is_virtual:
+            raise BurnishError(f"{path}: mask/{key} has its names in another file: expected them in this one")
+    read = {key: hdf5.values(group[key], f"{path}: mask/{key}").astype("S") for key in group}
+    return {key: [name.decode() for name in names] for key, names in read.items()}
 
 
 def read_env_args(path: Path, data: h5py.Group) -> dict[str, Any] | None:
@@ -199,10 +202,12 @@ def _read_episode(
         if (why := hdf5.not_an_array(found)) is not None:
             left_out["states"] = why
         else:
-            states = hdf5.array(found, f"{where}: states")[()].astype(np.float64)
-    actions = _rows(arrays["actions"])
+            states = hdf5.values(hdf5.array(found, f"{where}: states"), f"{where}: states").astype(np.float64)
+    read = {key: hdf5.values(found, f"{where}: {key}") for key, found in arrays.items()}
+    actions = _rows(read["actions"])
     n_steps = len(actions)
-    obs = {key: _sensor(values[()]) if key in sensors else _rows(values) for key, values in observed.items()}
+    seen = {key: hdf5.values(found, f"{where}: obs/{key}") for key, found in observed.items()}
+    obs = {key: _sensor(values) if key in sensors else _rows(values) for key, values in seen.items()}
     final_obs = None
     lengths = {"dones": len(arrays["dones"])} if "dones" in arrays else {}
     if "next_obs" in group and n_steps:
@@ -210,13 +215,13 @@ def _read_episode(
         present = [key for key in obs if key in next_obs]
         after = {key: hdf5.array(next_obs[key], f"{where}: next_obs/{key}") for key in present}
         lengths |= {f"next_obs/{key}": len(values) for key, values in after.items()}
-        last = {key: values[-1] for key, values in after.items() if len(values)}
+        last = {key: hdf5.last_row(v, f"{where}: next_obs/{key}") for key, v in after.items() if len(v)}
         final_obs = {k: _sensor(v) if k in sensors else v.astype(np.float32).reshape(-1) for k, v in last.items()}
-    rewards = arrays["rewards"][()] if "rewards" in arrays else np.zeros(n_steps)
-    if "terminated" in arrays:
-        terminated = arrays["terminated"][()]
-    elif "dones" in arrays and not from_robosuite:
-        terminated = arrays["dones"][()]
+    rewards = read.get("rewards", np.zeros(n_steps))
+    if "terminated" in read:
+        terminated = read["terminated"]
+    elif "dones" in read and not from_robosuite:
+        terminated = read["dones"]
     else:
         terminated = np.zeros(n_steps)
     model_file = hdf5.text(group.attrs.get("model_file"))
@@ -261,8 +266,8 @@ def _observed(group: h5py.Group, where: str, sensors: Sequence[str]) -> tuple[di
     return observed, left_out
 
 
-def _rows(dataset: h5py.Dataset) -> NDArray[np.float32]:
-    values = dataset[()].astype(np.float32)
+def _rows(values: NDArray[Any]) -> NDArray[np.float32]:
+    values = values.astype(np.float32)
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from burnish.envs.robosuite.model import whole_xml
 from burnish.envs.robosuite.state import forget_last_update
 from burnish.errors import BurnishError
+from burnish.foreign import one_line, told_as
 
 # Where these put their door and their dirt is part of the model, not of the state.
 PLACED_IN_MODEL = ("Door", "Wipe")
@@ -35,7 +36,7 @@ def begin_episode(env: Any, model_file: str | None, first_state: NDArray[np.floa
     env.deterministic_reset = False
     xml = _parse(model_file, where)
     if xml is not None:
-        _place_fixed_bodies(env, xml)
+        _place_fixed_bodies(env, xml, where)
     elif type(env).__name__ in PLACED_IN_MODEL:
         raise BurnishError(
             f"{where}: no XML in attribute model_file, which tells where {type(env).__name__} has its fixed "
@@ -76,14 +77,15 @@ def _parse(model_file: str | None, where: str) -> ET.Element | None:
     """The XML's root, or None if there is only a file's name (robosuite 1.0 to 1.3) or nothing."""
     if model_file is None or not model_file.lstrip().startswith("<"):
         return None
-    try:
+    with told_as(f"{where}: attribute model_file is no complete XML"):
         return ET.fromstring(model_file)
-    except ET.ParseError as error:
-        raise BurnishError(f"{where}: attribute model_file is no complete XML ({error})") from error
 
 
-def _place_fixed_bodies(env: Any, xml: ET.Element) -> None:
-    """Move bodies that are welded to the world (doors, targets; not robots) to where the XML has them."""
+def _place_fixed_bodies(env: Any, xml: ET.Element, where: str) -> None:
+    """Move bodies that are welded to the world (doors, targets; not robots) to where the XML has them.
+
+    Raises BurnishError for places that are not three finite numbers, and orientations that are not four.
+    """
     model = env.sim.model
     of_robots = {name for robot in env.robots for name in robot.robot_model.bodies}
     for body in xml.iter("body"):
@@ -92,5 +94,15 @@ def _place_fixed_bodies(env: Any, xml: ET.Element) -> None:
             continue
         index = model.body_name2id(name)
         if model.body_weldid[index] == 0:
-            model.body_pos[index] = np.fromstring(body.get("pos", "0 0 0"), sep=" ")
-            model.body_quat[index] = np.fromstring(body.get("quat", "1 0 0 0"), sep=" ")
+            model.body_pos[index] = _numbers(body.get("pos", "0 0 0"), 3, f"{where}: pos of {name} in model_file")
+            model.body_quat[index] = _numbers(body.get("quat", "1 0 0 0"), 4, f"{where}: quat of {name} in model_file")
+
+
+def _numbers(text: str, n: int, where: str) -> NDArray[np.float64]:
+    try:
+        found = np.array([float(word) for word in text.split()])
+    except ValueError:
+        found = np.zeros(0)
+    if found.shape != (n,) or not np.isfinite(found).all():
+        raise BurnishError(f"{where} is {one_line(text, 60)}: expected {n} numbers")
+    return found

@@ -58,7 +58,10 @@ class PPOConfig(StageConfig):
     )
     reward_scaling: bool = key(True, "divide rewards by the running std of the discounted return")
     log_std_init: float | None = key(
-        -1.6, "log std a pretrained policy explores with at first (null: as cloned; a fresh one: network.log_std_init)"
+        -1.6,
+        "log std a pretrained policy explores with at first (null: as cloned; a fresh one: network.log_std_init)",
+        least=-20,
+        most=20,
     )
     critic_warmup_iterations: int = key(1, "first updates of a pretrained policy that train the critic only", least=0)
 

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,6 +31,7 @@ from burnish.errors import BurnishError
 from burnish.finetune.off_policy import MOST_GRADIENT_STEPS
 from burnish.finetune.stage import Setting, Stage, StageConfig
 from burnish.finetune.storage.replay import demonstration_transitions, discounted
+from burnish.networks.optimise import check_averages
 from burnish.policies.gaussian import GaussianPolicy
 from burnish.runs.state import random_states, restore_random_states
 
@@ -141,6 +143,9 @@ class SB3Stage(Stage):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.set_parameters(state["parameters"], device=self.policy.device)
+        for part in map(attrgetter, self.model._get_torch_save_params()[0]):
+            if isinstance(part(self.model), torch.optim.Optimizer):
+                check_averages(part(self.model))
         for name, value in state["variables"].items():
             getattr(self.model, name).data.copy_(value)
         self.model._n_updates = state["n_updates"]

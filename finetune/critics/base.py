@@ -17,7 +17,7 @@ from burnish.errors import BurnishError
 from burnish.finetune.storage.replay import Batch
 from burnish.networks import CriticConfig, QEnsemble
 from burnish.networks.averages import polyak
-from burnish.networks.optimise import clipped_step
+from burnish.networks.optimise import clipped_step, load_optimizer
 from burnish.policies.diffusion import DiffusionPolicy
 
 C = TypeVar("C", bound=CriticConfig)
@@ -129,4 +129,4 @@ class Critic(ABC, Generic[C]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Of a state that may have other keys as well."""
         self.target.load_state_dict(state["target_critic"])
-        self.optimizer.load_state_dict(state["critic_optimizer"])
+        load_optimizer(self.optimizer, state["critic_optimizer"])

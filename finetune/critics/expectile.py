@@ -18,7 +18,7 @@ from burnish.finetune.critics.base import Critic, Learning
 from burnish.finetune.losses.critic import expectile_loss
 from burnish.finetune.storage.replay import Batch
 from burnish.networks import CriticConfig, ValueNetwork
-from burnish.networks.optimise import clipped_step
+from burnish.networks.optimise import clipped_step, load_optimizer
 from burnish.policies.diffusion import DiffusionPolicy
 
 
@@ -87,4 +87,4 @@ class ExpectileCritic(Critic[ExpectileCriticConfig]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.value.load_state_dict(state["value"])
-        self.value_optimizer.load_state_dict(state["value_optimizer"])
+        load_optimizer(self.value_optimizer, state["value_optimizer"])

@@ -28,6 +28,7 @@ from burnish.envs.task import TaskConfig
 from burnish.envs.vector.checks import check_actions, check_seeds, check_sizes
 from burnish.envs.vector.episode import LARGEST_REWARD, chunk_arrays
 from burnish.errors import BurnishError
+from burnish.foreign import told_as
 from burnish.observations import ObsSpec
 
 _NO_LIMIT = 2**31 - 1  # the time limit is counted here: EnvPool's own would start the next episode by itself
@@ -81,14 +82,15 @@ class EnvPoolVectorEnv(VectorEnv):
     def _make_pool(self, seeds: Sequence[int]) -> None:
         import envpool
 
-        self._pool: Any = envpool.make(
-            self._task.env_id,
-            env_type="gymnasium",
-            num_envs=self.n_envs,
-            num_threads=self._n_threads,
-            seed=[seed % 2**31 for seed in seeds],
-            max_episode_steps=_NO_LIMIT,
-        )
+        with told_as(f"task.env_id={self._task.env_id} cannot be made by EnvPool"):
+            self._pool: Any = envpool.make(
+                self._task.env_id,
+                env_type="gymnasium",
+                num_envs=self.n_envs,
+                num_threads=self._n_threads,
+                seed=[seed % 2**31 for seed in seeds],
+                max_episode_steps=_NO_LIMIT,
+            )
 
     def reset(self, seeds: Sequence[int] | None = None) -> Floats:
         """As in `VectorEnv`. With seeds EnvPool is built anew, since its seeds are fixed at construction

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from burnish.envs.base import Floats, Step
+from burnish.envs.opengl import OPENGL
 from burnish.errors import BurnishError
+from burnish.foreign import told_as
 from burnish.observations import ObsSpec
 
 # What Gymnasium's classes and the renderer read from MjData between two steps. After mj_step these belong to
@@ -92,6 +93,8 @@ class MujocoSimulator:
         self._mujoco.mj_resetData(model, data)
         self._mujoco.mj_setState(model, data, state["integration"], self._integration)
         for name, array in state["derived"].items():
+            if np.shape(array) != (expected := getattr(data, name).shape):
+                raise BurnishError(f"saved state has {name} of the shape {np.shape(array)}, expected {expected}")
             getattr(data, name)[:] = array
         for name, array in state["attributes"].items():
             setattr(self._env, name, array.copy())
@@ -119,13 +122,8 @@ class MujocoSimulator:
         framebuffer = self._env.model.vis.global_
         framebuffer.offwidth = max(framebuffer.offwidth, width)
         framebuffer.offheight = max(framebuffer.offheight, height)
-        try:
+        with told_as("no OpenGL for rendering", OPENGL):
             return self._mujoco.Renderer(self._env.model, height, width)
-        except Exception as error:  # each of the OpenGL backends fails with exceptions of its own
-            raise BurnishError(
-                f"cannot render: MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} gives no OpenGL ({error}); "
-                "set MUJOCO_GL=egl (Debian package libegl1) or MUJOCO_GL=osmesa (libosmesa6) before starting"
-            ) from error
 
     def _camera(self) -> Any:
         camera = self._mujoco.MjvCamera()

@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.envs.base import Floats, Obs, Simulator, Step
+from burnish.envs.opengl import OPENGL, opengl_advice
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.foreign import MOST, one_line, told_as
 from burnish.observations import STATE, ObsSpec, Part
 
 FLAT = "flat"  # the state's key of an environment whose observations have no names
+MOST_FRAMES = 1000
 SUCCESS = ("is_success", "success")  # of info, where the task does not name another
 HARMLESS_WRAPPERS = ("OrderEnforcing", "PassiveEnvChecker")  # that have no state of an episode
 
@@ -60,14 +63,16 @@ class GymnasiumSimulator:
             _say_once(f"{task.env_id}: actions in [-1, 1] are rescaled to {_bounds(self._low, self._high)}")
 
     def reset(self, seed: int | None) -> Obs:
-        return self._observation(self._env.reset(seed=seed)[0])
+        with told_as(f"{self._task.env_id} cannot be reset", place=True):
+            return self._observation(self._env.reset(seed=seed)[0])
 
     def step(self, action: Floats) -> Step:
         share = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1) / 2
         control = (self._low + share * (self._high - self._low)).astype(self._env.action_space.dtype)
-        obs, reward, terminated, truncated, info = self._env.step(control.reshape(self._env.action_space.shape))
-        success = self._task.measure == "success_rate" and any(bool(info.get(key)) for key in self._success_keys)
-        return Step(self._observation(obs), float(reward), bool(terminated), success, bool(truncated))
+        with told_as(f"a step of {self._task.env_id} failed", place=True):
+            obs, reward, terminated, truncated, info = self._env.step(control.reshape(self._env.action_space.shape))
+            success = self._task.measure == "success_rate" and any(bool(info.get(key)) for key in self._success_keys)
+            return Step(self._observation(obs), float(reward), bool(terminated), success, bool(truncated))
 
     def _observation(self, obs: Any) -> Obs:
         keys, sensors, spec = self._task.obs_keys, self._task.sensors, self.obs_spec
@@ -93,7 +98,8 @@ class GymnasiumSimulator:
 
     def render(self, width: int, height: int) -> NDArray[np.uint8]:
         """RGB image of the size that the environment gives. Raises BurnishError where it gives none."""
-        picture = self._env.render() if self._env.render_mode == "rgb_array" else None
+        with told_as(f"{self._task.env_id} cannot be drawn", OPENGL, place=True):
+            picture = self._env.render() if self._env.render_mode == "rgb_array" else None
         if picture is None:
             raise BurnishError(f"{self._task.env_id} gives no picture: expected env_kwargs={{render_mode: rgb_array}}")
         return np.asarray(picture, np.uint8)
@@ -168,10 +174,10 @@ def _make(task: TaskConfig) -> Any:
             f"task.env_id={task.env_id}: Gymnasium has no such environment; nearest: {', '.join(nearest)} (of "
             "another package: module:NAME)"
         )
-    try:  # -1: the time limit is the task's own
+    frames = task.env_kwargs.get("frame_skip", 1)
+    if not isinstance(frames, int) or not 1 <= frames <= MOST_FRAMES:
+        raise BurnishError(f"task.env_kwargs.frame_skip={frames}: expected simulator steps a control step, 1 to 1000")
+    given = one_line(str(task.env_kwargs), MOST)
+    with told_as(f"task.env_id={task.env_id} with task.env_kwargs={given} cannot be made", opengl_advice()):
+        # -1: the time limit is the task's own
         return gymnasium.make(task.env_id, max_episode_steps=-1, disable_env_checker=True, **task.env_kwargs)
-    except Exception as error:  # TypeError, ImportError, OSError, Gymnasium's own
-        reason = " ".join(str(error).split())
-        raise BurnishError(
-            f"task.env_id={task.env_id} with task.env_kwargs={task.env_kwargs} cannot be made: {reason}"
-        ) from error

@@ -7,13 +7,15 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from burnish.envs.opengl import opengl_advice
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.foreign import one_line, told_as
+from burnish.registry import import_named, is_address
 
 # What robosuite draws while it loads a model (the size of Lift's cube) is what this seed gives, everywhere.
 MODEL_SEED = 0
@@ -25,6 +27,7 @@ ARM_CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "IK_POSE", "JOINT_POSITION", "JOI
 DEFAULT_CONTROL_FREQ = 20  # Hz, robosuite's own
 
 NO_ARMS = ("torso", "head", "base", "legs")  # parts of a robot, which robosuite moves within [-1, 1] of their own
+MOST_HERTZ, MOST_ROBOTS = 500, 4
 
 _BUILD_KWARGS = ("hard_reset", "renderer", "seed")  # ours, not part of a recording's env_args
 
@@ -39,10 +42,8 @@ def import_robosuite() -> Any:
     A filter on robosuite's logger, because importing robosuite sets the logger's level again.
     """
     logging.getLogger("robosuite_logs").addFilter(_errors_only)
-    try:
+    with told_as("robosuite cannot be imported", f": pip install 'robosuite==1.5.2'{opengl_advice()}"):
         import robosuite
-    except ImportError as error:
-        raise BurnishError(f"robosuite cannot be imported ({error}): pip install 'robosuite==1.5.2'") from error
     return robosuite
 
 
@@ -64,10 +65,8 @@ def make_task_env(
 
     env_class = environment_class(env_name)
     kwargs = complete_env_kwargs(env_name, env_kwargs or {})
-    try:
+    with told_as(f"robosuite.make({env_name!r}) refuses task.env_kwargs"):
         env = make_env(env_class, kwargs, lean=lean)
-    except (TypeError, ValueError, KeyError, AssertionError, AttributeError) as error:
-        raise BurnishError(f"robosuite.make({env_name!r}) refuses task.env_kwargs: {error!r}") from error
     if fast:
         from burnish.envs.robosuite.fast_step import speed_up
 
@@ -84,12 +83,11 @@ def environment_class(env_name: str) -> Any:
         _require_known(env_name, robosuite.ALL_ENVIRONMENTS, "environment", "task.env_id", ", or module:Class")
         return REGISTERED_ENVS[env_name]
     module, _, name = env_name.partition(":")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BurnishError(
-            f"task.env_id={env_name}: {error}; expected module:Class, with the module's folder on PYTHONPATH"
-        ) from error
+    if not is_address(env_name):
+        raise BurnishError(f"task.env_id={env_name}: expected module:Class, with the module's folder on PYTHONPATH")
+    found = getattr(import_named(module, f"task.env_id={env_name}"), name, None)
+    if found is None:
+        raise BurnishError(f"task.env_id={env_name}: module {module} has no {name}; expected module:Class")
     if not (isinstance(found, type) and issubclass(found, MujocoEnv)):
         raise BurnishError(f"task.env_id={env_name} is no class of robosuite environments: expected a MujocoEnv")
     return found
@@ -129,10 +127,12 @@ def complete_env_kwargs(env_name: str, env_kwargs: dict[str, Any]) -> dict[str, 
         "seed": MODEL_SEED,
     }
     kwargs = {**defaults, **copy.deepcopy(env_kwargs)}
+    _check_frequency(kwargs["control_freq"])
     if isinstance(kwargs["robots"], str):
         kwargs["robots"] = [kwargs["robots"]]
     _check_robots(kwargs["robots"], kwargs.get("gripper_types", "default"))
-    kwargs["controller_configs"] = composite_controllers(kwargs["robots"], kwargs.get("controller_configs"))
+    with told_as("task.env_kwargs.controller_configs cannot be understood"):
+        kwargs["controller_configs"] = composite_controllers(kwargs["robots"], kwargs.get("controller_configs"))
     for controller in kwargs["controller_configs"]:
         _require_delta(controller)
     return kwargs
@@ -156,18 +156,30 @@ def default_robots(env_name: str) -> list[str]:
     return ["Panda", "Panda"] if any(name.startswith("TwoArm") for name in names) else ["Panda"]
 
 
+def _check_frequency(hertz: Any) -> None:
+    """Raise BurnishError where a control step would be less than one of MuJoCo's, or hundreds of thousands."""
+    if isinstance(hertz, bool) or not isinstance(hertz, (int, float)) or not 1 <= hertz <= MOST_HERTZ:
+        raise BurnishError(
+            f"task.env_kwargs.control_freq={hertz}: expected control steps a second, 1 to {MOST_HERTZ} (MuJoCo's own)"
+        )
+
+
 def _check_robots(robots: list[str], gripper_types: Any) -> None:
     """Raise BurnishError for names that robosuite does not have."""
+    if not isinstance(robots, (list, tuple)) or not 1 <= len(robots) <= MOST_ROBOTS:
+        raise BurnishError(
+            f"task.env_kwargs.robots={one_line(str(robots), 60)}: expected one name or more, at most {MOST_ROBOTS}"
+        )
     import_robosuite()
     from robosuite.models.grippers import GRIPPER_MAPPING
     from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
 
     for robot in robots:
-        _require_known(robot, REGISTERED_ROBOTS, "robot", "task.env_kwargs.robots")
+        _require_known(str(robot), REGISTERED_ROBOTS, "robot", "task.env_kwargs.robots")
     for gripper in gripper_types if isinstance(gripper_types, list) else [gripper_types]:
         if gripper not in (None, "default"):
             known = [name for name in GRIPPER_MAPPING if name]
-            _require_known(gripper, known, "gripper", "task.env_kwargs.gripper_types")
+            _require_known(str(gripper), known, "gripper", "task.env_kwargs.gripper_types")
 
 
 def env_args_of(task: TaskConfig) -> dict[str, Any]:
@@ -196,7 +208,7 @@ def task_from_env_args(env_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises BurnishError for an environment that is not robosuite's.
     """
     name = env_args.get("env_name")
-    if name is None or env_args.get("type", ROBOSUITE_TYPE) != ROBOSUITE_TYPE:
+    if not isinstance(name, str) or env_args.get("type", ROBOSUITE_TYPE) != ROBOSUITE_TYPE:
         kind = env_args.get("type")
         raise BurnishError(f"env_args of {name!r} have type {kind!r}: expected robosuite's ({ROBOSUITE_TYPE})")
     kwargs = {
@@ -204,6 +216,10 @@ def task_from_env_args(env_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         for key, value in copy.deepcopy(env_args.get("env_kwargs", {})).items()
         if not key.startswith(("camera_", "render")) and key not in ("env_name", "postprocess_visual_obs")
     }
+    configs = kwargs.get("controller_configs")
+    for config in configs if isinstance(configs, list) else [configs]:
+        if isinstance(config, str) and config.endswith(".json"):
+            raise BurnishError(f"env_args: controller_configs={config}: expected the configuration, not a file of it")
     kwargs.update(has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True)
     for gone in ("gripper_visualization", "gripper_visualizations"):
         kwargs.pop(gone, None)
@@ -242,7 +258,7 @@ def _named(name: str) -> dict[str, Any]:
     from robosuite.controllers.composite.composite_controller import REGISTERED_COMPOSITE_CONTROLLERS_DICT
 
     config: dict[str, Any]
-    try:
+    with told_as(f"task.env_kwargs.controller_configs={name} cannot be read"):
         if name in ARM_CONTROLLERS:
             config = load_part_controller_config(default_controller=name)
             config.pop("input_ref_frame", None)  # ours is the world's
@@ -251,9 +267,7 @@ def _named(name: str) -> dict[str, Any]:
             known = [*ARM_CONTROLLERS, *REGISTERED_COMPOSITE_CONTROLLERS_DICT]
             _require_known(name, known, "controller", "task.env_kwargs.controller_configs", ", or a JSON file")
         config = load_composite_controller_config(controller=name)
-        return config
-    except (OSError, ValueError) as error:
-        raise BurnishError(f"task.env_kwargs.controller_configs={name} cannot be read: {error!r}") from error
+    return config
 
 
 def body_parts(composite: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.envs.base import Floats, Step
+from burnish.envs.opengl import OPENGL
 from burnish.envs.robosuite.env import is_robosuites_own, make_task_env
 from burnish.envs.robosuite.fast_step import advance, not_plain
 from burnish.envs.robosuite.model import follow, is_lean, whole_simulation
@@ -15,6 +16,7 @@ from burnish.envs.robosuite.observables import disable_unneeded, observables_of,
 from burnish.envs.robosuite.state import episode_state, restore_episode
 from burnish.envs.task import TaskConfig
 from burnish.errors import BurnishError
+from burnish.foreign import told_as
 from burnish.observations import ObsSpec
 
 # They keep wiped markers, or the object chosen for the episode, in Python.
@@ -51,7 +53,8 @@ class RobosuiteSimulator:
         self._keys = list(task.obs_keys)
         self._scene: Scene | None = None
         self._reseed(None)
-        obs = self.env.reset()
+        with told_as(f"robosuite's {task.env_id} cannot be reset"):
+            obs = self.env.reset()
         sizes = {key: np.size(select_obs(obs, key)) for key in self._keys}
         self.obs_spec = ObsSpec.of_state(sum(sizes.values()), sizes)
         self._compiled = "step" in vars(self.env)
@@ -160,12 +163,8 @@ def open_renderer(simulation: Any) -> None:
 
     warm_start = simulation.data.qacc_warmstart.copy()
     try:
-        context = Context(simulation, device_id=-1)
-    except Exception as error:  # ImportError, RuntimeError, OpenGL's own: it depends on the back end
-        raise BurnishError(
-            f"no OpenGL for rendering ({error}): install the Debian package libegl1 and set MUJOCO_GL=egl, "
-            f"or libosmesa6 and MUJOCO_GL=osmesa"
-        ) from error
+        with told_as("no OpenGL for rendering", OPENGL):
+            context = Context(simulation, device_id=-1)
     finally:
         simulation.data.qacc_warmstart[:] = warm_start  # opening a context runs forward()
     context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1

@@ -135,6 +135,9 @@ class ChunkedEnv:
                 f"saved environment has observation histories {saved.shape}, expected "
                 f"{self.history.shape} (To, Do): resume with the task and policy it was saved with"
             )
+        for name, kind in {"elapsed": int, "seeded": bool, "active": bool, "nonfinite_episodes": int}.items():
+            if (found := type(state[name])) is not kind:
+                raise BurnishError(f"saved environment: {name} is {found.__name__}, expected {kind.__name__}")
         self.simulator.set_state(state["simulator"])
         self.history[:] = saved
         self._elapsed = state["elapsed"]

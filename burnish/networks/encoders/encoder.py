@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from burnish.config import Checked, key
 from burnish.errors import BurnishError
+from burnish.networks.base import MOST_WIDTH
 from burnish.observations import STATE, ObsSpec, Part
 from burnish.registry import load
 
@@ -29,11 +30,13 @@ ENCODERS = {
 class EncoderConfig(Checked):
     """The encoders of sensors; without sensors it has no effect."""
 
-    features: int = key(64, "that each sensor gives", least=1)
+    features: int = key(64, "that each sensor gives", least=1, most=MOST_WIDTH)
     channels: list[int] = key(
-        [32, 64, 64], "of a picture's convolutions, each of half the size of the one before", least=1
+        [32, 64, 64], "of a picture's convolutions, each of half the size of the one before", least=1, most=MOST_WIDTH
     )
-    point_dims: list[int] = key([64, 128], "of the network that every point goes through, before the maximum", least=1)
+    point_dims: list[int] = key(
+        [64, 128], "of the network that every point goes through, before the maximum", least=1, most=MOST_WIDTH
+    )
     kinds: dict[str, str] = key(
         factory=dict,
         doc="sensor -> rgb, points or module:Class; those not named by shape: (H, W, 3) uint8 is rgb, (P, d) points",
