@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-from chaos import warm
+from chaos import warm  # noqa: E402
 
 FORMS = ("kills", "damage", "soak")
 

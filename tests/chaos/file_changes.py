@@ -54,9 +54,9 @@ class FileChanges:
     def _change(self, event: str, path: str | bytes, within: str | None = None, *, follow: bool = False) -> None:
         path = os.fsdecode(path)
         if within is not None:
-            path = str(Path(os.readlink(within), path))
+            path = str(Path(within).readlink() / path)
         elif follow:
-            path = os.readlink(path)
+            path = str(Path(path).readlink())
         if not str(Path(path).absolute()).startswith(self.folder):
             return
         os.write(self.log, f"{self.reached} {event} {path}\n".encode())

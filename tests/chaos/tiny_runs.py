@@ -120,7 +120,7 @@ def differences(found: Path, expected: Path) -> list[str]:
 def _of_run(found: Path, expected: Path, cell: Path) -> Iterator[str]:
     found, expected = found / cell, expected / cell
     ours, theirs = _files(found), _files(expected)
-    if lacking := sorted(theirs - ours):
+    if lacking := sorted(theirs - ours - _not_needed(expected)):
         yield f"it lacks {', '.join(lacking)}"
     if more := sorted(ours - theirs):
         yield f"it has left {', '.join(more)}"
@@ -144,6 +144,14 @@ def _of_run(found: Path, expected: Path, cell: Path) -> Iterator[str]:
 
 def _files(run: Path) -> set[str]:
     return {str(path.relative_to(run)) for path in run.rglob("*")} if run.is_dir() else set()
+
+
+def _not_needed(run: Path) -> set[str]:
+    """The checkpoints that are neither the latest nor the best: a run that saves its last one twice keeps fewer."""
+    folder = run / "checkpoints"
+    named = {path.resolve().name for path in (folder / "latest", folder / "best")}
+    older = [path for path in folder.glob("step_*") if path.name not in named]
+    return {str(path.relative_to(run)) for each in older for path in (each, *each.rglob("*"))}
 
 
 def _json(path: Path) -> Any:
@@ -178,8 +186,8 @@ READERS = {
     "config.yaml": _text,
 }
 """By name, or by ending. Pictures and logs are not compared."""
-TIMED = ("training_seconds", "unlogged", "peak_memory_mib", "sha256", "checksums")
-"""Keys of what a clock or the memory says, and of digests of files that hold such."""
+TIMED = ("training_seconds", "unlogged", "peak_memory_mib", "commit")
+"""Keys of what the clock, the memory or git says."""
 
 
 def _untimed(value: Any) -> Any:

@@ -14,13 +14,20 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 MARK = "BURNISH_CHAOS_TRY"
 TRACEBACK_STATUS = 70  # of a fork that an exception ended
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 QUIET = {"WANDB_MODE": "disabled", "MPLBACKEND": "Agg", "COLUMNS": "120", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+IMPORTED = (
+    *("h5py", "matplotlib.pyplot", "gymnasium.envs.mujoco", "safetensors.torch", "yaml", "burnish.commands.cli"),
+    *("burnish.pretrain.behaviour_cloning", "burnish.finetune.start", "burnish.datasets.formats.robomimic"),
+)
 
 
 class Process(NamedTuple):
@@ -37,13 +44,10 @@ def prepare() -> None:
 
 def import_everything() -> None:
     """What a run imports, except what starts threads."""
-    import h5py
-    import matplotlib.pyplot
+    for name in IMPORTED:
+        import_module(name)
     import torch
 
-    import burnish.commands.cli
-    import burnish.finetune.start
-    import burnish.pretrain.behaviour_cloning  # noqa: F401
     from burnish.compose import compose
     from burnish.finetune.stage import STAGES, stage_class
 
@@ -55,7 +59,7 @@ def import_everything() -> None:
 
 
 def start(work: Callable[[], int], folder: Path, log: Path, mark: str) -> int:
-    """Do `work` in a fork, in `folder`, its output added to `log` -> its process id. Its status is what `work` gives."""
+    """Do `work` in a fork, in `folder`, its output added to `log` -> its process id. `work` gives its status."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
