@@ -36,7 +36,7 @@ GOOD = VERDICTS[:3]
 CPU_SECONDS, WALL_SECONDS = 30, 120
 MEBIBYTE = 2**20
 JUSTIFIED = 96 * MEBIBYTE, 40
-"""What reading may take: so much, and so many times the size of what is read."""
+"""What reading may take beside what the undamaged one takes: so much, and so many times the size of what is read."""
 MOST_LETTERS = 4000
 
 
@@ -63,13 +63,21 @@ def _status(key: str) -> int:
     return 0
 
 
-def read_in_fork(reader: str, path: Path, number: int, expected: bytes | None, out: Path, rng_seed: str | None) -> None:
-    """In the fork: damage (with a seed), read, and write [verdict, what was done, what was said] to `out`."""
-    what = "nothing"
-    if rng_seed is not None:
-        what = _damaged(reader, path, rng_seed)
-        out.write_text(json.dumps(["died", what, "while reading"]))  # what stands if nothing more is written
-    allowed = JUSTIFIED[0] + JUSTIFIED[1] * size_of(path)
+class Undamaged(NamedTuple):
+    """What reading the good one gave, and the bytes of memory that it took."""
+
+    content: bytes
+    grown: int
+
+
+def read_in_fork(reader: str, path: Path, number: int, good: Undamaged | None, out: Path, seed: str) -> None:
+    """In the fork: damage it, unless there is nothing to compare with yet, read it, and write what
+    `Damager._fork` reads to `out`."""
+    what, allowed = "nothing", JUSTIFIED[0] + JUSTIFIED[1] * size_of(path)
+    if good is not None:
+        what = _damaged(reader, path, seed)
+        out.write_text(json.dumps(["died", what, "while reading", 0]))  # what stands if nothing more is written
+        allowed += good.grown
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _status("VmSize") + max(2 * 2**30, 4 * allowed)
@@ -77,11 +85,11 @@ def read_in_fork(reader: str, path: Path, number: int, expected: bytes | None, o
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak, from now on
     before = _status("VmRSS")
-    verdict, said = _read(reader, path, number, expected, mutations.MUST_REFUSE in what)
+    verdict, said = _read(reader, path, number, good and good.content, mutations.MUST_REFUSE in what)
     grown = _status("VmHWM") - before
-    if grown > allowed and verdict != "grew":
+    if good is not None and grown > allowed and verdict != "grew":
         verdict, said = "grew", f"by {grown / MEBIBYTE:.0f} MiB, allowed {allowed / MEBIBYTE:.0f}: {said}"
-    out.write_text(json.dumps([verdict, what, said]))
+    out.write_text(json.dumps([verdict, what, said, grown]))
 
 
 def _damaged(reader: str, path: Path, seed: str) -> str:
@@ -136,7 +144,7 @@ class Damager:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
         self.good: dict[str, Path] = {}
-        self.expected: dict[tuple[str, int], bytes] = {}
+        self.expected: dict[tuple[str, int], Undamaged] = {}
 
     def prepare(self, reader: str) -> None:
         """Write the good one and read it, in every way that it is read."""
@@ -156,10 +164,10 @@ class Damager:
                 raise SystemExit(f"chaos: no good {reader}: see {self.folder / reader}.log")
         self.good[reader] = Path((self.folder / f"{reader}.path").read_text())
         for number in range(3):
-            result = self._fork(reader, self._copy(reader, f"good-{number}"), number, None, None)
+            result, grown = self._fork(reader, self._copy(reader, f"good-{number}"), number, None)
             if result.verdict != "same":
                 raise SystemExit(f"chaos: the undamaged {reader} is {result.verdict}: {result.said}")
-            self.expected[reader, number] = bytes.fromhex(result.said)
+            self.expected[reader, number] = Undamaged(bytes.fromhex(result.said), grown)
 
     def _copy(self, reader: str, name: str) -> Path:
         good = self.good[reader]
@@ -172,19 +180,20 @@ class Damager:
     def make(self, reader: str, number: int) -> Variant:
         """One variant, which is kept where it is a fault."""
         path = self._copy(reader, str(number))
-        result = self._fork(reader, path, number, f"{self.seed} {reader} {number}", self.expected[reader, number % 3])
+        result, _ = self._fork(reader, path, number, self.expected[reader, number % 3])
         at = self.folder / "variants" / f"{reader}-{number}"
         if result.verdict in GOOD:
             shutil.rmtree(at, ignore_errors=True)
         return result
 
-    def _fork(self, reader: str, path: Path, number: int, seed: str | None, expected: bytes | None) -> Variant:
+    def _fork(self, reader: str, path: Path, number: int, good: Undamaged | None) -> tuple[Variant, int]:
+        """-> how it ended, and the bytes that it took."""
         name = f"{reader}-{number}-{os.getpid()}"
         out = self.folder / f"{name}.json"
         log = self.folder / f"{name}.log"
 
         def work() -> int:
-            read_in_fork(reader, path, number, expected, out, seed)
+            read_in_fork(reader, path, number, good, out, f"{self.seed} {reader} {number}")
             return 0
 
         pid = warm.start(work, path if path.is_dir() else path.parent, log, name)
@@ -192,7 +201,7 @@ class Damager:
         if status is None:
             warm.kill_all(pid, name)
             warm.wait(pid, 10)
-        verdict, what, said = json.loads(out.read_text()) if out.exists() else ("died", "", "before reading")
+        verdict, what, said, grown = json.loads(out.read_text()) if out.exists() else ("died", "", "before reading", 0)
         printed = log.read_text(errors="replace")[-1500:] if log.exists() else ""
         if status is None or status in (-signal.SIGXCPU, -signal.SIGKILL):
             verdict, said = "hung", f"after {WALL_SECONDS if status is None else CPU_SECONDS} s"
@@ -202,7 +211,7 @@ class Damager:
             verdict, said = "crashed", printed
         for each in (out, log):
             each.unlink(missing_ok=True)
-        return Variant(reader, number, verdict, what, said)
+        return Variant(reader, number, verdict, what, said), grown
 
 
 def table(results: Sequence[Variant]) -> str:
