@@ -35,7 +35,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="soak: of each algorithm")
     parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="soak: between two samples")
     parser.add_argument("--reader", help="damage: one reader")
-    parser.add_argument("--only", action="append", help="kills: KIND:moment:N; damage: a variant's number")
+    parser.add_argument(
+        "--only", action="append", help="kills: KIND:moment:N, or KIND:at:CHANGE; damage: a variant's number"
+    )
     options = parser.parse_args()
     warm.prepare()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="burnish-chaos-"))

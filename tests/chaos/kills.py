@@ -33,7 +33,7 @@ class Try(NamedTuple):
     """One that is to be made: the kind, what decides the moments, and its number."""
 
     kind: str
-    by: str  # "moment" or "change"
+    by: str  # "moment"; "change", a random one of the file system; "at", once, before the change of that number
     number: int
 
     def __str__(self) -> str:
@@ -132,15 +132,15 @@ class Killer:
         """Kill it and go on, to its end -> how often it was killed, and what is wrong then."""
         kills, unbroken = 0, self.known[one.kind]
         patience = 120 + 20 * unbroken.seconds
-        for _ in range(rng.randint(1, MOST_KILLS)):
+        for _ in range(1 if one.by == "at" else rng.randint(1, MOST_KILLS)):
             moment, alone, before = rng.uniform(0, span), rng.random() < 0.5, None
-            if one.by == "change":
-                kill_at = rng.randrange(unbroken.changes)
+            if one.by != "moment":
+                kill_at = one.number if one.by == "at" else rng.randrange(unbroken.changes)
                 before, moment = FileChanges(at / "run", at / "changes.txt", kill_at).watch, patience
             status, left = self._kill(one, at, moment, alone, before)
             if status not in (None, -signal.SIGKILL):
                 break
-            if status is None and one.by == "change":
+            if status is None and one.by != "moment":
                 return kills, ["hung"]
             kills += 1
             if left:
@@ -220,7 +220,7 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         kind, by, _ = result.name.split(":")
         lost = bool(result.faults)
-        name = kind if by == "moment" else f"{kind}, by change"
+        name = kind if by == "moment" else f"{kind}, at changes"
         for each in (name, "all"):
             counts.setdefault(each, Counter()).update(tries=1, kills=result.kills, survived=not lost, lost=lost)
     for name in sorted(counts, key=lambda name: (name == "all", name)):

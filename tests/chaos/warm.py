@@ -25,9 +25,19 @@ QUIET = {"WANDB_MODE": "disabled", "MPLBACKEND": "Agg", "COLUMNS": "120", "RAY_A
 
 
 IMPORTED = (
-    *("h5py", "matplotlib.pyplot", "gymnasium.envs.mujoco", "safetensors.torch", "yaml", "burnish.commands.cli"),
-    *("burnish.pretrain.behaviour_cloning", "burnish.finetune.start", "burnish.datasets.formats.robomimic"),
+    *(
+        "h5py",
+        "matplotlib.pyplot",
+        "gymnasium.envs.mujoco",
+        "safetensors.torch",
+        "yaml",
+        "rich.progress",
+        "scipy.stats",
+    ),
+    *("torch._dynamo", "burnish.commands.cli", "burnish.pretrain.behaviour_cloning", "burnish.finetune.start"),
+    *("burnish.runs.plot", "burnish.datasets.formats.robomimic", "burnish.diffusion.ddim"),
 )
+"""Of what runs import, what takes long; torch._dynamo, which every optimizer imports, most of all."""
 
 
 class Process(NamedTuple):
