@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,22 @@ def test_what_differs_is_told(two_runs: tuple[Path, Path], path: str, text: str 
     else:
         (found / path).write_text(text)
     assert any(said in each for each in tiny_runs.differences(found, expected))
+
+
+def test_the_page_names_tests_that_there_are() -> None:
+    file, named = "", 0
+    for name in re.findall(r"`([\w./:]+)`", (ROOT / "docs" / "reliability.md").read_text()):
+        file = name.partition("::")[0] if ".py" in name else file
+        test = name.partition("::")[2] if "::" in name else name
+        if name.endswith(".py"):
+            assert (ROOT / "tests" / name.removeprefix("tests/")).is_file(), name
+        elif test.startswith("test_"):
+            named += 1
+            assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+    assert named > 40
+
+
+def test_the_page_has_every_case() -> None:
+    """The issue's scripts are numbered 01 to 42."""
+    numbers = re.findall(r"^\|[^|]*\| (\d\d) ", (ROOT / "docs" / "reliability.md").read_text(), re.M)
+    assert sorted(numbers) == [f"{number:02}" for number in range(1, 43)]
