@@ -113,12 +113,17 @@ def comparison(runner: str, base: Path) -> str:
 
 def differences(found: Path, expected: Path) -> list[str]:
     """What is not as in the unbroken run, in words: of one run, or of the runs of a comparison."""
+    if (expected / "config.yaml").exists():
+        return list(_of_run(found, expected))
     cells = sorted(path.parent.relative_to(expected) for path in expected.rglob("config.yaml"))
-    return [f"{cell}: {each}" if len(cells) > 1 else each for cell in cells for each in _of_run(found, expected, cell)]
+    return [f"{cell}: {each}" for cell in cells for each in _of_run(found / cell, expected / cell, UNSEEDED)]
 
 
-def _of_run(found: Path, expected: Path, cell: Path) -> Iterator[str]:
-    found, expected = found / cell, expected / cell
+UNSEEDED = ("python", "numpy")
+"""Global generators that Burnish neither seeds nor draws from; in forks they are seeded, and so compared."""
+
+
+def _of_run(found: Path, expected: Path, unseeded: tuple[str, ...] = ()) -> Iterator[str]:
     ours, theirs = _files(found), _files(expected)
     if lacking := sorted(theirs - ours - _not_needed(expected)):
         yield f"it lacks {', '.join(lacking)}"
@@ -134,7 +139,7 @@ def _of_run(found: Path, expected: Path, cell: Path) -> Iterator[str]:
                 yield f"{name} is no folder"
         elif (read := READERS.get(one.name, READERS.get(one.suffix))) is not None:
             try:
-                same = _same(read(one), read(other))
+                same = _same(*(_without(unseeded, read(path)) for path in (one, other)))
             except Exception as error:
                 yield f"{name} cannot be read: {type(error).__name__}: {error}"
             else:
@@ -174,16 +179,20 @@ def _trainer(path: Path) -> Any:
     return _untimed(torch.load(path, weights_only=True))
 
 
-def _text(path: Path) -> Any:
-    return path.read_text()
+def _config(path: Path) -> Any:
+    import yaml
+
+    return {key: value for key, value in yaml.safe_load(path.read_text()).items() if key not in GIVEN_ANEW}
 
 
+GIVEN_ANEW = ("device", "torch_threads", "wandb", "resume", "overwrite")
+"""Keys that a resumed run may have otherwise."""
 READERS = {
     ".json": _json,
     "metrics.jsonl": _lines,
     ".safetensors": _tensors,
     "trainer.pt": _trainer,
-    "config.yaml": _text,
+    "config.yaml": _config,
 }
 """By name, or by ending. Pictures and logs are not compared."""
 TIMED = ("training_seconds", "unlogged", "peak_memory_mib", "commit")
@@ -197,6 +206,13 @@ def _untimed(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map(_untimed, value))
     return value
+
+
+def _without(unseeded: tuple[str, ...], content: Any) -> Any:
+    """The content of a trainer.pt without some of its generators; any other as it is."""
+    if isinstance(content, dict) and isinstance(content.get("random"), dict):
+        return content | {"random": {key: state for key, state in content["random"].items() if key not in unseeded}}
+    return content
 
 
 def _same(one: Any, other: Any) -> bool:
