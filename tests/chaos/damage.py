@@ -35,7 +35,7 @@ VERDICTS = ("same", "differs", "refused", "crashed", "wordy", "hung", "grew", "d
 GOOD = VERDICTS[:3]
 CPU_SECONDS, WALL_SECONDS = 30, 120
 MEBIBYTE = 2**20
-JUSTIFIED = 96 * MEBIBYTE, 40
+JUSTIFIED = 320 * MEBIBYTE, 250
 """What reading may take beside what the undamaged one takes: so much, and so many times the size of what is read."""
 MOST_LETTERS = 4000
 

@@ -19,7 +19,7 @@ import numpy as np
 
 MUST_REFUSE = "(must be refused)"
 OTHER_FILE = "/etc/passwd"  # that nobody wants to find in observations
-BOMB_BYTES = 2**28
+BOMB_BYTES = 2**29
 LONG = 300
 
 
@@ -361,7 +361,7 @@ def _special_member(path: Path, arrays: dict[str, Any], name: str, kind: str, rn
 
 
 def _add_bomb(path: Path, name: str, header: bytes) -> None:
-    """A member that unpacks to a quarter of a gigabyte of zeros, out of a quarter of a megabyte."""
+    """A member that unpacks to half a gigabyte of zeros, out of half a megabyte."""
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
         block = bytes(2**20)
         with file.open(name, "w", force_zip64=True) as member:
