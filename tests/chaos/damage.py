@@ -13,6 +13,8 @@ The first three are right, all others are faults.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -75,7 +77,7 @@ def read_in_fork(reader: str, path: Path, number: int, good: Undamaged | None, o
     `Damager._fork` reads to `out`."""
     what, allowed = "nothing", JUSTIFIED[0] + JUSTIFIED[1] * size_of(path)
     if good is not None:
-        what = _damaged(reader, path, seed)
+        what = _damaged(reader, path, number, seed)
         out.write_text(json.dumps(["died", what, "while reading", 0]))  # what stands if nothing more is written
         allowed += good.grown
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
@@ -92,11 +94,11 @@ def read_in_fork(reader: str, path: Path, number: int, good: Undamaged | None, o
     out.write_text(json.dumps([verdict, what, said, grown]))
 
 
-def _damaged(reader: str, path: Path, seed: str) -> str:
+def _damaged(reader: str, path: Path, number: int, seed: str) -> str:
     """What could not be made of it: other damage is tried."""
     for attempt in range(20):
         with suppress(Exception):
-            return READERS[reader].damage(path, random.Random(f"{seed} {attempt}"))
+            return READERS[reader].damage(path, random.Random(f"{seed} {attempt}"), number)
     raise RuntimeError(f"no damage could be done to {path}")
 
 
@@ -122,10 +124,25 @@ def _refused(error: Exception) -> tuple[str, str]:
     elif isinstance(error, ReadWrong):
         verdict = "silent"
     elif isinstance(error, BurnishError):
-        verdict = "wordy" if "\n" in said.strip() or len(said) > MOST_LETTERS else "refused"
+        printed, status = _printed(error)
+        wordy = "\n" in printed.strip() or len(printed) > MOST_LETTERS
+        verdict = "crashed" if status != 2 else "wordy" if wordy else "refused"
     else:
         verdict, said = "crashed", "".join(traceback.format_exception(error))[-1500:]
     return verdict, said[-1500:]
+
+
+def _printed(error: Exception) -> tuple[str, int]:
+    """What the command says of it, and its status."""
+    from burnish.commands import cli
+
+    def fail(arguments: list[str]) -> int:
+        raise error
+
+    cli._dispatch = fail
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        status = cli.main([])
+    return printed.getvalue(), status
 
 
 def _lack_of_memory(error: BaseException | None) -> bool:

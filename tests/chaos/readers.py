@@ -59,11 +59,13 @@ class Reader(NamedTuple):
     Attributes:
         make: writes the good file or folder into a folder, and gives its path.
         damage: changes it (a copy), and says what it did.
-        read: -> what was understood; the number of the variant chooses among several ways of reading.
+        read: -> what was understood.
+
+    The number of the variant, which both are given, chooses among several things and ways of reading; three at most.
     """
 
     make: Callable[[Path], Path]
-    damage: Callable[[Path, random.Random], str]
+    damage: Callable[[Path, random.Random, int], str]
     read: Callable[[Path, int], bytes]
 
 
@@ -153,7 +155,7 @@ def make_minari(folder: Path) -> Path:
     return folder / "pendulum" / "random-v0"
 
 
-def damage_hdf5(path: Path, rng: random.Random) -> str:
+def damage_hdf5(path: Path, rng: random.Random, number: int) -> str:
     if rng.random() < 0.4:
         return _damage_bytes(path, rng)
     return mutations.hdf5(path, rng)
@@ -165,7 +167,7 @@ def _damage_bytes(path: Path, rng: random.Random) -> str:
     return f"{path.name}: {what}"
 
 
-def damage_minari(path: Path, rng: random.Random) -> str:
+def damage_minari(path: Path, rng: random.Random, number: int) -> str:
     metadata, data = path / "data" / "metadata.json", path / "data" / "main_data.hdf5"
     kind = rng.random()
     if kind < 0.4:
@@ -177,17 +179,17 @@ def damage_minari(path: Path, rng: random.Random) -> str:
     if kind < 0.55:
         rng.choice([metadata, data]).unlink()
         return "a file is missing"
-    return damage_hdf5(data, rng)
+    return damage_hdf5(data, rng, number)
 
 
-def damage_npz(path: Path, rng: random.Random) -> str:
+def damage_npz(path: Path, rng: random.Random, number: int) -> str:
     chosen = rng.choice([path, path, path, path.with_name("normalization.npz")])
     if rng.random() < 0.4:
         return _damage_bytes(chosen, rng)
     return f"{chosen.name}: {mutations.npz(chosen, rng)}"
 
 
-def damage_csv(path: Path, rng: random.Random) -> str:
+def damage_csv(path: Path, rng: random.Random, number: int) -> str:
     if rng.random() < 0.4:
         return _damage_bytes(path, rng)
     text, what = mutations.csv(path.read_text(), rng)
@@ -243,7 +245,7 @@ def make_policy(folder: Path) -> Path:
     return folder / "policy"
 
 
-def damage_policy(path: Path, rng: random.Random) -> str:
+def damage_policy(path: Path, rng: random.Random, number: int) -> str:
     """Of its files; half of the others' trees without the checksums, so that what reads them is reached."""
     chosen = rng.choice([*sorted(path.iterdir()), path / "policy.safetensors", path / "policy.json"])
     kind = rng.random()
@@ -332,10 +334,8 @@ def _of_runs(path: Path, number: int) -> Path:
     return path / ("bc", "dppo", "dpmd")[number % 3] / "run"
 
 
-def damage_checkpoint(path: Path, rng: random.Random) -> str:
-    number = rng.randrange(3)  # the variant's own is told to the reader by a file
+def damage_checkpoint(path: Path, rng: random.Random, number: int) -> str:
     run = _of_runs(path, number)
-    (path / "number").write_text(str(number))
     checkpoint = next((run / "checkpoints").glob("step_*"))
     kind = rng.random()
     if kind < 0.45:
@@ -349,7 +349,7 @@ def damage_checkpoint(path: Path, rng: random.Random) -> str:
         return f"{run.parent.name}: config.yaml: {what}"
     if kind < 0.9:
         return f"{run.parent.name}: {_damage_bytes(run / 'metrics.jsonl', rng)}"
-    return f"{run.parent.name}: {damage_policy(checkpoint, rng)}"
+    return f"{run.parent.name}: {damage_policy(checkpoint, rng, number)}"
 
 
 def _damage_trainer(path: Path, rng: random.Random) -> str:
@@ -382,38 +382,29 @@ class _Loaded(BaseException):
 
 
 def read_checkpoint(path: Path, number: int) -> bytes:
-    """Resume the run, up to the moment at which it would go on -> its state, written again."""
+    """Resume the run, with more to do than it had, up to what it would do next -> its state, written again."""
     from burnish.commands.configure import configure
     from burnish.commands.table import COMMANDS
-    from burnish.finetune.loop import Loop
-    from burnish.pretrain.behaviour_cloning import Pretraining
+    from burnish.finetune.stage import stage_class
+    from burnish.pretrain.behaviour_cloning import BehaviourCloning
 
-    which = int((path / "number").read_text()) if (path / "number").exists() else number
-    run = _of_runs(path, which)
+    run = _of_runs(path, number)
     found: list[bytes] = []
 
-    def loaded(*_: Any) -> Any:
+    def told(learner: Any, *given: Any) -> Any:
+        found.append(digest(learner.state_dict()) + digest(given))
         raise _Loaded
 
-    restore, resume = Loop._load_state, Pretraining._resume
-
-    def load_state(loop: Any, state: Any) -> None:
-        restore(loop, state)
-        found.append(digest(loop._state().stage) + digest(loop.obs) + repr((loop.env_steps, loop.updates)).encode())
-        raise _Loaded
-
-    def resumed(training: Any) -> None:
-        resume(training)
-        found.append(digest(training.trainer.state_dict()) + repr(training.course.best).encode())
-        raise _Loaded
-
-    Loop._load_state, Loop._evaluate_pretrained, Pretraining._resume = load_state, loaded, resumed  # type: ignore[method-assign]
-    name = "pretrain" if which % 3 == 0 else "finetune"
+    BehaviourCloning.update = told  # type: ignore[method-assign]
+    for name in ("dppo", "dpmd"):
+        stage: Any = stage_class(name)
+        stage.act = stage.update = told
+    name, more = ("pretrain", "train.updates=100") if number % 3 == 0 else ("finetune", "total_env_steps=100000")
     command = next(command for command in COMMANDS if command.name == name)
     try:
-        command.run(command.parse(configure(command, [f"resume={run}"])))
+        command.run(command.parse(configure(command, [f"resume={run}", more])))
     except _Loaded:
-        return found[0] if found else b"from the beginning"
+        return found[0]
     return b"ended"
 
 
@@ -446,6 +437,9 @@ def digest(value: Any) -> bytes:
 # Words and settings
 
 
+YAML_FILES = ("task", "stage", "compare")
+
+
 def make_yaml(folder: Path) -> Path:
     import yaml
 
@@ -456,10 +450,9 @@ def make_yaml(folder: Path) -> Path:
     return at
 
 
-def damage_yaml(path: Path, rng: random.Random) -> str:
+def damage_yaml(path: Path, rng: random.Random, number: int) -> str:
     os.environ["CHAOS_SECRET"] = "SECRET-OF-THE-ENVIRONMENT"
-    name = rng.choice(["task", "stage", "compare"])
-    (path / "name").write_text(name)
+    name = YAML_FILES[number % 3]
     file = path / f"{name}.yaml"
     if rng.random() < 0.3:
         return _damage_bytes(file, rng)
@@ -473,16 +466,12 @@ def read_yaml(path: Path, number: int) -> bytes:
     from burnish.compare.config import read_config
     from burnish.compare.plan import plan
 
-    names = [(path / "name").read_text()] if (path / "name").exists() else ["task", "stage", "compare"]
-    found = b""
-    for name in names:
-        if name == "task":
-            found += _configured("pretrain", [f"task={path}/task.yaml"])
-        elif name == "stage":
-            found += _configured("finetune", [*HOPPER, f"stage={path}/stage.yaml", "policy=x"])
-        else:
-            found += repr([(cell.command, cell.words) for cell in plan(read_config(path / "compare.yaml"))]).encode()
-    return found if len(names) == 1 else b"all"
+    name = YAML_FILES[number % 3]
+    if name == "task":
+        return _configured("pretrain", [f"task={path}/task.yaml"])
+    if name == "stage":
+        return _configured("finetune", [*HOPPER, f"stage={path}/stage.yaml", "policy=x"])
+    return repr([(cell.command, cell.words) for cell in plan(read_config(path / "compare.yaml"))]).encode()
 
 
 def _configured(name: str, words: list[str]) -> bytes:
@@ -524,7 +513,7 @@ def make_overrides(folder: Path) -> Path:
     return path
 
 
-def damage_overrides(path: Path, rng: random.Random) -> str:
+def damage_overrides(path: Path, rng: random.Random, number: int) -> str:
     from burnish.commands.table import COMMANDS
     from burnish.compose import _dotted_keys, compose
 
