@@ -4,16 +4,18 @@ DEMO ?=
 BENCH ?=
 TEST ?=
 MUTANTS ?=
+CHAOS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install test mutants lint demo bench
+.PHONY: help install test mutants chaos lint demo bench
 
 help:
 	@echo "make install   a virtual environment in $(VENV) with everything in it"
 	@echo "make demo      pretrain, fine-tune and evaluate a policy in a few minutes (DEMO=--quick: shorter)"
 	@echo "make test      the tests, on up to four cores (TEST='-n 0 tests/test_dppo.py': one file in one process)"
 	@echo "make mutants   whether the tests notice faults, put in line by line, in about ten minutes (MUTANTS='dppo -j 4': some)"
+	@echo "make chaos     runs killed, files damaged, an hour of training watched: hours (CHAOS='kills dppo -j 2': some)"
 	@echo "make lint      ruff, mypy, and that no import runs up (import-linter)"
 	@echo "make bench     speed measurements, tables and runs/bench/*.json"
 
@@ -38,6 +40,9 @@ test: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py $(MUTANTS)
+
+chaos: $(STAMP)
+	$(BIN)/python tests/chaos $(CHAOS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -53,6 +53,9 @@ def test_ends_are_told_apart_from_cuts(table):
     [
         ("episode,", "run,", r"no column episode: expected a first line such as"),
         ("pos.1", "pos.0", r"two columns have the same name"),
+        ("gripper", "", r"a column is called '': expected a name"),
+        ("gripper", "arm/gripper", r"a column is called 'arm/gripper': expected a name"),
+        ("gripper", "..0", r"a column is called '\.': expected a name"),
         ("action.0,action.1", "x.0,x.1", r"no action: expected columns action\.0"),
         ("pos.1", "pos.3", r"no column pos\.1, but pos\.3: expected all from pos\.0 on"),
         ("a,1,3,4,1", "a,1,3,four,1", r"line 3: pos\.0 is 'four': expected a number"),

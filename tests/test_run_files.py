@@ -160,3 +160,12 @@ def test_what_a_task_is_judged_by() -> None:
     task = TaskConfig(name="mine", suite="gymnasium", env_id="Hopper-v5", max_episode_steps=5)
     assert task.measure == "return"
     assert recorded_measure({"suite": "robosuite", "a_key": "of another version"}) == "success_rate"
+
+
+def test_damaged_metrics_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": \x9f}\n')
+    with pytest.raises(BurnishError, match=r"metrics.jsonl is damaged: byte 21 is no text"):
+        read_metrics(path)
+    path.write_text('{"step": 1}\n3\n')
+    assert read_metrics(path) == [{"step": 1}]

@@ -7,19 +7,31 @@ import os
 from pathlib import Path
 from typing import Any
 
+from burnish.errors import BurnishError
+
 METRICS = "metrics.jsonl"
 TAIL_BYTES = 16_384  # more than the longest line
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out. None where there is no file yet."""
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out. None where there is no file yet.
+
+    Raises BurnishError where it is no text.
+    """
     path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise BurnishError(f"{path} is damaged: byte {error.start} is no text; take another copy") from error
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in text.splitlines():
         try:
-            lines.append(json.loads(line))
+            found = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(found, dict):
+            break
+        lines.append(found)
     return lines
 
 

@@ -111,6 +111,8 @@ def _columns(path: Path, header: list[str]) -> dict[str, list[int]]:
     if ACTION not in found:
         raise BurnishError(f"{path}: no action: expected columns action.0, action.1, ...")
     for key, columns in found.items():
+        if not key.strip(".") or set(key) & set("/\0"):
+            raise BurnishError(f"{path}: a column is called {key!r}: expected a name that an HDF5 file can have")
         gap = next((i for i in range(max(columns) + 1) if i not in columns), None)
         if gap is not None:
             raise BurnishError(f"{path}: no column {key}.{gap}, but {key}.{max(columns)}: expected all from {key}.0 on")
