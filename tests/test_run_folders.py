@@ -775,3 +775,34 @@ def test_a_resumed_run_notices_other_data(tmp_path: Path, capsys: pytest.Capture
 def test_a_run_that_does_not_know_its_data_goes_on(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", 1)
     Run.open(Config(str(folder), resume=str(folder)), fingerprint(episodes(), ["object"])).close()
+
+
+FORMAT1 = Path(__file__).resolve().parent / "data" / "format1"
+SHORT = ("task=inverted_double_pendulum", "evaluation.episodes=1", "evaluation.backend=sync")
+ONLINE = (*SHORT, "n_envs=2", "backend=sync", "total_env_steps=40", "eval_every=0")
+CLONED = f"policy={FORMAT1}/comparison/inverted_double_pendulum/pretrain/seed3"
+CRITIC = ("stage.batch_size=8", "stage.demos=demos.hdf5")
+REPLAY = (*CRITIC, "stage.learning_starts=16")
+TRAININGS = {
+    "pretrain": ("pretrain", *SHORT, "dataset=demos.hdf5", "train.epochs=1"),
+    "finetune": ("finetune", *ONLINE, CLONED, *REPLAY, "stage=dpmd", "stage.buffer_size=100"),
+    "offline": ("offline", *SHORT, CLONED, *CRITIC, "stage=idql", "offline.steps=2", "eval_every=0"),
+    "scratch": ("scratch", *ONLINE, *REPLAY, "stage=sac", "network=gaussian", "stage.buffer_size=5000"),
+}
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_every_training_knows_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], training: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(FORMAT1 / "demos.hdf5", "demos.hdf5")
+    command, *words = TRAININGS[training]
+    assert main([command, *words, "run_dir=run"]) == 0
+    with h5py.File("demos.hdf5", "a") as file:
+        rewards = next(file[name] for name in ("rewards", "data/demo_0/rewards") if name in file)
+        rewards[0] += 1
+    command = "finetune" if training == "scratch" else command
+    assert main([command, "resume=run"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("burnish: error: resume=run: its demonstrations have changed since (other rewards)")

@@ -124,7 +124,7 @@ class Run:
                     _require_same_data(folder, trainer.data, data, getattr(config, "allow", None))
                 for path, error in damaged.items():
                     aside = checkpoints.set_aside(path)
-                    warn(f"{error}\ngoing on from {found}, what was after it is lost; the damaged one is {aside} now")
+                    warn(f"{error}; going on from {found}, and the damaged one is {aside} now")
                 for name in (CONFIG, *_FILES):
                     delete(siblings(folder / name)[0])
                 if config is not None:
