@@ -80,6 +80,13 @@ def checkpoint(run: Run, step: int, *, best: bool = False) -> None:
         run.checkpoints.mark_best(step)
 
 
+def loaded(run: Run) -> PretrainState | None:
+    """The state that the run goes on from; None for one that has none."""
+    taken: list[PretrainState] = []
+    run.load_checkpoint(PretrainState, taken.append)
+    return taken[0] if taken else None
+
+
 def make_run(folder: Path, *steps: int, best: int = 0) -> Path:
     with Run.create(folder, Config(str(folder))) as run:
         for step in steps:
@@ -212,7 +219,7 @@ def test_a_resumed_run_goes_back_to_a_whole_checkpoint_and_says_so(
     run = make_run(tmp_path / "run", 1, 2, best=2)
     damage(run / "checkpoints" / "step_00000002" / name, how)
     with Run.resume(run) as resumed:
-        state = resumed.load_checkpoint(PretrainState)
+        state = loaded(resumed)
         assert state is not None and state.trainer == {"step": 1}
         assert [line["step"] for line in resumed.metrics()] == [1]
     said = capsys.readouterr().err
@@ -254,7 +261,7 @@ def no_hidden(folder: Path) -> None:
 def test_a_full_disk_is_one_line_and_costs_no_checkpoint(tmp_path: Path, room: int) -> None:
     folder = make_run(tmp_path / "run", 1, 2, best=1)
     with Run.resume(folder) as run:
-        run.load_checkpoint(PretrainState)
+        loaded(run)
         before = tree(folder / "checkpoints")
         state = PretrainState({"step": 3, "weights": torch.zeros(5000)}, (0.0, 0.0), 3)
         with (
@@ -281,11 +288,11 @@ def test_metrics_on_a_full_disk(tmp_path: Path) -> None:
         pytest.raises(BurnishError, match=r"cannot write .*metrics\.jsonl: File too large; the checkpoints are as"),
         Run.resume(folder) as run,
     ):
-        run.load_checkpoint(PretrainState)
+        loaded(run)
         with room_for((folder / "metrics.jsonl").stat().st_size + 10):
             run.log({"loss": 0.5}, 2)
     with Run.resume(folder) as run:
-        run.load_checkpoint(PretrainState)
+        loaded(run)
         checkpoint(run, 2)
     assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == [1, 2]
 
@@ -486,7 +493,7 @@ def test_a_policy_is_not_changed_while_its_run_is_written(tmp_path: Path) -> Non
 def train(folder: Path) -> None:
     """Go on to step 5, from wherever the run is: 3 is the best, 2 is deleted with step 4, and 1 as it was the best."""
     with Run.resume(folder) as run:
-        state = run.load_checkpoint(PretrainState)
+        state = loaded(run)
         step = 0
         if state is not None:
             step = state.trainer["step"]
@@ -560,7 +567,7 @@ def test_killed_before_any_change_nothing_is_lost(tmp_path: Path, every: int, to
 def test_the_best_is_marked_again_where_a_kill_came_between(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", 1, 2, best=1)
     with Run.resume(folder) as run:
-        run.load_checkpoint(PretrainState)
+        loaded(run)
         run.save_checkpoint(3, writes(3), PretrainState({"step": 3}, (0.0, 0.0), 3))
     checkpoints = Checkpoints(folder / "checkpoints")
     assert checkpoints.best() == folder / "checkpoints" / "step_00000001"
@@ -766,7 +773,7 @@ def test_a_resumed_run_notices_other_data(tmp_path: Path, capsys: pytest.Capture
     Run.open(Allowing(str(folder), resume=str(folder), allow=("data",)), other).close()
     assert "demonstrations have changed since" in capsys.readouterr().err
     with Run.open(Config(str(folder), resume=str(folder)), data) as run:
-        run.load_checkpoint(PretrainState)
+        loaded(run)
         checkpoint(run, 2)
     with pytest.raises(BurnishError, match="changed since"):
         Run.open(Config(str(folder), resume=str(folder)), other)

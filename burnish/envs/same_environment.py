@@ -31,7 +31,8 @@ REWARD = "reward"  # matters where the rewards of a file are learned from
 ACTIONS = "actions"  # no difference of environments: actions that are not in [-1, 1], see `burnish.datasets.for_task`
 OF_KWARGS = ("robot", "gripper", "controller", "control_freq", "reward", "env_kwargs")
 ALSO = {"env_id": ("name",), "env_kwargs": OF_KWARGS}  # what keys of a task stand for
-ALLOWED = (*MEANINGFUL, *OBSERVATIONS, REWARD, ACTIONS, "env_id")
+DATA = "data"  # nor this: other demonstrations than a resumed run had, see `burnish.datasets.fingerprint`
+ALLOWED = (*MEANINGFUL, *OBSERVATIONS, REWARD, ACTIONS, DATA, "env_id")
 TASK_KEY = {"robot": "robots", "gripper": "gripper_types", "control_freq": "control_freq"}
 
 SUITE_OF_TYPE = {1: "robosuite", 2: "gymnasium", 3: "iGibson"}  # robomimic's EnvType
@@ -63,7 +64,8 @@ class AllowConfig(Checked):
     allow: list[str] = key(
         [],
         "in what the task may differ from the environment of demonstrations and policy, as [robot,controller]; "
-        "actions: clamp those that are not in [-1, 1] (docs/data.md)",
+        "actions: clamp those that are not in [-1, 1]; data: a resumed run goes on with other demonstrations "
+        "(docs/data.md)",
         options=ALLOWED,
     )
 

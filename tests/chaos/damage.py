@@ -257,21 +257,14 @@ def run(folder: Path, words: Sequence[str], seed: int, tries: int, only: Sequenc
     for reader in chosen:
         damager.prepare(reader)
     todo = [(reader, number) for reader in chosen for number in (only or range(tries))]
-    pids = []
-    for job in range(jobs):
-        pid = os.fork()
-        if not pid:
-            status = 1
-            try:
-                with (damager.folder / f"job-{job}.jsonl").open("w") as file:
-                    for reader, number in todo[job::jobs]:
-                        file.write(json.dumps(damager.make(reader, number)) + "\n")
-                        file.flush()
-                status = 0
-            finally:
-                os._exit(status)
-        pids.append(pid)
-    failed = [pid for pid in pids if os.waitpid(pid, 0)[1]]
+
+    def work(job: int) -> None:
+        with (damager.folder / f"job-{job}.jsonl").open("w") as file:
+            for reader, number in todo[job::jobs]:
+                file.write(json.dumps(damager.make(reader, number)) + "\n")
+                file.flush()
+
+    ended = warm.in_jobs(work, jobs)
     files = [damager.folder / f"job-{job}.jsonl" for job in range(jobs)]
     results = sorted(Variant(*json.loads(line)) for file in files for line in file.read_text().splitlines())
     results.sort(key=lambda result: (chosen.index(result.reader), result.number))
@@ -283,6 +276,6 @@ def run(folder: Path, words: Sequence[str], seed: int, tries: int, only: Sequenc
     print(f"\n{table(results)}\n{len(results)} variants in {time.monotonic() - began:.0f} s, {len(faults)} faults")
     report = {"seed": seed, "results": [result._asdict() for result in results]}
     (folder / "damage.json").write_text(json.dumps(report, indent=1) + "\n")
-    if failed:
+    if not ended:
         print("chaos: the harness itself failed, see above", file=sys.stderr)
-    return int(bool(faults or failed))
+    return int(bool(faults) or not ended)

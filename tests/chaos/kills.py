@@ -139,7 +139,7 @@ class Killer:
                 before, moment = FileChanges(at / "run", at / "changes.txt", kill_at).watch, patience
             status, left = self._kill(one, at, moment, alone, before)
             if status not in (None, -signal.SIGKILL):
-                break
+                break  # it was quicker
             if status is None and one.by != "moment":
                 return kills, ["hung"]
             kills += 1
@@ -147,7 +147,9 @@ class Killer:
                 return kills, [left]
             span *= 0.7
         else:
-            status, _ = self._kill(one, at, patience, False, None)
+            status, left = self._kill(one, at, patience, False, None)
+        if left:
+            return kills, [left]
         if status != 0:
             return kills, ["hung" if status is None else f"does not go on: status {status}, {last_line(at)}"]
         return kills, differences(at / "run", unbroken.folder)
@@ -181,30 +183,22 @@ def last_line(at: Path) -> str:
 
 def make_all(killer: Killer, tries: Sequence[Try], jobs: int) -> list[Result]:
     """Make the tries in so many processes at a time."""
-    results, out = [], killer.folder / "results"
+    out = killer.folder / "results"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    pids = []
-    for job in range(jobs):
-        pid = os.fork()
-        if not pid:
-            try:
-                with (out / f"{job}.jsonl").open("w") as file:
-                    for one in tries[job::jobs]:
-                        result = killer.make(one)
-                        print(line(result), flush=True)
-                        file.write(json.dumps(result) + "\n")
-                        file.flush()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        pids.append(pid)
-    failed = [pid for pid in pids if os.waitpid(pid, 0)[1]]
-    for path in out.iterdir():
-        results += [Result(*json.loads(each)) for each in path.read_text().splitlines()]
-    if failed:
+
+    def work(job: int) -> None:
+        with (out / f"{job}.jsonl").open("w") as file:
+            for one in tries[job::jobs]:
+                result = killer.make(one)
+                print(line(result), flush=True)
+                file.write(json.dumps(result) + "\n")
+                file.flush()
+
+    if not warm.in_jobs(work, jobs):
         raise SystemExit("chaos: the harness itself failed, see above")
-    return results
+    lines = [each for path in sorted(out.iterdir()) for each in path.read_text().splitlines()]
+    return [Result(*json.loads(each)) for each in lines]
 
 
 def line(result: Result) -> str:

@@ -171,3 +171,25 @@ def left_after(session: int, mark: str, seconds: float) -> list[Process]:
     while (left := of_try(session, mark)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
+
+
+def in_jobs(work: Callable[[int], None], jobs: int) -> bool:
+    """Do `work` of 0, 1, ... in so many forks at a time -> whether all of them came to their end."""
+    pids = []
+    for job in range(jobs):
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+            continue
+        status = 1
+        try:
+            work(job)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    statuses = [os.waitpid(pid, 0)[1] for pid in pids]  # of all of them, also after one that failed
+    return not any(statuses)
