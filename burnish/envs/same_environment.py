@@ -193,7 +193,7 @@ def refusal(
         for aspect in aspects
         if aspect in TASK_KEY and aspect in known.aspects
     ]
-    same = f"for {known.where}'s: {' '.join(settings)}; " if settings else ""
+    same = f"to make them the same: {' '.join(settings)}; " if settings else ""
     end = "\n" if len(refused) > 1 else "; "
     return (
         f"{known.called} and {now.called} are different environments, in which actions or observations do not mean the "
