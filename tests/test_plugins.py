@@ -364,9 +364,8 @@ def test_gymnasium_environments_of_a_plugin_are_known_in_workers(theirs, env_id)
             envs.close()
     finally:
         gymnasium.registry.pop("TheirPendulum-v0", None)
-    with pytest.raises(
-        BurnishError, match=r"nobody:Foo-v0 .*cannot be made \(ModuleNotFoundError: No module named 'nobody'"
-    ):
+    said = r"nobody:Foo-v0 .*cannot be made \(ModuleNotFoundError: No module named 'nobody'"
+    with pytest.raises(BurnishError, match=said):
         make_vector_env(
             TaskConfig("t", "gymnasium", "nobody:Foo-v0", 10), n_envs=1, n_obs_steps=1, n_action_steps=1, seed=0
         )

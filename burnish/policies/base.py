@@ -380,7 +380,9 @@ class Policy(nn.Module, ABC):
         load_weights(self, path, DESCRIPTION)
 
 
-LATER_KEYS = frozenset({"kind", "encoder", "temperature", "mean_of", "sampler_steps", "trained_betas"})
+LATER_KEYS = frozenset(
+    {"kind", "encoder", "temperature", "mean_of", "sampler_steps", "trained_betas", "timestep_spacing"}
+)
 """Of a policy's config: the first policies do not have them, and did what their defaults say. All others are always
 there, and where one is missing the file is not what was written."""
 LARGEST, SMALL = 4, 2**26  # what networks may take while they are made: times the weights' bytes, and bytes
