@@ -26,6 +26,7 @@ PLAIN = {"\u2013": "-", "\u2014": "-", "\u2026": "...", "\u00b1": "+-", "\u00d7"
 """What stands for characters that a terminal does not have; of the lines of tables see `_plain_character`."""
 LINES = {(True, False): "-", (False, True): "|"}
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MISUSED = (None, errno.EBADF, errno.EINVAL, errno.EFAULT)  # no fault of the machine
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def one_line(text: str, most: int = MOST_IN_ALL) -> str:
 
 def of_the_machine(error: BaseException) -> str | None:
     """One line for what the machine refuses, wherever it does; None for what may be a defect of ours."""
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError) and error.errno not in MISUSED:
         name = f"{error.filename}: " if error.filename is not None else ""
         advice = "; make room, or choose another folder" if error.errno in FULL else ""
         return one_line(f"{name}{error.strerror or error}{advice}")

@@ -107,7 +107,7 @@ def test_a_state_of_another_kind_is_told_an_older_and_a_newer_one_is_read(tmp_pa
         saved.restore(FinetuneState, tmp_path)
     old: dict[str, Any] = dict.fromkeys((field.name for field in fields(FinetuneState)), 0)
     old |= {key: {} for key in ("stage", "envs", "statistics", "before", "episodes")}
-    old |= {"best": (0.0, 0.0), "noise_compared": False}
+    old |= {"best": (0.0, 0.0), "noise_compared": False, "unfinished": None}
     del old["unlogged"]
     content = {"state": old | {"later": 1}, "random": saved.random, "n_metric_lines": 0, "later": 1}
     save_state(tmp_path / "trainer.pt", content)

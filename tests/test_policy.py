@@ -383,6 +383,7 @@ def test_a_policy_of_before_timestep_spacing_keeps_the_old_one(tmp_path, kept, t
     if not kept:
         del description["config"]["timestep_spacing"]
         (tmp_path / "policy" / "policy.json").write_text(json.dumps(description))
+        (tmp_path / "policy" / CHECKSUMS).unlink()
     assert DiffusionPolicy.load(tmp_path / "policy").sampler.timesteps.tolist() == timesteps
     set_policy(str(tmp_path / "policy"), ["temperature=0.5"])  # and so do those that it is written to
     assert DiffusionPolicy.load(tmp_path / "policy").sampler.timesteps.tolist() == timesteps
