@@ -12,13 +12,17 @@ from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.finetune.algorithms.best_of_n import BestOfN, BestOfNConfig
+from burnish.finetune.algorithms.dacer import DACER, DACERConfig
+from burnish.finetune.algorithms.dipo import DIPO, DIPOConfig
 from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
 from burnish.finetune.algorithms.idql import IDQL, IDQLConfig
+from burnish.finetune.algorithms.qsm import QSM, QSMConfig
+from burnish.finetune.algorithms.qvpo import QVPO, QVPOConfig
 from burnish.finetune.algorithms.sdac import SDAC, SDACConfig
 from burnish.finetune.critics import ExpectileCriticConfig
 from burnish.finetune.losses.rsm import RSMConfig
 from burnish.finetune.stage import Setting
-from burnish.networks import CriticConfig, DenoiserConfig
+from burnish.networks import CriticConfig, DenoiserConfig, GaussianCriticConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 E, TA, DA = 16, 2, 2
@@ -27,6 +31,10 @@ STAGES = {
     "dpmd": (DPMD, DPMDConfig),
     "sdac": (SDAC, SDACConfig),
     "idql": (IDQL, IDQLConfig),
+    "qsm": (QSM, QSMConfig),
+    "qvpo": (QVPO, QVPOConfig),
+    "dacer": (DACER, DACERConfig),
+    "dipo": (DIPO, DIPOConfig),
 }
 TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
 
@@ -79,6 +87,8 @@ def make_stage(name="dpmd", weights=None, policy=None, task=TASK, seed=0, **kwar
         settings["train_on"] = "all"
     if name == "idql":
         settings["critic"] = ExpectileCriticConfig(hidden_dim=64, n_layers=2)
+    if name == "dacer":
+        settings["critic"] = GaussianCriticConfig(hidden_dim=64, n_layers=2)
     if name == "sdac":
         settings["draw_at"] = "current"
     known = {field.name for field in fields(config)}

@@ -36,8 +36,8 @@ def clipped_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: 
     What it gives stays on the device, as does what is counted for `skipped_updates`: nothing waits for the other side.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    loss.backward(inputs=parameters)  # a critic that the actor learns through needs no gradient of its own
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     bad = (norm + loss.detach()).isfinite().logical_not().float()
     if optimizer not in _counts:
