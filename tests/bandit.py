@@ -3,6 +3,7 @@
 The bandit's episodes last one chunk: the first action dimension shall follow the sign of the first observation.
 """
 
+import copy
 from dataclasses import fields
 
 import numpy as np
@@ -151,6 +152,22 @@ def demonstrations(source, sensors=()) -> Demonstrations:
     final = {"flat": np.full(2, 9, np.float32)}
     actions, rewards = np.full((30, DA), 0.5, np.float32), np.ones(30, np.float32)
     return Demonstrations([Episode("demo_0", obs, actions, rewards, np.zeros(30, bool), final)], source=str(source))
+
+
+def assert_resumes_bitwise(name: str, weights, **settings) -> None:
+    """A restored stage learns and acts as the one that was saved, in the middle of a round of chunks."""
+    settings = {"update_every": 2, "critic_warmup_updates": 5, "exploration_noise": 0.1, "batch_size": 32} | settings
+    stage = make_stage(name, weights, **settings)
+    play(stage, np.random.default_rng(0), 5)
+    state = copy.deepcopy(stage.state_dict())
+    again = make_stage(name, **settings)
+    again.load_state_dict(state)
+    for one in (stage, again):
+        play(one, np.random.default_rng(1), 3)
+    ours, theirs = stage.state_dict(), again.state_dict()
+    assert tensors(ours) and len(tensors(ours)) == len(tensors(theirs))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs)))
+    assert all(ours[key] == theirs[key] for key in stage.COUNTERS)
 
 
 def tensors(state) -> list[torch.Tensor]:
