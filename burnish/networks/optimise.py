@@ -37,7 +37,8 @@ def clipped_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: 
     """
     optimizer.zero_grad(set_to_none=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    loss.backward(inputs=parameters)  # a critic that the actor learns through needs no gradient of its own
+    # of nothing else: a critic that an actor learns through is spared its own
+    loss.backward(inputs=[p for p in parameters if p.requires_grad])
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     bad = (norm + loss.detach()).isfinite().logical_not().float()
     if optimizer not in _counts:
