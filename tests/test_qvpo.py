@@ -57,9 +57,7 @@ def test_uniform_chunks_stand_beside_the_best(pretrained_weights, monkeypatch):
 
 
 def test_the_entropy_weight_falls_linearly(pretrained_weights):
-    stage = make_stage(
-        "qvpo", pretrained_weights, entropy_coef=0.5, entropy_coef_final=0.1, entropy_decay_updates=100
-    )
+    stage = make_stage("qvpo", pretrained_weights, entropy_coef=0.5, entropy_coef_final=0.1, entropy_decay_updates=100)
     found = []
     for stage.gradient_steps in (0, 25, 100, 1000):
         found.append(stage.entropy_coef)

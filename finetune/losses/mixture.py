@@ -1,4 +1,5 @@
-"""Gaussian mixtures of full covariance, many at once, and a bound of their entropy: DACER's measure of a policy's width.
+"""Gaussian mixtures of full covariance, many at once, and a bound of their entropy: how wide a policy without a
+likelihood is, as DACER measures it.
 
 Symbols: B sets of points, M points in each, n components, d dimensions.
 """
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LEAST_VARIANCE = 1e-6  # on every covariance's diagonal, as in scikit-learn: else points that lie in a plane are singular
+LEAST_VARIANCE = 1e-6  # on every covariance's diagonal, as in scikit-learn: points may lie in a plane
 
 
 class Mixture(NamedTuple):
