@@ -124,9 +124,9 @@ class OfflineStage(Stage):
     def make_replay(self, capacity: int, *, n_frames: int | None = None, spare: int = 0) -> Replay:
         """An empty one for the policy's observations and chunks; for the arguments see `Replay`."""
         example, To = example_transition(self.policy), self.policy.config.n_obs_steps
-        return Replay(capacity, example, To, n_frames=n_frames, spare=spare, extra=self.extra(example))
+        return Replay(capacity, example, To, n_frames=n_frames, spare=spare, extra=self.kept_besides(example))
 
-    def extra(self, example: Transitions) -> dict[str, Tensor]:
+    def kept_besides(self, example: Transitions) -> dict[str, Tensor]:
         """What its replays keep of each transition besides, name -> example (...) by a transition of the kind; zeros at
         first."""
         return {"return_to_go": example.reward[0]} if self.keeps_returns else {}

@@ -50,8 +50,8 @@ class DIPO(ActorStage):
     Config = DIPOConfig
     config: DIPOConfig
 
-    def extra(self, example: Transitions) -> dict[str, Tensor]:
-        return super().extra(example) | {"improvement": example.chunk[0]}
+    def kept_besides(self, example: Transitions) -> dict[str, Tensor]:
+        return super().kept_besides(example) | {"improvement": example.chunk[0]}
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x = self.improved(batch)
