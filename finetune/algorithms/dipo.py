@@ -59,7 +59,8 @@ class DIPO(ActorStage):
         if self.config.write_back:
             batch.write(improvement=improvement)
         # L = E || f(sqrt(abar_k) a* + sqrt(1 - abar_k) eps, k, s) - target ||^2
-        output, target = self.policy.denoise_noised(self.actor, batch.obs, x, self.generator)
+        below = self.policy.finetuned_timesteps
+        output, target = self.policy.denoise_noised(self.actor, batch.obs, x, self.generator, below)
         return weighted_denoising_loss(output, target, x.new_ones(len(x), 1)), {"improvement": improvement.abs().mean()}
 
     def improved(self, batch: Batch) -> Tensor:

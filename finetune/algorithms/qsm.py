@@ -75,7 +75,8 @@ class QSM(ActorStage):
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         process, x0 = self.policy.process, self.chunks(batch)  # (B, 1, Tp, Da)
-        k = torch.randint(process.denoising_steps, (len(x0), 1), device=x0.device, generator=self.generator)
+        below = self.policy.finetuned_timesteps
+        k = torch.randint(below, (len(x0), 1), device=x0.device, generator=self.generator)
         eps = torch.randn(x0.shape, device=x0.device, generator=self.generator)
         x = process.add_noise(x0, eps, k)
         slope = self.critic.action_gradient(

@@ -71,7 +71,8 @@ class QVPO(ActorStage):
             x = torch.cat([choose(draws, best), self._uniform(len(draws))], 1)  # (B, n + n U, Tp, Da)
             weights = with_uniform(advantages, self.config.uniform_draws, self.entropy_coef)
         # L = E mean_n w_n || f(sqrt(abar_k) a_n + sqrt(1 - abar_k) eps, k, s) - target ||^2, over all n + n U chunks
-        output, target = self.policy.denoise_noised(self.actor, batch.obs, x, self.generator)
+        below = self.policy.finetuned_timesteps
+        output, target = self.policy.denoise_noised(self.actor, batch.obs, x, self.generator, below)
         loss = weighted_denoising_loss(output, target, weights / weights.shape[1])
         return loss, {"advantage": advantages.mean()}
 
