@@ -162,6 +162,30 @@ def variant_costs(rate: ProductRate, task: str, variant: str, quick: bool) -> li
     return costs
 
 
+def rival_costs(rate: ProductRate, quick: bool) -> list[Cost]:
+    """Gradient steps of the algorithms that RSM was compared with, of the same networks; DACER's actor is trained in
+    every second. Aims are a third of the authors' time, and 2.5 times the floor of a gradient through a whole chain."""
+    costs = []
+    work = {"qsm": "one draw", "qvpo": "64 draws, 10 uniform", "dacer": "back through the chain", "dipo": "20 ascents"}
+    for task, (algorithm, what) in product(RSM_TASKS[: 1 if quick else None], work.items()):
+        stage = build(Case(algorithm, task, "paper", 8 if quick else 256))
+        stage.gradient_steps = 1  # the entropy is measured once in thousands of steps
+        cost = network_cost(
+            rate,
+            f"{algorithm.upper()} update",
+            f"{task}, batch 256, {what}, K = 20, 3x256",
+            partial(gradient_step, stage),
+            calls=2,
+            authors=AUTHORS_STEP.get((algorithm, task)),
+        )
+        if cost.authors:
+            cost.target = round(cost.authors[0] / 3)
+        elif algorithm == "dacer":
+            cost.target = round(2.5 * cost.floor_ms(), 1)
+        costs.append(cost)
+    return costs
+
+
 def dppo_costs(rate: ProductRate, quick: bool) -> list[Cost]:
     """Hopper's shapes; a rollout of one minibatch of 5,000 samples with all their 10 steps."""
     n_envs, T = 40, 2 if quick else 125
@@ -305,6 +329,7 @@ def all_costs(rate: ProductRate, quick: bool) -> list[Cost | LeftOut]:
     """In the table's order."""
     return [
         *rsm_costs(rate, quick),
+        *rival_costs(rate, quick),
         *dppo_costs(rate, quick),
         pretraining_cost(rate),
         *latency_costs(rate),
@@ -320,7 +345,7 @@ def print_table(rows: list[dict[str, object]], left_out: Iterable[LeftOut]) -> N
         theirs = "" if authors is None else "-".join(dict.fromkeys(f"{value:,g}" for value in authors))  # type: ignore
         sign = "<=" if row["unit"] == "ms" else ">="
         ours = f"{number(row['median'])} {row['unit']} ({number(low)} to {number(high)})"  # type: ignore[arg-type]
-        aim = f"{sign} {row['target']:,}"
+        aim = "" if row["target"] is None else f"{sign} {row['target']:,}"
         print(f"| {row['cost']} | {row['setting']} | {ours} | {row['times_floor']:.1f} | {theirs} | {aim} |")
     for cost in left_out:
         print(f"| {cost.name} | {cost.setting} | left out | | | |")

@@ -37,7 +37,7 @@ from rsm_steps import (
 )
 
 from burnish.errors import BurnishError
-from burnish.finetune.drawing import ReweightingStage
+from burnish.finetune.off_policy import OffPolicyStage
 from burnish.machine.device import resolve_device
 
 
@@ -71,12 +71,12 @@ class Row(NamedTuple):
     authors_action_times_slower: float | None
 
 
-def gflop(stage: ReweightingStage) -> tuple[float, float]:
+def gflop(stage: OffPolicyStage) -> tuple[float, float]:
     """Of the matrix products in a step with the actor's and in one without."""
     return products_gflop(lambda: gradient_step(stage)), products_gflop(lambda: gradient_step(stage))
 
 
-def turn(stage: ReweightingStage, rate: ProductRate) -> Timing:
+def turn(stage: OffPolicyStage, rate: ProductRate) -> Timing:
     obs = stage.policy.obs_spec.zeros(N_ENVS, 1)
     before = rate.gflop_per_ms()
     actor_step = milliseconds(lambda: gradient_step(stage))
@@ -85,7 +85,7 @@ def turn(stage: ReweightingStage, rate: ProductRate) -> Timing:
     return Timing(actor_step, critic_step, action, statistics.harmonic_mean((before, rate.gflop_per_ms())))
 
 
-def take_turns(stages: Iterable[ReweightingStage], rate: ProductRate, repeats: int) -> list[list[Timing]]:
+def take_turns(stages: Iterable[OffPolicyStage], rate: ProductRate, repeats: int) -> list[list[Timing]]:
     """Timings of each stage; a turn of every stage, `repeats` times."""
     rounds = [[turn(stage, rate) for stage in stages] for _ in range(repeats)]
     return [list(timings) for timings in zip(*rounds)]
@@ -147,7 +147,7 @@ def row(
     )
 
 
-def build_each(cases: Iterable[Case]) -> tuple[dict[Case, ReweightingStage], dict[Case, str]]:
+def build_each(cases: Iterable[Case]) -> tuple[dict[Case, OffPolicyStage], dict[Case, str]]:
     """The stages, and why others cannot be built on this machine."""
     stages, left_out = {}, {}
     for case in cases:
@@ -158,7 +158,7 @@ def build_each(cases: Iterable[Case]) -> tuple[dict[Case, ReweightingStage], dic
     return stages, left_out
 
 
-def measure(stages: dict[Case, ReweightingStage], rate: ProductRate, options: argparse.Namespace) -> list[Row]:
+def measure(stages: dict[Case, OffPolicyStage], rate: ProductRate, options: argparse.Namespace) -> list[Row]:
     bare = memory_of_torch()
     memory = [memory_of(case, options.threads) for case in stages]
     for stage in stages.values():  # the first steps of each kind are slower

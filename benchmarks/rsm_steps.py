@@ -1,4 +1,5 @@
-"""The gradient steps of DPMD and SDAC that the benchmarks take: the paper's settings, variants, random numbers."""
+"""The gradient steps of DPMD, SDAC and their rivals that the benchmarks take: the papers' settings, variants, random
+numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 from burnish.compose import compose
 from burnish.config import parse
 from burnish.envs.task import TaskConfig
-from burnish.finetune.drawing import ReweightingStage
+from burnish.finetune.off_policy import OffPolicyStage
 from burnish.finetune.stage import Setting, stage_class
 from burnish.finetune.storage.replay import Transitions
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -36,6 +37,8 @@ AUTHORS_STEP = {  # ms of the authors' jitted JAX update, lowest and highest, on
     ("dpmd", "humanoid"): (847, 885),
     ("sdac", "halfcheetah"): (1485, 1733),
     ("sdac", "humanoid"): (1895, 2173),
+    ("qsm", "halfcheetah"): (360, 360),
+    ("qsm", "humanoid"): (645, 645),
 }
 AUTHORS_ACTION = {"halfcheetah": 16, "humanoid": 26}  # ms
 AUTHORS_MEMORY = (330, 590)  # MiB, over all four
@@ -48,7 +51,7 @@ class Case(NamedTuple):
     batch_size: int
 
 
-def build(case: Case, more: Sequence[str] = ()) -> ReweightingStage:
+def build(case: Case, more: Sequence[str] = ()) -> OffPolicyStage:
     """The stage of `burnish scratch` with `more` overrides, with random transitions in its replay."""
     overrides = [f"task={case.task}", f"stage={case.algorithm}_paper", f"stage.buffer_size={TRANSITIONS}"]
     overrides.append(f"stage.batch_size={case.batch_size}")
@@ -58,7 +61,7 @@ def build(case: Case, more: Sequence[str] = ()) -> ReweightingStage:
     policy = DiffusionPolicy(parse(PolicyConfig, config["network"]), obs_dim, action_dim, ["flat"]).eval()
     make_stage = stage_class(case.algorithm)
     setting = Setting(parse(TaskConfig, config["task"]), N_ENVS, seed=0)
-    stage: ReweightingStage = make_stage(policy, parse(make_stage.Config, config["stage"]), setting)  # type: ignore
+    stage: OffPolicyStage = make_stage(policy, parse(make_stage.Config, config["stage"]), setting)  # type: ignore
     obs, next_obs = torch.randn(2, TRANSITIONS, obs_dim)
     chunk = 2 * torch.rand(TRANSITIONS, policy.config.horizon * action_dim) - 1
     stage.replay.store(Transitions(obs, chunk, torch.randn(TRANSITIONS), torch.full((TRANSITIONS,), 0.99), next_obs))
@@ -66,6 +69,6 @@ def build(case: Case, more: Sequence[str] = ()) -> ReweightingStage:
     return stage
 
 
-def gradient_step(stage: ReweightingStage) -> None:
+def gradient_step(stage: OffPolicyStage) -> None:
     stage.owed = 1.0
     stage.update()

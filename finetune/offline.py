@@ -30,6 +30,7 @@ from burnish.finetune.storage.replay import (
     Batch,
     Demonstrated,
     Replay,
+    Transitions,
     demonstration_transitions,
     example_transition,
 )
@@ -125,8 +126,12 @@ class OfflineStage(Stage):
     def make_replay(self, capacity: int, *, n_frames: int | None = None, spare: int = 0) -> Replay:
         """An empty one for the policy's observations and chunks; for the arguments see `Replay`."""
         example, To = example_transition(self.policy), self.policy.config.n_obs_steps
-        extra = {"return_to_go": example.reward[0]} if self.keeps_returns else None
-        return Replay(capacity, example, To, n_frames=n_frames, spare=spare, extra=extra)
+        return Replay(capacity, example, To, n_frames=n_frames, spare=spare, extra=self.kept_besides(example))
+
+    def kept_besides(self, example: Transitions) -> dict[str, Tensor]:
+        """What its replays keep of each transition besides, name -> example (...) by a transition of the kind; zeros at
+        first."""
+        return {"return_to_go": example.reward[0]} if self.keeps_returns else {}
 
     def demonstrations(self, setting: Setting) -> Demonstrated | None:
         """What it learns from, as the file has it; None where it shall do without. Raises BurnishError for a file that

@@ -3,6 +3,7 @@
 The bandit's episodes last one chunk: the first action dimension shall follow the sign of the first observation.
 """
 
+import copy
 from dataclasses import fields
 
 import numpy as np
@@ -12,13 +13,17 @@ from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.finetune.algorithms.best_of_n import BestOfN, BestOfNConfig
+from burnish.finetune.algorithms.dacer import DACER, DACERConfig
+from burnish.finetune.algorithms.dipo import DIPO, DIPOConfig
 from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
 from burnish.finetune.algorithms.idql import IDQL, IDQLConfig
+from burnish.finetune.algorithms.qsm import QSM, QSMConfig
+from burnish.finetune.algorithms.qvpo import QVPO, QVPOConfig
 from burnish.finetune.algorithms.sdac import SDAC, SDACConfig
 from burnish.finetune.critics import ExpectileCriticConfig
 from burnish.finetune.losses.rsm import RSMConfig
 from burnish.finetune.stage import Setting
-from burnish.networks import CriticConfig, DenoiserConfig
+from burnish.networks import CriticConfig, DenoiserConfig, GaussianCriticConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 E, TA, DA = 16, 2, 2
@@ -27,6 +32,10 @@ STAGES = {
     "dpmd": (DPMD, DPMDConfig),
     "sdac": (SDAC, SDACConfig),
     "idql": (IDQL, IDQLConfig),
+    "qsm": (QSM, QSMConfig),
+    "qvpo": (QVPO, QVPOConfig),
+    "dacer": (DACER, DACERConfig),
+    "dipo": (DIPO, DIPOConfig),
 }
 TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
 
@@ -79,6 +88,8 @@ def make_stage(name="dpmd", weights=None, policy=None, task=TASK, seed=0, **kwar
         settings["train_on"] = "all"
     if name == "idql":
         settings["critic"] = ExpectileCriticConfig(hidden_dim=64, n_layers=2)
+    if name == "dacer":
+        settings["critic"] = GaussianCriticConfig(hidden_dim=64, n_layers=2)
     if name == "sdac":
         settings["draw_at"] = "current"
     known = {field.name for field in fields(config)}
@@ -141,6 +152,22 @@ def demonstrations(source, sensors=()) -> Demonstrations:
     final = {"flat": np.full(2, 9, np.float32)}
     actions, rewards = np.full((30, DA), 0.5, np.float32), np.ones(30, np.float32)
     return Demonstrations([Episode("demo_0", obs, actions, rewards, np.zeros(30, bool), final)], source=str(source))
+
+
+def assert_resumes_bitwise(name: str, weights, **settings) -> None:
+    """A restored stage learns and acts as the one that was saved, in the middle of a round of chunks."""
+    settings = {"update_every": 2, "critic_warmup_updates": 5, "exploration_noise": 0.1, "batch_size": 32} | settings
+    stage = make_stage(name, weights, **settings)
+    play(stage, np.random.default_rng(0), 5)
+    state = copy.deepcopy(stage.state_dict())
+    again = make_stage(name, **settings)
+    again.load_state_dict(state)
+    for one in (stage, again):
+        play(one, np.random.default_rng(1), 3)
+    ours, theirs = stage.state_dict(), again.state_dict()
+    assert tensors(ours) and len(tensors(ours)) == len(tensors(theirs))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs)))
+    assert all(ours[key] == theirs[key] for key in stage.COUNTERS)
 
 
 def tensors(state) -> list[torch.Tensor]:

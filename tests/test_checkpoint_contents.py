@@ -29,6 +29,10 @@ RUNS = {
     "sdac": ("finetune", *RL, *DRAWING, "stage.bc_coef=0"),
     "best_of_n": ("finetune", *RL, *DRAWING),
     "idql": ("finetune", *RL, *DRAWING),
+    "qsm": ("finetune", *RL, *DRAWING),
+    "qvpo": ("finetune", *RL, *DRAWING),
+    "dacer": ("finetune", *RL, *DRAWING),
+    "dipo": ("finetune", *RL, *DRAWING),
     "sac": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "td3": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "ppo": (

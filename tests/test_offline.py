@@ -31,23 +31,34 @@ from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.errors import BurnishError, Stopped
 from burnish.finetune import offline, start
 from burnish.finetune.algorithms.dpmd import DPMD
-from burnish.finetune.algorithms.idql import IDQL, IDQLConfig
+from burnish.finetune.algorithms.idql import IDQL
 from burnish.finetune.config import OfflinePhaseConfig
 from burnish.finetune.critics import ExpectileCriticConfig
 from burnish.finetune.offline import OfflineConfig, OfflineStage
-from burnish.finetune.stage import STAGES, Setting, StageConfig
+from burnish.finetune.stage import STAGES, Setting, StageConfig, stage_class
 from burnish.finetune.start import finetune
-from burnish.networks import CriticConfig
+from burnish.networks import CriticConfig, GaussianCriticConfig
 from burnish.runs.metrics import read_metrics
 
 OFFLINE = OfflinePhaseConfig(steps=12, eval_every=6, checkpoint_every=0, report_every=5)
 SMALL = {"hidden_dim": 32, "n_layers": 2}
 
 
+WITH_ACTOR = {
+    "idql": {"critic": ExpectileCriticConfig(**SMALL), "n_candidates": 3},
+    "qsm": {"critic": CriticConfig(**SMALL)},
+    "qvpo": {"critic": CriticConfig(**SMALL), "draws": 4, "uniform_draws": 2},
+    "dacer": {"critic": GaussianCriticConfig(**SMALL), "entropy_every": 8, "entropy_draws": 100},
+    "dipo": {"critic": CriticConfig(**SMALL), "action_steps": 3},
+}
+"""Of `burnish.finetune.actor`, and what makes them small."""
+
+
 def stage_config(name: str, dataset: Path | None, **settings) -> StageConfig:
-    if name == "idql":
-        few = {"batch_size": 32, "learning_starts": 200, "update_every": 5, "n_candidates": 3, "demos": str(dataset)}
-        return IDQLConfig(**(few | {"critic": ExpectileCriticConfig(**SMALL), "critic_warmup_updates": 4} | settings))
+    if name in WITH_ACTOR:
+        few = {"batch_size": 32, "learning_starts": 200, "update_every": 5, "critic_warmup_updates": 4}
+        few |= {"demos": str(dataset), "demo_ratio": 0.5}
+        return stage_class(name).Config(**(few | WITH_ACTOR[name] | settings))
     return small_off_policy(name, dataset, **settings)
 
 
@@ -75,6 +86,24 @@ def whole(dataset, pretrained, tmp_path_factory) -> dict[str, Path]:
     for name in ("dpmd", "idql"):
         finetune(two_phases(folder / name, pretrained, stage_config(name, dataset)))
     return {name: folder / name for name in ("dpmd", "idql")}
+
+
+@pytest.mark.parametrize("name", ["qsm", "qvpo", "dacer", "dipo"])
+def test_every_other_run_stopped_and_stopped_again_goes_on_bitwise(dataset, pretrained, tmp_path, monkeypatch, name):
+    """In the offline phase, and in the online one."""
+    run, stage, cls = tmp_path / "run", stage_config(name, dataset), stage_class(name)
+    few = {"total_env_steps": 400}
+    finetune(two_phases(tmp_path / "whole", pretrained, stage, **few))
+    resume = {}
+    for method, n in (("update_offline", 2), ("update", 1)):
+        with monkeypatch.context() as patch:
+            signal_at(patch, cls, method, n)
+            with pytest.raises(Stopped, match=f"go on with: burnish finetune resume={run}"):
+                finetune(two_phases(run, pretrained, stage, **few, **resume))
+        resume = {"resume": str(run)}
+        torch.manual_seed(99)
+    finetune(two_phases(run, pretrained, stage, **few, **resume))
+    assert_same_run(run, tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -146,12 +146,12 @@ def words_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 ABOUT = {  # benchmarks, and the algorithms whose cost is what they measure
-    "bench_costs.py": {"dppo", "dpmd", "sdac"},
+    "bench_costs.py": {"dppo", "dpmd", "sdac", "qsm", "qvpo", "dacer", "dipo"},
     "bench_growth.py": {"dppo", "dpmd"},
     "bench_rsm.py": {"dpmd", "sdac"},
     "bench_threads.py": {"dppo", "dpmd"},
     "gpu_workloads.py": {"dppo", "dpmd", "sdac"},
-    "rsm_steps.py": {"dpmd", "sdac"},
+    "rsm_steps.py": {"dpmd", "sdac", "qsm"},
 }
 
 

@@ -1,8 +1,8 @@
 """Our transitions, log-probabilities and losses against numbers of the authors' own code.
 
 The files hold a stub network's weights and what the authors' code made of them; see their README. Every
-`dppo_*.npz`, `rsm_*.npz`, `flow_bc.npz`, `flow_grpo.npz` and `reinflow.npz` in $BURNISH_PARITY_DIR (default:
-../shared/data/parity) is tried.
+`dppo_*.npz`, `rsm_*.npz`, `flow_bc.npz`, `flow_grpo.npz`, `reinflow.npz`, `qsm.npz`, `qvpo.npz`, `dacer.npz` and
+`dipo.npz` in $BURNISH_PARITY_DIR (default: ../shared/data/parity) is tried.
 """
 
 import os
@@ -16,7 +16,12 @@ import torch
 from burnish.diffusion import FlowProcess, NoiseProcess, Sampler, StdBounds, betas, flow_times, gaussian_log_prob
 from burnish.envs.task import TaskConfig
 from burnish.finetune import on_policy
+from burnish.finetune.algorithms.dacer import DACER, DACERConfig
+from burnish.finetune.algorithms.dipo import DIPO, DIPOConfig
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
+from burnish.finetune.algorithms.qsm import QSM, QSMConfig
+from burnish.finetune.algorithms.qvpo import QVPO, QVPOConfig, best_by_advantage, with_uniform
+from burnish.finetune.losses.mixture import mixture_entropy
 from burnish.finetune.losses.ppo import (
     chunk_log_prob,
     clip_range,
@@ -26,7 +31,8 @@ from burnish.finetune.losses.ppo import (
 )
 from burnish.finetune.losses.rsm import RSMConfig, Weighting, weighted_denoising_loss
 from burnish.finetune.stage import Setting
-from burnish.networks import DenoiserConfig
+from burnish.finetune.storage.replay import Batch, Transitions
+from burnish.networks import DenoiserConfig, GaussianCriticConfig
 from burnish.networks.encoded import Encoded
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.flow import FlowPolicy, FlowPolicyConfig
@@ -391,3 +397,272 @@ def test_reinflow_s_noise_network_is_a_head_of_the_standard_deviation(reinflow):
         torch.testing.assert_close(moved if i < K - 1 else moved.clamp(-1, 1), chain[:, i + 1], **CLOSE)
         log_prob = log_prob + step.log_prob(chain[:, i + 1]).sum((-1, -2))
     torch.testing.assert_close(log_prob, reinflow["logprob_joint_uniform_ft"], rtol=1e-5, atol=1e-4)
+
+
+# -- off-policy: a stage on stubs, every random draw given -------------------------------------------------------------
+
+
+class ChunkStub(torch.nn.Module):
+    """eps = tanh(x Wx + s Ws + t v + b) of chunks of one step."""
+
+    def __init__(self, case, prefix=""):
+        super().__init__()
+        self.weights = torch.nn.ParameterDict({name: case[prefix + name].clone() for name in WEIGHTS})
+
+    def encode(self, obs):
+        return Encoded(obs, obs)
+
+    def forward(self, x, k, encoded):
+        w, t = self.weights, k[..., None].to(x.dtype)
+        return (x.flatten(-2) @ w["Wx"] + encoded.obs @ w["Ws"] + t * w["v"] + w["b"]).tanh().view_as(x)
+
+
+class EnsembleStub(torch.nn.Module):
+    """Q_i = 3 sin(a Qx) + s Qs, and, where the file has them, a Sx + s Ss before the softplus of the deviation."""
+
+    def __init__(self, case, prefix):
+        super().__init__()
+        names = [name for name in ("Qx", "Qs", "Sx", "Ss") if f"{prefix}1_{name}" in case]
+        each = [{name: case[f"{prefix}{i}_{name}"].clone() for name in names} for i in (1, 2)]
+        self.members = torch.nn.ModuleList(map(torch.nn.ParameterDict, each))
+
+    def outputs(self, obs, actions):
+        return torch.stack([self.output(member, obs, actions) for member in self.members])
+
+    def output(self, w, obs, actions):
+        q = 3 * (actions @ w["Qx"]).sin() + (obs @ w["Qs"])[:, None]
+        return torch.stack([q, actions @ w["Sx"] + (obs @ w["Ss"])[:, None]], -1) if "Sx" in w else q
+
+    def mean(self, outputs):
+        return outputs[..., 0] if "Sx" in self.members[0] else outputs
+
+    def forward(self, obs, actions):
+        return self.mean(self.outputs(obs, actions))
+
+
+def stub_stage(path, make, config, target="", **settings):
+    """A stage of the file's T steps on its stubs -> stage and numbers; `target`: prefix of the actor's average."""
+    case = numbers(path)
+    with np.load(path, allow_pickle=False) as file:
+        schedule = str(file["schedule"])
+    chain = {"horizon": 1, "n_action_steps": 1, "denoising_steps": int(case["T"]), "schedule": schedule}
+    policy = DiffusionPolicy(PolicyConfig(DenoiserConfig(hidden_dim=8), **chain), 5, 3, ["flat"])
+    torch.testing.assert_close(policy.process.betas, case["betas"], rtol=1e-6, atol=1e-9)
+    policy.denoiser = ChunkStub(case)
+    settings |= {"demos": None, "demo_ratio": 0.0, "buffer_size": 100, "n_step": 1}
+    stage = make(policy, config(**settings), Setting(TaskConfig("stub", "gymnasium", "Stub-v0", 1), 4, 0))
+    stage.averaged.load_state_dict(ChunkStub(case, target).state_dict())
+    stage.critic.network, stage.critic.target = EnsembleStub(case, "q"), EnsembleStub(case, "qt")
+    return stage, case
+
+
+def stub_batch(case, discount):
+    return Batch(case["obs"], case["actions"], case["rewards"], discount, case["next_obs"], {}, ())
+
+
+def given(monkeypatch, name, *arrays):
+    """`torch.name` gives these, in the shapes that are asked for."""
+    left = iter(arrays)
+
+    def drawn(*sizes, **_):
+        shape = sizes[-1] if isinstance(sizes[-1], (tuple, torch.Size)) else sizes
+        return next(left).reshape(shape)
+
+    monkeypatch.setattr(torch, name, drawn)
+
+
+def chain_noise(case, which):
+    return torch.cat([case[f"{which}_xT"][None], case[f"{which}_z"]])
+
+
+def assert_gradients(loss, network, case, prefix, names=WEIGHTS, rtol=1e-5):
+    weights = [network[name] for name in names]
+    for name, ours in zip(names, torch.autograd.grad(loss, weights, retain_graph=True)):
+        theirs = case[f"{prefix}_{name}"].float()
+        assert float((ours - theirs).norm()) < 2 * rtol * float(theirs.norm()), name
+
+
+def assert_critic_is_theirs(stage, case, batch, outputs, prefix="", names=("Qx", "Qs"), losses="critic"):
+    """Their loss of each critic, ours is the sum, and the gradient of each."""
+    found = []
+    stage.critic.minimise = found.append
+    stage.critic.update(batch, outputs)
+    theirs = sum(float(case[f"{prefix}{losses}{i}_loss"]) for i in (1, 2))
+    assert float(found[0].detach()) == pytest.approx(theirs, rel=1e-5, abs=2e-5)
+    for i, member in enumerate(stage.critic.network.members, start=1):
+        assert_gradients(found[0], member, case, f"{prefix}{losses}{i}_grad", names)
+
+
+@pytest.mark.parametrize("path", files("qsm.npz"))
+def test_qsm_s_critic(path, monkeypatch):
+    """Their chain adds noise of variance beta, where ours has the posterior's, and clips after each step, where ours
+    clips the predicted action; its means are ours without a bound."""
+    stage, case = stub_stage(path, QSM, QSMConfig, prior="flat", target_noise=0.1)
+    process = NoiseProcess(stage.policy.process.betas, clip_sample=None)
+    sampler, x, obs = Sampler(process), case["sampler_xT"], case["next_obs"]
+    for i, z in enumerate(case["sampler_z"]):
+        k = sampler.timestep(i)
+        torch.testing.assert_close(x, case["chain_in"][i].float(), **CLOSE)
+        std = process.betas[k].sqrt().float() if k else 0.0
+        x = (sampler.mean(stub(case, x, torch.full((len(x),), k), obs), x, i) + std * z).clamp(-1, 1)
+    monkeypatch.setattr(stage, "draw", lambda obs, n, network: x[:, None, None])
+    given(monkeypatch, "randn", case["target_noise"])
+    chunks = stage.target_chunks(obs)
+    torch.testing.assert_close(chunks[:, 0, 0], case["next_actions"].float(), **CLOSE)
+    batch = stub_batch(case, case["discount"].float() * case["masks"])
+    outputs = stage.critic.target.outputs(obs, chunks.flatten(2))
+    torch.testing.assert_close(batch.reward + batch.discount * outputs.amin(0)[:, 0], case["target_q"].float(), **CLOSE)
+    assert_critic_is_theirs(stage, case, batch, outputs)
+
+
+@pytest.mark.parametrize("slope", ["released", "normalised"])
+@pytest.mark.parametrize("path", files("qsm.npz"))
+def test_qsm_s_actor(path, slope, monkeypatch):
+    """As released, and FlowRL's."""
+    case = numbers(path)
+    settings = {"q_grad_coef": float(case["M_q"]), "temperature": float(case["flowrl_temp"])}
+    stage, case = stub_stage(path, QSM, QSMConfig, prior="flat", slope=slope, **settings)
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: case["time"][:, None])
+    given(monkeypatch, "randn", case["noise"])
+    seen, asked = [], stage.critic.action_gradient
+
+    def watched(obs, x, **how):
+        seen.append((x, asked(obs, x, **how)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(stage.critic, "action_gradient", watched)
+    loss, _ = stage.actor_loss(stub_batch(case, case["masks"]))
+    ((x, gradient),) = seen
+    torch.testing.assert_close(x[:, 0, 0], case["noisy_actions"].float(), **CLOSE)
+    if slope == "released":
+        torch.testing.assert_close(gradient[:, 0, 0], case["q_grad"].float(), **CLOSE)
+        target, _ = stage.predicted_noise(gradient, torch.ones(()))
+        torch.testing.assert_close(target[:, 0, 0], case["eps_target"].float(), rtol=1e-5, atol=1e-4)
+    prefix = "" if slope == "released" else "flowrl_"
+    assert float(loss.detach()) == pytest.approx(float(case[f"{prefix}actor_loss"]), rel=1e-5)
+    names = WEIGHTS if slope == "released" else ("Wx", "b")
+    assert_gradients(loss, stage.actor.weights, case, f"{prefix}actor_grad", names)
+
+
+@pytest.mark.parametrize("path", files("qvpo.npz"))
+def test_qvpo_s_critic(path, monkeypatch):
+    stage, case = stub_stage(path, QVPO, QVPOConfig, target="target_", target_candidates=4)
+    given(monkeypatch, "randn", chain_noise(case, "target"))
+    batch = stub_batch(case, case["masks"])
+    outputs = stage.next_values(batch)
+    ours = batch.reward + batch.discount * outputs.amin(0).amax(1)
+    torch.testing.assert_close(ours, case["target_q"].float(), **CLOSE)
+    assert_critic_is_theirs(stage, case, batch, outputs)
+
+
+@pytest.mark.parametrize("path", files("qvpo.npz"))
+def test_qvpo_s_actor(path, monkeypatch):
+    """From observations and noise alone."""
+    case = numbers(path)
+    settings = {"draws": int(case["M"]), "uniform_draws": 10, "entropy_coef": float(case["entropy_alpha"])}
+    stage, case = stub_stage(path, QVPO, QVPOConfig, target="target_", **settings)
+    samples = case["samples"].float()
+    q = stage.critic.values(case["obs"], samples[:, :, None]).detach()
+    best, weights = best_by_advantage(q, 1)
+    torch.testing.assert_close(weights[:, 0], case["weights"].float(), **CLOSE)
+    torch.testing.assert_close(samples[torch.arange(8), best[:, 0]], case["best_actions"].float())
+    torch.testing.assert_close(with_uniform(weights, 10, 0.02)[:, 1:].T, case["entropy_weights"].float(), **CLOSE)
+    given(monkeypatch, "randn", chain_noise(case, "samples"), case["loss_noise"].transpose(0, 1))
+    given(monkeypatch, "rand", (case["uniform_actions"].transpose(0, 1) + 1) / 2)
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: case["loss_timestep"].T)
+    loss, _ = stage.actor_loss(stub_batch(case, case["masks"]))
+    assert float(loss.detach()) == pytest.approx(float(case["actor_loss"]), rel=1e-5)
+    assert_gradients(loss, stage.actor.weights, case, "actor_grad")
+
+
+def dacer_stage(path):
+    case = numbers(path)
+    settings = {"initial_alpha": float(case["log_alpha"].exp()), "exploration_noise": float(case["explore_factor"])}
+    settings |= {"critic": GaussianCriticConfig(hidden_dim=8, n_layers=1), "tau": float(case["tau"])}
+    return stub_stage(path, DACER, DACERConfig, **settings)
+
+
+@pytest.mark.parametrize("update", ["u0", "u1"])
+@pytest.mark.parametrize("path", files("dacer.npz"))
+def test_dacer_s_critic(path, update, monkeypatch):
+    """The first update, and one whose running standard deviation is another; the sampled return is of the critic whose
+    mean is the least."""
+    stage, case = dacer_stage(path)
+    discount = (1 - case["done"]) * case["discount"].float()
+    batch = stub_batch(case, discount)._replace(reward=case["reward_scale"].float() * case["rewards"])
+    if update == "u1":
+        stds = [case[f"u1_prev_mean_q{i}_std"].float() for i in (1, 2)]
+        stage.critic.typical_std = torch.cat(stds)
+    given(monkeypatch, "randn", chain_noise(case, f"{update}_next"), case[f"{update}_next_explore"])
+    x = stage.target_chunks(batch.next_obs)
+    torch.testing.assert_close(x[:, 0, 0].detach(), case[f"{update}_next_actions"].float(), **CLOSE)
+    outputs = stage.critic.target.outputs(batch.next_obs, x.flatten(2)).detach()
+    least = outputs[..., 0, 0].argmin(0)
+    given(monkeypatch, "randn", torch.where(least == 0, case[f"{update}_target_z1"], case[f"{update}_target_z2"]))
+    assert_critic_is_theirs(stage, case, batch, outputs, f"{update}_", ("Qx", "Qs", "Sx", "Ss"), "q")
+    theirs = torch.cat([case[f"{update}_mean_q{i}_std"] for i in (1, 2)])
+    torch.testing.assert_close(stage.critic.typical_std, theirs.float(), **CLOSE)
+
+
+@pytest.mark.parametrize("update", ["u0", "u1"])
+@pytest.mark.parametrize("path", files("dacer.npz"))
+def test_dacer_s_actor(path, update, monkeypatch):
+    """Through all denoising steps."""
+    stage, case = dacer_stage(path)
+    stage.gradient_steps = 2  # no measurement of the entropy
+    given(monkeypatch, "randn", chain_noise(case, f"{update}_pi"), case[f"{update}_pi_explore"])
+    loss, _ = stage.actor_loss(stub_batch(case, case["done"]))
+    assert float(loss.detach()) == pytest.approx(float(case[f"{update}_policy_loss"]), rel=1e-5)
+    if update == "u0":
+        assert_gradients(loss, stage.actor.weights, case, "u0_policy_grad")
+
+
+@pytest.mark.parametrize("path", files("dacer.npz"))
+def test_dacer_s_entropy_of_the_stored_mixture(path):
+    """And what alpha's logarithm is moved by."""
+    stage, case = dacer_stage(path)
+    entropy = mixture_entropy(case["gmm_weights"], case["gmm_covariances"]).mean()
+    assert float(entropy) == pytest.approx(float(case["entropy"]), rel=1e-9)
+    stage.entropy = lambda obs: entropy
+    stage._regulate(stub_batch(case, case["done"]))
+    assert float(stage.alpha["log"].grad) == pytest.approx(float(case["log_alpha_grad"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("path", files("dipo.npz"))
+def test_dipo_s_critic(path, monkeypatch):
+    stage, case = stub_stage(path, DIPO, DIPOConfig, target="target_")
+    given(monkeypatch, "randn", chain_noise(case, "target"))
+    batch = stub_batch(case, case["masks"])
+    outputs = stage.next_values(batch)
+    ours = batch.reward + batch.discount * outputs.amin(0)[:, 0]
+    torch.testing.assert_close(ours, case["target_q"].float(), **CLOSE)
+    found = []
+    stage.critic.minimise = found.append
+    stage.critic.update(batch, outputs)
+    theirs = float(case["critic1_loss"] + case["critic2_loss"])
+    assert float(found[0].detach()) == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("path", files("dipo.npz"))
+def test_dipo_s_actor_and_its_memory(path, monkeypatch):
+    """The memory is as they intended it; what was executed stays, as their code has it."""
+    stage, case = stub_stage(path, DIPO, DIPOConfig, target="target_", action_lr=0.03, action_grad_norm=0.1)
+    obs, none = case["memory_obs"], torch.zeros(24)
+    stage.replay.store(Transitions(obs, case["memory_actions"], none, none, obs))
+    batch, path_of = stage.replay.at(case["indices"]), case["action_path"].float()
+    for i, norm in enumerate(case["action_grad_norm"]):
+        slope = stage.critic.action_gradient(batch.obs, path_of[i][:, None, None])
+        assert float(slope.norm()) == pytest.approx(float(norm), rel=1e-5)
+    for steps in (1, 7):
+        stage.config = replace(stage.config, action_steps=steps)
+        torch.testing.assert_close(stage.improved(batch)[:, 0, 0], path_of[steps], **CLOSE)
+    stage.config = replace(stage.config, action_steps=int(case["action_steps"]))
+    given(monkeypatch, "randn", case["loss_noise"])
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: case["loss_timestep"][:, None])
+    loss, _ = stage.actor_loss(batch)
+    assert float(loss.detach()) == pytest.approx(float(case["actor_loss"]), rel=1e-5)
+    assert_gradients(loss, stage.actor.weights, case, "actor_grad")
+    stored = stage.replay.at(torch.arange(24))
+    memory = stored.chunk + stored.extra["improvement"]
+    torch.testing.assert_close(memory, case["memory_after_intended"].float(), **CLOSE)
+    assert torch.equal(stored.chunk, case["memory_after_released"].float())

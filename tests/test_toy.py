@@ -24,7 +24,8 @@ from burnish.finetune.toy.energies import (
     langevin,
     uniform,
 )
-from burnish.finetune.toy.toy import METHODS, Budget, Learner, summary
+from burnish.finetune.toy.learner import Budget, Learner
+from burnish.finetune.toy.toy import METHODS, summary
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -104,6 +105,17 @@ def test_a_short_training_from_the_energy_alone_comes_close(method: str) -> None
     far = uniform(budget.samples, generator(3))
     for distance in (mmd, sliced_wasserstein):
         assert distance(x, truth) < distance(far, truth) / 2
+
+
+@pytest.mark.parametrize("method", ["QSM", "QVPO", "DACER", "DIPO"])
+def test_rivals_of_rsm_climb_q(method: str) -> None:
+    """On the moons a short training ends far above uniform points, and within the box."""
+    budget = Budget(steps=150, batch=64, pool=1024, draws=16, samples=1000)
+    energy = ENERGIES[1]
+    x = METHODS[method](energy, Learner(budget, generator(2)))
+    far = uniform(budget.samples, generator(3))
+    assert x.shape == far.shape and x.abs().max() <= 1 + 1e-6
+    assert energy.log_density(x).mean() > energy.log_density(far).mean() / 3
 
 
 def test_summary_is_a_t_interval() -> None:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from burnish.errors import BurnishError
-from burnish.finetune.toy.toy import QUICK, Budget, run, table
+from burnish.finetune.toy.learner import QUICK, Budget
+from burnish.finetune.toy.toy import run, table
 from burnish.machine.device import resolve_device
 
 

@@ -37,8 +37,9 @@ def clipped_step(optimizer: Optimizer, loss: Tensor, max_grad_norm: float) -> Te
     What it gives stays on the device, as does what is counted for `skipped_updates`: nothing waits for the other side.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    # of nothing else: a critic that an actor learns through is spared its own
+    loss.backward(inputs=[p for p in parameters if p.requires_grad])
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     bad = (norm + loss.detach()).isfinite().logical_not().float()
     if not hasattr(optimizer, COUNT):

@@ -9,7 +9,6 @@ Symbols: those of `burnish.finetune.off_policy`; u = min_j Qbar_j(s, a) - V(s) o
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,20 +16,15 @@ import torch
 from torch import Tensor
 
 from burnish.config import key
+from burnish.finetune.actor import ActorConfig, ActorStage
 from burnish.finetune.critics import ExpectileCritic, ExpectileCriticConfig
 from burnish.finetune.losses.rsm import weighted_denoising_loss
-from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
-from burnish.finetune.stage import Setting
 from burnish.finetune.storage.replay import Batch
-from burnish.networks import Denoiser
-from burnish.networks.averages import polyak
-from burnish.networks.optimise import clipped_step
-from burnish.policies.diffusion import DiffusionPolicy
 
 
 @dataclass(frozen=True)
-class IDQLConfig(OffPolicyConfig):
-    """Settings of IDQL, see `OffPolicyConfig`; docs/offline.md says where the paper has other defaults."""
+class IDQLConfig(ActorConfig):
+    """Settings of IDQL, see `ActorConfig`; docs/offline.md says where the paper has other defaults."""
 
     name: Literal["idql"] = "idql"
     critic: ExpectileCriticConfig = key(factory=ExpectileCriticConfig)
@@ -43,47 +37,23 @@ class IDQLConfig(OffPolicyConfig):
     temperature: float = key(0.33, "of the exponential weights, in units of Q", above=0)
     max_weight: float = key(100.0, "bound of the exponential weights", above=0)
     n_candidates: int = key(16, "chunks sampled for each that is executed (N)", least=1)
-    actor_lr: float = key(3e-4, "of Adam", above=0)
-    actor_tau: float = key(0.005, "Polyak average of the actor, which acts and is saved", above=0, most=1)
 
 
-class IDQL(OffPolicyStage):
+class IDQL(ActorStage):
     """See the module's docstring."""
 
     Config = IDQLConfig
     config: IDQLConfig
     critic: ExpectileCritic
-    STATEFUL = (*OffPolicyStage.STATEFUL, "actor", "actor_optimizer")
 
-    def __init__(self, policy: DiffusionPolicy, config: IDQLConfig, setting: Setting):
-        if policy.finetuned is None:
-            policy.start_finetuning(from_scratch=not setting.pretrained)
-        super().__init__(policy, config, setting)
-        assert policy.finetuned is not None
-        self.averaged: Denoiser = policy.finetuned.requires_grad_(False)
-        self.actor = copy.deepcopy(self.averaged).requires_grad_(True)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr, fused=True)
-
-    def candidates(self, obs: Tensor, n: int) -> Tensor:
-        noise = self.policy.draw_noise(len(obs), n, generator=self.generator)
-        return self.policy.sample(obs, noise, finetuned=self.averaged)[0]
-
-    def next_values(self, batch: Batch) -> None:
-        """V is asked in place of chunks."""
-
-    def update_actor(self, batch: Batch) -> dict[str, Tensor]:
-        if self.gradient_steps < self.config.critic_warmup_updates:
-            return {}
+    def actor_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             weights = self.weigh(self.critic.advantages(batch))  # (B,)
         # L = E w(u) || f(sqrt(abar_k) a + sqrt(1 - abar_k) eps, k, s) - target ||^2
         output, target = self.policy.denoise_noised(
             self.actor, batch.obs, self.chunks(batch), self.generator, self.policy.finetuned_timesteps
         )
-        loss = weighted_denoising_loss(output, target, weights[:, None])
-        clipped_step(self.actor_optimizer, loss, self.config.max_grad_norm)
-        polyak(self.averaged, self.actor, self.config.actor_tau)
-        return {"actor_loss": loss.detach(), "weight": weights.mean()}
+        return weighted_denoising_loss(output, target, weights[:, None]), {"weight": weights.mean()}
 
     def weigh(self, u: Tensor) -> Tensor:
         """w(u), of any shape."""

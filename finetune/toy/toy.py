@@ -10,6 +10,8 @@ stages' own weights, loss and reverse draws:
 - SDAC: a_k are noised uniform points, and M reverse draws for each are weighed by exp(Q / lambda): "truncated" to the
   box, or "clipped" to it for Q alone as in the released code.
 
+- QSM, QVPO, DACER and DIPO (`burnish.finetune.toy.rivals`), of which QSM alone means to sample p.
+
 Beside them stand the same network trained by DDPM on exact samples of p, and Metropolis-adjusted Langevin dynamics from
 uniform starts. All are compared with fresh exact samples; what other exact samples get is the floor.
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -35,81 +37,13 @@ from burnish.finetune.algorithms.sdac import reverse_noise
 from burnish.finetune.losses.rsm import RSMConfig, Weighting, weighted_denoising_loss
 from burnish.finetune.toy.distances import mmd, sliced_wasserstein
 from burnish.finetune.toy.energies import ENERGIES, Energy, langevin, uniform
-from burnish.networks import DenoiserConfig
-from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig, choose, encode_for
+from burnish.finetune.toy.learner import TEMPERATURE, Budget, Learner
+from burnish.finetune.toy.rivals import dacer, dipo, qsm, qvpo
+from burnish.policies.diffusion import encode_for
 from burnish.runs.progress import Progress
 
-TEMPERATURE = 0.2  # lambda
-HIDDEN_DIM = 64
 FLOOR = "true samples"
 DISTANCES: dict[str, Callable[[Tensor, Tensor], float]] = {"mmd": mmd, "sliced_wasserstein": sliced_wasserstein}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much of everything.
-
-    Attributes:
-        steps: gradient steps of a training, all mirror steps together, with B = `batch` noised points each.
-        learning_rate: of Adam, falling linearly to 0.
-        pool: P, points that DDPM and each mirror step of DPMD draw from.
-        draws: M, SDAC's reverse draws for each noised point.
-        langevin_steps: of each chain, with step size `langevin_step_size`.
-        samples: how many points are compared with as many exact ones.
-    """
-
-    steps: int = 2500
-    batch: int = 256
-    learning_rate: float = 5e-3
-    pool: int = 32_768
-    draws: int = 64
-    langevin_steps: int = 1000
-    langevin_step_size: float = 0.002
-    samples: int = 4096
-
-
-QUICK = Budget(steps=8, batch=32, pool=256, draws=8, langevin_steps=5, samples=128)
-
-
-class Learner:
-    """A diffusion policy of points of the box, K = 20 with the cosine schedule, freshly initialised."""
-
-    def __init__(self, budget: Budget, generator: torch.Generator):
-        self.budget, self.generator = budget, generator
-        config = PolicyConfig(DenoiserConfig(hidden_dim=HIDDEN_DIM), horizon=1, n_action_steps=1, denoising_steps=20)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator.initial_seed())
-            self.policy = DiffusionPolicy(config, obs_spec=1, action_dim=2, obs_keys=["none"])
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        """Points of the policy (n, 2)."""
-        noise = self.policy.draw_noise(1, n, generator=self.generator)
-        return self.policy.sample(torch.zeros(1, 1), noise)[0].view(n, 2)
-
-    def fit(self, loss: Callable[[], Tensor], steps: int) -> None:
-        """`steps` steps of Adam on `loss`."""
-        optimizer = torch.optim.Adam(self.policy.denoiser.parameters(), lr=self.budget.learning_rate, fused=True)
-        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-        for _ in range(steps):
-            optimizer.zero_grad(set_to_none=True)
-            loss().backward()
-            optimizer.step()
-            decay.step()
-
-    def fit_pool(self, points: Tensor, weights: Tensor, steps: int) -> None:
-        """Train on `points` (P, 2), resampled by `weights` (1, P), as the DPMD stage does for each of its states."""
-        draws = points.view(1, -1, 1, 2)
-        R = self.budget.batch
-
-        def loss() -> Tensor:
-            chosen = torch.multinomial(weights, R, replacement=True, generator=self.generator)
-            output, target = self.policy.denoise_noised(
-                self.policy.denoiser, torch.zeros(1, 1), choose(draws, chosen), self.generator
-            )
-            return weighted_denoising_loss(output, target, weights.new_full((1, R), 1 / R))
-
-        self.fit(loss, steps)
 
 
 def ddpm(energy: Energy, learner: Learner) -> Tensor:
@@ -170,6 +104,10 @@ METHODS: dict[str, Callable[[Energy, Learner], Tensor]] = {
     "DPMD, 4 steps": partial(dpmd, mirror_steps=4),
     "SDAC truncated": partial(sdac, reverse="truncated"),
     "SDAC clipped": partial(sdac, reverse="clipped"),
+    "QSM": qsm,
+    "QVPO": qvpo,
+    "DACER": dacer,
+    "DIPO": dipo,
 }
 
 
