@@ -33,7 +33,7 @@ from burnish.finetune.storage.replay import (
     example_transition,
 )
 from burnish.networks import CriticConfig
-from burnish.policies.diffusion import DiffusionPolicy
+from burnish.policies.base import Policy
 from burnish.runs.state import generator_state, restore_generator
 
 DIVERGED = {
@@ -92,12 +92,12 @@ class OfflineStage(Stage):
     online: ClassVar[bool] = False
     keeps_returns: ClassVar[bool] = False  # batches have `extra["return_to_go"]`, of demonstrations and ended episodes
     config: OfflineConfig
-    policy: DiffusionPolicy
+    policy: Policy
     chunks_per_update = 0
     STATEFUL: ClassVar[tuple[str, ...]] = ("policy",)
     COUNTERS: ClassVar[tuple[str, ...]] = ("gradient_steps",)
 
-    def __init__(self, policy: DiffusionPolicy, config: OfflineConfig, setting: Setting):
+    def __init__(self, policy: Policy, config: OfflineConfig, setting: Setting):
         self.policy, self.config = policy, config
         demonstrations = self.demonstrations(setting)
         self.generator = torch.Generator(policy.device).manual_seed(setting.seed)
@@ -123,7 +123,7 @@ class OfflineStage(Stage):
     def make_replay(self, capacity: int, *, n_frames: int | None = None, spare: int = 0) -> Replay:
         """An empty one for the policy's observations and chunks; for the arguments see `Replay`."""
         example, To = example_transition(self.policy), self.policy.config.n_obs_steps
-        extra = {"return_to_go": example.reward[0]} if self.keeps_returns else None
+        extra = {"return_to_go": torch.full_like(example.reward[0], -torch.inf)} if self.keeps_returns else None
         return Replay(capacity, example, To, n_frames=n_frames, spare=spare, extra=extra)
 
     def demonstrations(self, setting: Setting) -> Demonstrated | None:

@@ -24,6 +24,7 @@ from burnish.errors import BurnishError
 from burnish.machine.disk import save_folder
 from burnish.networks import CriticConfig, QEnsemble
 from burnish.networks.encoders.encoder import Encoder, EncoderConfig
+from burnish.networks.q import NETWORKS
 from burnish.observations import STATE, ObsSpec
 from burnish.policies.folder import DESCRIPTION, FORMAT, WEIGHTS, policy_folder, read_description
 from burnish.policies.normalizer import Normalizer
@@ -179,6 +180,28 @@ class Policy(nn.Module, ABC):
         network.encoder = Encoder(self.obs_spec, self.config.n_obs_steps, self.config.encoder)
         return network
 
+    def add_critic(self, config: CriticConfig) -> QEnsemble:
+        """A critic of prepared observations and executed, normalised chunks, freshly initialised."""
+        chunk_dim = self.config.n_action_steps * self.action_dim
+        self.critic = self.seeing(QEnsemble(config, self.features, chunk_dim)).to(self.device)
+        self.critic_config = config
+        return self.critic
+
+    def values(self, obs: Tensor, x: Tensor, critic: QEnsemble | None = None) -> Tensor:
+        """Least Q of the ensemble's members for candidates, as they would be executed: within their bounds.
+
+        Args:
+            obs: prepared (B, To * W)
+            x: normalised chunks (B, N, Tp, Da)
+            critic: None for the policy's own.
+
+        Returns:
+            (B, N)
+        """
+        critic = critic or self.critic
+        assert critic is not None
+        return critic(obs, self.executed(x).flatten(2)).amin(0)
+
     @property
     def device(self) -> torch.device:
         return self.obs_normalizer.offset.device
@@ -325,6 +348,7 @@ class Policy(nn.Module, ABC):
             "action_dim": self.action_dim,
             "obs_keys": self.obs_keys,
             "config": asdict(self.config) | {"kind": address("policy", self.config.kind)},
+            "critic": self.critic_config and asdict(self.critic_config),
         }
 
     @classmethod
@@ -335,6 +359,11 @@ class Policy(nn.Module, ABC):
         policy = cls(config, obs_spec, description["action_dim"], description["obs_keys"], description["task"])
         policy.trained_in = description.get("trained_in")
         policy.plugins = description.get("plugins", [])
+        if description.get("critic"):
+            kind = description["critic"].get("kind", "q")  # the first ones do not tell
+            if kind not in NETWORKS:
+                raise BurnishError(f"critic.kind={kind}: expected {' or '.join(NETWORKS)}")
+            policy.add_critic(parse(NETWORKS[kind], description["critic"], where="critic"))
         return policy
 
     @classmethod
