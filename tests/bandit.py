@@ -13,7 +13,9 @@ from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
 from burnish.finetune.algorithms.best_of_n import BestOfN, BestOfNConfig
 from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
+from burnish.finetune.algorithms.dql import DQL, DQLConfig
 from burnish.finetune.algorithms.idql import IDQL, IDQLConfig
+from burnish.finetune.algorithms.qc import QChunking, QChunkingConfig
 from burnish.finetune.algorithms.sdac import SDAC, SDACConfig
 from burnish.finetune.critics import ExpectileCriticConfig
 from burnish.finetune.losses.rsm import RSMConfig
@@ -27,6 +29,8 @@ STAGES = {
     "dpmd": (DPMD, DPMDConfig),
     "sdac": (SDAC, SDACConfig),
     "idql": (IDQL, IDQLConfig),
+    "dql": (DQL, DQLConfig),
+    "qc": (QChunking, QChunkingConfig),
 }
 TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
 

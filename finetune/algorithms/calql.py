@@ -23,12 +23,15 @@ from burnish.finetune.storage.replay import Batch
 
 @dataclass(frozen=True)
 class CalQLConfig(SoftActorConfig):
-    """Settings of Cal-QL, see `SoftActorConfig`."""
+    """Settings of Cal-QL, see `SoftActorConfig`; the paper's of Adroit."""
 
     name: Literal["calql"] = "calql"
     actor_lr: float = 1e-4
     target_candidates: int = 10
-    conservatism: float = key(5.0, "weight of the conservative term (the paper's alpha)", least=0)
+    reward_scale: float = 10.0
+    conservatism: float = key(
+        1.0, "weight of the conservative term (the paper's alpha: 1 on Adroit, 5 on AntMaze), in units of Q", least=0
+    )
     conservative_draws: int = key(
         10, "N chunks that Q is pushed down at, of each of: uniform ones, the policy's at s, and at s'", least=1
     )

@@ -55,8 +55,9 @@ class DQL(CloningStage):
     def actor_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         cloning, _ = super().actor_loss(batch)
         q = self.critic.climbed(batch.obs, self.sampled(batch.obs))  # (n, B, 1)
-        i, j = torch.randperm(len(q), device=q.device, generator=self.generator)[:2]
-        q_loss = self.normalised(q[i], q[j])
+        climbed, scale = q[torch.randperm(len(q), device=q.device, generator=self.generator)[:2]]
+        # -E Q_i(s, a) / E|Q_j(s, a)|, the denominator without gradient
+        q_loss = -climbed.mean() / scale.detach().abs().mean()
         return cloning + self.config.q_weight * q_loss, {"cloning_loss": cloning.detach(), "q_loss": q_loss.detach()}
 
     def sampled(self, obs: Tensor) -> Tensor:
@@ -64,8 +65,3 @@ class DQL(CloningStage):
         noise = self.policy.draw_noise(len(obs), 1, generator=self.generator, sampler=self.sampler)
         x, _ = self.policy.sample(obs, noise, sampler=self.sampler, finetuned=self.actor)
         return self.policy.within_bounds(x)
-
-    @staticmethod
-    def normalised(climbed: Tensor, scale: Tensor) -> Tensor:
-        """-E Q_i / E|Q_j|, the denominator without gradient (eq. 3 and its normalisation)."""
-        return -climbed.mean() / scale.detach().abs().mean()
