@@ -32,7 +32,7 @@ RUNS = {
     "dql": ("finetune", *RL, *DRAWING),
     "qc": ("finetune", *RL, *DRAWING),
     "calql": ("scratch", *RL, *OFF_POLICY, "network=gaussian"),
-    "rlpd": ("scratch", *RL, *OFF_POLICY, "network=gaussian"),
+    "rlpd": ("scratch", *RL, *OFF_POLICY, "network=gaussian", "stage.utd_ratio=1"),
     "sac": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "td3": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "ppo": (

@@ -48,8 +48,9 @@ class MonteCarlo:
             self.begun[e] = len(self.steps)
             cut = bool(discount[-1] > 0)  # by a time limit; it is 0 where the environment terminated
             tail = self.tail(new.next_obs[e : e + 1])[0] if cut else torch.zeros_like(reward[0])
-            self.found.append((self.value(obs, chunk), returns_to_go(reward, discount, tail)))
-            found[e] = returns_to_go(reward, discount, endless(reward, discount))
+            returns = returns_to_go(reward, discount, tail)
+            self.found.append((self.value(obs, chunk), returns))
+            found[e] = returns_to_go(reward, discount, endless(reward, discount)) if cut else returns
         self._forget(min(self.begun))
         return found
 
