@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class SoftActorStage(OffPolicyStage):
 
     def _make_head(self, policy: GaussianPolicy, setting: Setting) -> nn.Linear:
         """Of log sigma; of a cloned policy it begins with the spread of the demonstrations around its mean."""
-        last = policy.network[-1]
+        last: Any = policy.network[-1]  # a linear layer
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
             head = nn.Linear(last.in_features, last.out_features)
