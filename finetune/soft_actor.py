@@ -92,9 +92,8 @@ class SoftActorStage(OffPolicyStage):
 
     def draw(self, obs: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """`n` chunks of the actor for each of `obs` (B, To * W), flat and normalised (B, n, d), and log pi (B, n)."""
-        *hidden, last = self.policy.network
-        h = nn.Sequential(*hidden)(self.policy.encoder(obs))
-        mean, log_std = last(h), (self.log_std(h) + self.LOG_STD_OFFSET).clamp(*LOG_STD_RANGE)
+        h = self.policy.network[:-1](self.policy.encoder(obs))
+        mean, log_std = self.policy.network[-1](h), (self.log_std(h) + self.LOG_STD_OFFSET).clamp(*LOG_STD_RANGE)
         noise = torch.randn(len(obs), n, mean.shape[1], device=mean.device, generator=self.generator)
         return squashed_sample(mean[:, None], log_std[:, None], noise)
 

@@ -336,6 +336,13 @@ def test_rlpd_s_actor_and_temperature(rlpd, monkeypatch):
     assert all(parameter.grad is None for parameter in stage.critic.network.parameters())
 
 
+def test_rlpd_s_slices_are_half_demonstrations(rlpd):
+    """They interleave one large batch; here every gradient step draws half of its batch from each (test_rlpd.py)."""
+    shown = rlpd["combined_example"] < 10
+    for size in (2, 4, 8):
+        assert {int(part.sum()) for part in shown.split(size)} == {size // 2}
+
+
 def test_rlpd_s_draws(rlpd, monkeypatch):
     stage = rlpd_stage(rlpd)
     for at, name in (("next_obs", "next"), ("obs", "pi")):
