@@ -102,6 +102,7 @@ def test_quick_run_of_costs_has_every_cost_beside_its_floor(tmp_path):
     assert all(row["median"] > 0 and row["times_floor"] > 0 and row["target"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_quick_run_of_what_learns_offline_and_online(tmp_path):
     report = run_quick("bench_offline_to_online.py", tmp_path / "offline_to_online.json")
     assert [row["stage"] for row in report["rows"]] == ["dql", "idql", "qc", "calql", "rlpd"]
