@@ -55,5 +55,5 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	mkdir -p runs/bench
-	for name in costs envs rsm growth; do echo "== $$name"; \
+	for name in costs envs rsm growth offline_to_online; do echo "== $$name"; \
 		$(BIN)/python benchmarks/bench_$$name.py --json runs/bench/$$name.json $(BENCH) || exit 1; done

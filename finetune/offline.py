@@ -36,7 +36,7 @@ from burnish.finetune.storage.replay import (
 )
 from burnish.networks import CriticConfig
 from burnish.networks.optimise import load_optimizer
-from burnish.policies.diffusion import DiffusionPolicy
+from burnish.policies.base import Policy
 from burnish.runs.state import generator_state, restore_generator
 
 DIVERGED = {
@@ -95,12 +95,12 @@ class OfflineStage(Stage):
     online: ClassVar[bool] = False
     keeps_returns: ClassVar[bool] = False  # batches have `extra["return_to_go"]`, of demonstrations and ended episodes
     config: OfflineConfig
-    policy: DiffusionPolicy
+    policy: Policy
     chunks_per_update = 0
     STATEFUL: ClassVar[tuple[str, ...]] = ("policy",)
     COUNTERS: ClassVar[tuple[str, ...]] = ("gradient_steps",)
 
-    def __init__(self, policy: DiffusionPolicy, config: OfflineConfig, setting: Setting):
+    def __init__(self, policy: Policy, config: OfflineConfig, setting: Setting):
         self.policy, self.config = policy, config
         demonstrations = self.demonstrations(setting)
         self.generator = torch.Generator(policy.device).manual_seed(setting.seed)
@@ -129,9 +129,9 @@ class OfflineStage(Stage):
         return Replay(capacity, example, To, n_frames=n_frames, spare=spare, extra=self.kept_besides(example))
 
     def kept_besides(self, example: Transitions) -> dict[str, Tensor]:
-        """What its replays keep of each transition besides, name -> example (...) by a transition of the kind; zeros at
-        first."""
-        return {"return_to_go": example.reward[0]} if self.keeps_returns else {}
+        """What its replays keep of each transition besides, name -> what it is at first (...), by a transition of zeros
+        of the kind."""
+        return {"return_to_go": torch.full_like(example.reward[0], -torch.inf)} if self.keeps_returns else {}
 
     def demonstrations(self, setting: Setting) -> Demonstrated | None:
         """What it learns from, as the file has it; None where it shall do without. Raises BurnishError for a file that

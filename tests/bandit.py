@@ -16,9 +16,11 @@ from burnish.finetune.algorithms.best_of_n import BestOfN, BestOfNConfig
 from burnish.finetune.algorithms.dacer import DACER, DACERConfig
 from burnish.finetune.algorithms.dipo import DIPO, DIPOConfig
 from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
+from burnish.finetune.algorithms.dql import DQL, DQLConfig
 from burnish.finetune.algorithms.idql import IDQL, IDQLConfig
 from burnish.finetune.algorithms.qsm import QSM, QSMConfig
 from burnish.finetune.algorithms.qvpo import QVPO, QVPOConfig
+from burnish.finetune.algorithms.qc import QChunking, QChunkingConfig
 from burnish.finetune.algorithms.sdac import SDAC, SDACConfig
 from burnish.finetune.critics import ExpectileCriticConfig
 from burnish.finetune.losses.rsm import RSMConfig
@@ -36,6 +38,8 @@ STAGES = {
     "qvpo": (QVPO, QVPOConfig),
     "dacer": (DACER, DACERConfig),
     "dipo": (DIPO, DIPOConfig),
+    "dql": (DQL, DQLConfig),
+    "qc": (QChunking, QChunkingConfig),
 }
 TASK = TaskConfig("bandit", "gymnasium", "Bandit-v0", 1)
 

@@ -105,6 +105,13 @@ def test_quick_run_of_costs_has_every_cost_beside_its_floor(tmp_path):
     assert all(row["target"] is None or row["target"] > 0 for row in rows)
 
 
+@pytest.mark.slow
+def test_quick_run_of_what_learns_offline_and_online(tmp_path):
+    report = run_quick("bench_offline_to_online.py", tmp_path / "offline_to_online.json")
+    assert [row["stage"] for row in report["rows"]] == ["dql", "idql", "qc", "calql", "rlpd"]
+    assert all(row["ms"] > 0 and row["times_floor"] > 0 for row in report["rows"])
+
+
 def test_the_floors_rate_is_the_best_that_anything_reaches(measuring, monkeypatch):
     rate = measuring.ProductRate(quick=True)
     best = 1e3 * rate.gflop_per_ms()

@@ -22,7 +22,8 @@ CLONED = FILES / "comparison" / "inverted_double_pendulum" / "pretrain" / "seed3
 SHORT = ("task=inverted_double_pendulum", "evaluation.episodes=1", "evaluation.backend=sync")
 RL = (*SHORT, "n_envs=2", "backend=sync", "total_env_steps=40", "eval_every=0")
 REPLAY = ("stage.buffer_size=100", "stage.batch_size=8", "stage.demos=null", "stage.learning_starts=16")
-DRAWING = (*REPLAY, "stage.demo_ratio=0.0", "stage.critic_warmup_updates=1", f"policy={CLONED}")
+OFF_POLICY = (*REPLAY, "stage.demo_ratio=0.0", "stage.critic_warmup_updates=1")
+DRAWING = (*OFF_POLICY, f"policy={CLONED}")
 RUNS = {
     "dppo": ("finetune", *RL, "stage.n_steps=4", "stage.batch_size=16", "stage.update_epochs=1", f"policy={CLONED}"),
     "dpmd": ("finetune", *RL, *DRAWING),
@@ -33,6 +34,10 @@ RUNS = {
     "qvpo": ("finetune", *RL, *DRAWING),
     "dacer": ("finetune", *RL, *DRAWING),
     "dipo": ("finetune", *RL, *DRAWING),
+    "dql": ("finetune", *RL, *DRAWING),
+    "qc": ("finetune", *RL, *DRAWING),
+    "calql": ("scratch", *RL, *OFF_POLICY, "network=gaussian"),
+    "rlpd": ("scratch", *RL, *OFF_POLICY, "network=gaussian", "stage.utd_ratio=1"),
     "sac": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "td3": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "ppo": (
@@ -40,7 +45,7 @@ RUNS = {
         f"policy={FILES / 'runs' / 'gaussian'}",
     ),
 }
-GAUSSIAN = ("sac", "td3", "ppo")
+GAUSSIAN = ("sac", "td3", "ppo", "calql", "rlpd")
 
 
 def documented() -> dict[str, list[str]]:

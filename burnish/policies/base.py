@@ -27,6 +27,7 @@ from burnish.machine.checksums import verify, write_checksums
 from burnish.machine.disk import save_folder
 from burnish.networks import CriticConfig, QEnsemble
 from burnish.networks.encoders.encoder import Encoder, EncoderConfig
+from burnish.networks.q import NETWORKS
 from burnish.networks.weights import load_weights
 from burnish.observations import STATE, ObsSpec
 from burnish.policies.folder import DESCRIPTION, FORMAT, WEIGHTS, policy_folder, read_description
@@ -185,6 +186,28 @@ class Policy(nn.Module, ABC):
         network.encoder = Encoder(self.obs_spec, self.config.n_obs_steps, self.config.encoder)
         return network
 
+    def add_critic(self, config: CriticConfig) -> QEnsemble:
+        """A critic of prepared observations and executed, normalised chunks, freshly initialised."""
+        chunk_dim = self.config.n_action_steps * self.action_dim
+        self.critic = self.seeing(QEnsemble(config, self.features, chunk_dim)).to(self.device)
+        self.critic_config = config
+        return self.critic
+
+    def values(self, obs: Tensor, x: Tensor, critic: QEnsemble | None = None) -> Tensor:
+        """Least Q of the ensemble's members for candidates, as they would be executed: within their bounds.
+
+        Args:
+            obs: prepared (B, To * W)
+            x: normalised chunks (B, N, Tp, Da)
+            critic: None for the policy's own.
+
+        Returns:
+            (B, N)
+        """
+        critic = critic or self.critic
+        assert critic is not None
+        return critic(obs, self.executed(x).flatten(2)).amin(0)
+
     @property
     def device(self) -> torch.device:
         return self.obs_normalizer.offset.device
@@ -340,6 +363,7 @@ class Policy(nn.Module, ABC):
             "action_dim": self.action_dim,
             "obs_keys": self.obs_keys,
             "config": asdict(self.config) | {"kind": address("policy", self.config.kind)},
+            "critic": self.critic_config and asdict(self.critic_config),
         }
 
     @classmethod
@@ -351,7 +375,18 @@ class Policy(nn.Module, ABC):
         policy.trained_in = description.get("trained_in")
         policy.trained_with = description.get("trained_with", {})
         policy.plugins = description.get("plugins", [])
+        policy.add_described_critic(description.get("critic"))
         return policy
+
+    def add_described_critic(self, described: Mapping[str, Any] | None) -> None:
+        """The critic that policy.json tells of, if it does, without its weights."""
+        if not described:
+            return
+        kind = described.get("kind", "q")  # the first ones do not tell
+        if kind not in NETWORKS:
+            raise BurnishError(f"critic.kind={kind}: expected {' or '.join(NETWORKS)}")
+        require_keys(NETWORKS[kind], described, "critic")
+        self.add_critic(parse(NETWORKS[kind], described, where="critic"))
 
     @classmethod
     def load(cls: type[P], folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> P:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.config import WrongValue, key
+from burnish.errors import BurnishError
 from burnish.networks.activation import ACTIVATIONS
 from burnish.networks.base import MOST_WIDTH
 from burnish.networks.encoders.encoder import Encoder
@@ -121,8 +122,13 @@ class GaussianPolicy(Policy):
         return self.chunks(mean + tau * self.log_std.exp() * noise)
 
     def chunks(self, x: Tensor) -> Tensor:
-        """Flat (B, Ta * Da) -> (B, Ta, Da)"""
-        return x.unflatten(1, (self.config.n_action_steps, self.action_dim))
+        """Flat (..., Ta * Da) -> (..., Ta, Da)"""
+        return x.unflatten(-1, (self.config.n_action_steps, self.action_dim))
+
+    def check_candidates(self, candidates: int) -> None:
+        super().check_candidates(candidates)
+        if candidates > 1:
+            raise BurnishError(f"candidates={candidates}: expected 1, a Gaussian policy acts by its mean")
 
     def within_bounds(self, x: Tensor) -> Tensor:
         return x.clamp(-1, 1)

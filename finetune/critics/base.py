@@ -18,7 +18,7 @@ from burnish.finetune.storage.replay import Batch
 from burnish.networks import CriticConfig, QEnsemble
 from burnish.networks.averages import polyak
 from burnish.networks.optimise import clipped_step, load_optimizer
-from burnish.policies.diffusion import DiffusionPolicy
+from burnish.policies.base import Policy
 
 C = TypeVar("C", bound=CriticConfig)
 
@@ -50,7 +50,7 @@ class Critic(ABC, Generic[C]):
     bootstraps_from_chunks: ClassVar[bool] = True  # `update` needs what the target says of chunks at s'
     config: C
 
-    def __init__(self, policy: DiffusionPolicy, config: C, learning: Learning, generator: torch.Generator):
+    def __init__(self, policy: Policy, config: C, learning: Learning, generator: torch.Generator):
         self.policy, self.config, self.learning, self.generator = policy, config, learning, generator
         self.network: QEnsemble = policy.critic or policy.add_critic(config.network)
         if policy.critic_config != config.network:
@@ -103,6 +103,17 @@ class Critic(ABC, Generic[C]):
         if clamp:
             return self.policy.values(obs, x, network)
         return network(obs, x[..., : self.policy.config.n_action_steps, :].flatten(2)).amin(0)
+
+    def climbed(self, obs: Tensor, x: Tensor) -> Tensor:
+        """Q of each member (n, B, N) for an actor to climb: its gradient is in the chunks alone, beyond bounds too.
+
+        Args:
+            obs: prepared (B, To * W). x: normalised chunks (B, N, Tp, Da).
+        """
+        self.network.requires_grad_(False)  # else a third of the way back would be for weights that stay
+        q = self.network(obs, x[..., : self.policy.config.n_action_steps, :].flatten(2))
+        self.network.requires_grad_(True)
+        return q
 
     def action_gradient(
         self, obs: Tensor, x: Tensor, *, target: bool = False, of: Literal["least", "mean"] = "least"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from burnish.finetune.storage.replay import Transitions
+from burnish.finetune.storage.returns import endless, returns_to_go
 
 
 class MonteCarlo:
@@ -38,7 +39,7 @@ class MonteCarlo:
 
     def observe(self, new: Transitions, ended: Tensor) -> dict[int, Tensor]:
         """Take a chunk of each environment; `ended` (E,) bool -> environment: returns of the chunks (C,) of its
-        episode, where one ended."""
+        episode, where one ended, by its rewards alone (see `endless`)."""
         found = {}
         self.steps.append((new.obs, new.chunk, new.reward, new.discount))
         for e in ended.nonzero()[:, 0].tolist():
@@ -46,13 +47,10 @@ class MonteCarlo:
             obs, chunk, reward, discount = (torch.stack([row[e] for row in field]) for field in zip(*episode))
             self.begun[e] = len(self.steps)
             cut = bool(discount[-1] > 0)  # by a time limit; it is 0 where the environment terminated
-            G = self.tail(new.next_obs[e : e + 1])[0] if cut else torch.zeros_like(reward[0])
-            returns = []
-            for r, g in zip(reward.flip(0), discount.flip(0)):
-                G = r + g * G
-                returns.append(G)
-            found[e] = torch.stack(returns).flip(0)
-            self.found.append((self.value(obs, chunk), found[e]))
+            tail = self.tail(new.next_obs[e : e + 1])[0] if cut else torch.zeros_like(reward[0])
+            returns = returns_to_go(reward, discount, tail)
+            self.found.append((self.value(obs, chunk), returns))
+            found[e] = returns_to_go(reward, discount, endless(reward, discount)) if cut else returns
         self._forget(min(self.begun))
         return found
 

@@ -19,6 +19,7 @@ from burnish.datasets.windows import history_rows
 from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError
 from burnish.finetune.storage.frames import Frames, Histories
+from burnish.finetune.storage.returns import endless
 from burnish.policies.base import Policy
 
 
@@ -150,7 +151,7 @@ class Replay:
         n_obs_steps: To.
         n_frames: room for frames; None: for To that each chunk leads to and To where one begins anew, and for `spare`
             transitions that wait to be stored while their frames are in already.
-        extra: what is kept of each transition besides, name -> example (...); zeros at first.
+        extra: what is kept of each transition besides, name -> what it is at first (...).
 
     Attributes:
         count: transitions ever stored.
@@ -173,7 +174,8 @@ class Replay:
         numbers = torch.empty(0, n_obs_steps, dtype=torch.int64, device=self.device)
         kept = example._replace(obs=numbers, next_obs=numbers)
         self.data = Transitions(*(field.new_empty(capacity, *field.shape[1:]) for field in kept))
-        self.extra = {name: each.new_zeros(capacity, *each.shape) for name, each in (extra or {}).items()}
+        self.unknown = dict(extra or {})
+        self.extra = {name: each.expand(capacity, *each.shape).clone() for name, each in self.unknown.items()}
         self.count = 0
 
     @property
@@ -194,8 +196,8 @@ class Replay:
         rows = torch.arange(self.count, self.count + n, device=self.device) % self.capacity
         for ours, new in zip(self.data, transitions):
             ours[rows] = new
-        for kept in self.extra.values():
-            kept[rows] = 0
+        for name, kept in self.extra.items():
+            kept[rows] = self.unknown[name]
         self.count += n
         return rows
 
@@ -245,7 +247,7 @@ class Demonstrated(NamedTuple):
 
     frames: Tensor  # (F, W) prepared
     transitions: Transitions  # whose observations are rows of `frames` (N, To)
-    returns: Tensor  # (N,) sum_i gamma^i r_i from each step to its episode's end
+    returns: Tensor  # (N,) sum_i gamma^i r_i from each step to its episode's end, see `_returns`
 
     def expanded(self) -> Transitions:
         """With whole observations (N, To * W)."""
@@ -364,12 +366,16 @@ def _episode_transitions(policy: Policy, episode: Episode, gamma: float, n_step:
     normalized = policy.within_bounds(policy.action_normalizer.normalize(actions)).flatten(1).cpu()
     transitions = Transitions(seen(start), normalized, numbers[0], numbers[1], seen(start + h))
     frames = policy.normalized_obs(raw[:, None]).cpu()  # each for itself
-    return Demonstrated(frames, transitions, torch.from_numpy(_returns(episode.rewards, gamma)[:known]))
+    return Demonstrated(frames, transitions, _returns(episode, gamma)[:known])
 
 
-def _returns(rewards: np.ndarray, gamma: float) -> np.ndarray:
-    """(T,) of an episode's rewards (T,)."""
+def _returns(episode: Episode, gamma: float) -> Tensor:
+    """(T,) from each step to the end, by the rewards alone: see `endless` for what a time limit leaves out."""
+    rewards = np.asarray(episode.rewards, np.float32)
     G = np.zeros(len(rewards) + 1, np.float32)
+    if not episode.terminated[-1]:
+        steps = torch.from_numpy(rewards)
+        G[-1] = endless(steps, torch.full_like(steps, gamma))
     for t in reversed(range(len(rewards))):
         G[t] = rewards[t] + gamma * G[t + 1]
-    return G[:-1]
+    return torch.from_numpy(G[:-1])
