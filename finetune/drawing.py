@@ -131,6 +131,7 @@ class DrawingStage(OffPolicyStage):
     """Acts by the policy's averaged denoiser; the target is of draws of the old one."""
 
     config: DrawingConfig
+    policy: DiffusionPolicy
     PARTS: ClassVar[dict[str, str]] = {**OffPolicyStage.PARTS, "_sample": "draws (denoising steps)"}
     refresh_every = 1000  # gradient steps between refreshes of the old policy
 

@@ -27,7 +27,8 @@ from burnish.finetune.stage import Setting
 from burnish.finetune.storage.monte_carlo import MonteCarlo
 from burnish.finetune.storage.own_episodes import OwnEpisodes
 from burnish.finetune.storage.replay import Batch, Demonstrated, NSteps, Transitions, online_transitions
-from burnish.policies.diffusion import DiffusionPolicy, choose
+from burnish.policies.base import Policy
+from burnish.policies.diffusion import choose
 
 MOST_GRADIENT_STEPS = 500  # in one `update`: a long warm-up can be watched, stopped and resumed
 TAIL_CANDIDATES = 8  # chunks whose mean value stands for what comes after a time limit
@@ -108,7 +109,7 @@ class OffPolicyStage(OfflineStage):
     PARTS: ClassVar[dict[str, str]] = {"_batch": "batches"}
     COUNTERS = ("env_steps", "chunks_since_update", "gradient_steps", "owed")
 
-    def __init__(self, policy: DiffusionPolicy, config: OffPolicyConfig, setting: Setting):
+    def __init__(self, policy: Policy, config: OffPolicyConfig, setting: Setting):
         super().__init__(policy, config, setting)
         self.replay = self.make_replay(config.buffer_size, spare=(config.n_step + 2) * setting.n_envs)
         self.own_episodes = OwnEpisodes(self.replay, setting.n_envs)

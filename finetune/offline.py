@@ -33,7 +33,7 @@ from burnish.finetune.storage.replay import (
     example_transition,
 )
 from burnish.networks import CriticConfig
-from burnish.policies.diffusion import DiffusionPolicy
+from burnish.policies.base import Policy
 from burnish.runs.state import generator_state, restore_generator
 
 DIVERGED = {
@@ -92,12 +92,12 @@ class OfflineStage(Stage):
     online: ClassVar[bool] = False
     keeps_returns: ClassVar[bool] = False  # batches have `extra["return_to_go"]`, of demonstrations and ended episodes
     config: OfflineConfig
-    policy: DiffusionPolicy
+    policy: Policy
     chunks_per_update = 0
     STATEFUL: ClassVar[tuple[str, ...]] = ("policy",)
     COUNTERS: ClassVar[tuple[str, ...]] = ("gradient_steps",)
 
-    def __init__(self, policy: DiffusionPolicy, config: OfflineConfig, setting: Setting):
+    def __init__(self, policy: Policy, config: OfflineConfig, setting: Setting):
         self.policy, self.config = policy, config
         demonstrations = self.demonstrations(setting)
         self.generator = torch.Generator(policy.device).manual_seed(setting.seed)

@@ -25,6 +25,7 @@ STAGES = {
     "dpmd": "burnish.finetune.algorithms.dpmd:DPMD",
     "sdac": "burnish.finetune.algorithms.sdac:SDAC",
     "idql": "burnish.finetune.algorithms.idql:IDQL",
+    "dsrl": "burnish.finetune.algorithms.dsrl:DSRL",
     "best_of_n": "burnish.finetune.algorithms.best_of_n:BestOfN",
     "frozen": "burnish.finetune.baselines.frozen:Frozen",
     "sac": "burnish.finetune.baselines.sac:SAC",

@@ -28,6 +28,7 @@ RUNS = {
     "sdac": ("finetune", *RL, *DRAWING, "stage.bc_coef=0"),
     "best_of_n": ("finetune", *RL, *DRAWING),
     "idql": ("finetune", *RL, *DRAWING),
+    "dsrl": ("finetune", *RL, *DRAWING),
     "sac": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "td3": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "ppo": (
@@ -35,7 +36,7 @@ RUNS = {
         f"policy={FILES / 'runs' / 'gaussian'}",
     ),
 }
-GAUSSIAN = ("sac", "td3", "ppo")
+WITHOUT_SCHEDULE = ("sac", "td3", "ppo", "dsrl")
 
 
 def documented() -> dict[str, list[str]]:
@@ -67,7 +68,7 @@ def test_a_fine_tunings_checkpoint_has_what_is_documented(stage, tmp_path):
     command, *words = RUNS[stage]
     assert main([command, *words, f"stage={stage}", f"run_dir={tmp_path / 'run'}"]) == 0
     folder, tables = checkpoint(tmp_path / "run"), documented()
-    absent = {SCHEDULER_FILE} if stage in GAUSSIAN else set()
+    absent = {SCHEDULER_FILE} if stage in WITHOUT_SCHEDULE else set()
     assert {path.name for path in folder.iterdir()} == set(tables["Files"]) - absent
     trainer = load_state(folder / "trainer.pt")
     assert list(trainer) == tables["trainer.pt"]

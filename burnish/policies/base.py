@@ -24,6 +24,7 @@ from burnish.errors import BurnishError
 from burnish.machine.disk import save_folder
 from burnish.networks import CriticConfig, QEnsemble
 from burnish.networks.encoders.encoder import Encoder, EncoderConfig
+from burnish.networks.q import NETWORKS
 from burnish.observations import STATE, ObsSpec
 from burnish.policies.folder import DESCRIPTION, FORMAT, WEIGHTS, policy_folder, read_description
 from burnish.policies.normalizer import Normalizer
@@ -35,6 +36,7 @@ POLICIES = {
     "diffusion": "burnish.policies.diffusion:DiffusionPolicy",
     "flow": "burnish.policies.flow:FlowPolicy",
     "gaussian": "burnish.policies.gaussian:GaussianPolicy",
+    "steered": "burnish.policies.steered:SteeredPolicy",
 }
 """Kind -> module:class; the class names its config in `Config`. Others are registered by plugins, or named as
 module:Class."""
@@ -178,6 +180,33 @@ class Policy(nn.Module, ABC):
         """`network`, with an encoder of its own for this policy's observations."""
         network.encoder = Encoder(self.obs_spec, self.config.n_obs_steps, self.config.encoder)
         return network
+
+    def add_critic(self, config: CriticConfig) -> QEnsemble:
+        """A critic of prepared observations and of what `critic_input` gives, freshly initialised."""
+        chunk = torch.zeros(1, self.config.horizon, self.action_dim, device=self.device)
+        dim = self.critic_input(chunk).shape[-1]
+        self.critic = self.seeing(QEnsemble(config, self.features, dim)).to(self.device)
+        self.critic_config = config
+        return self.critic
+
+    def critic_input(self, x: Tensor) -> Tensor:
+        """What a critic sees of normalised chunks (..., Tp, Da): the executed part, flat (..., Ta * Da)."""
+        return self.executed(x).flatten(-2)
+
+    def values(self, obs: Tensor, x: Tensor, critic: QEnsemble | None = None) -> Tensor:
+        """Least Q of the ensemble's members for candidates, as they would be executed: within their bounds.
+
+        Args:
+            obs: prepared (B, To * W)
+            x: normalised chunks (B, N, Tp, Da)
+            critic: None for the policy's own.
+
+        Returns:
+            (B, N)
+        """
+        critic = critic or self.critic
+        assert critic is not None
+        return critic(obs, self.critic_input(x)).amin(0)
 
     @property
     def device(self) -> torch.device:
@@ -336,6 +365,15 @@ class Policy(nn.Module, ABC):
         policy.trained_in = description.get("trained_in")
         policy.plugins = description.get("plugins", [])
         return policy
+
+    def add_described_critic(self, described: Mapping[str, Any] | None) -> None:
+        """The critic that policy.json tells of, if it does, without its weights."""
+        if not described:
+            return
+        kind = described.get("kind", "q")  # the first ones do not tell
+        if kind not in NETWORKS:
+            raise BurnishError(f"critic.kind={kind}: expected {' or '.join(NETWORKS)}")
+        self.add_critic(parse(NETWORKS[kind], described, where="critic"))
 
     @classmethod
     def load(cls: type[P], folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> P:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from burnish.config import WrongValue, key, parse
+from burnish.config import WrongValue, key
 from burnish.diffusion import (
     SCHEDULES,
     Chain,
@@ -35,8 +35,7 @@ from burnish.diffusion import (
 )
 from burnish.diffusion.scheduler_file import SCHEDULER_FILE, betas_of, is_scheduler_file, scheduler_config
 from burnish.errors import BurnishError
-from burnish.networks import CriticConfig, Denoiser, DenoiserConfig, DenoiserKeys, Encoded, QEnsemble, build_denoiser
-from burnish.networks.q import NETWORKS
+from burnish.networks import Denoiser, DenoiserConfig, DenoiserKeys, Encoded, build_denoiser
 from burnish.observations import ObsSpec
 from burnish.policies.base import ChunkConfig, Policy
 from burnish.registry import address
@@ -221,13 +220,6 @@ class DiffusionPolicy(Policy):
         self.ft_denoising_steps = K_ft = ft_denoising_steps
         self.finetuned_timesteps = self.config.denoising_steps if K_ft == S else self.sampler.timestep(S - K_ft) + 1
 
-    def add_critic(self, config: CriticConfig) -> QEnsemble:
-        """A critic of normalised observations and executed, normalised chunks, freshly initialised."""
-        chunk_dim = self.config.n_action_steps * self.action_dim
-        self.critic = self.seeing(QEnsemble(config, self.features, chunk_dim)).to(self.device)
-        self.critic_config = config
-        return self.critic
-
     def set_sampler(self, sampler: Literal["ddpm", "ddim"], ddim_steps: int) -> None:
         """Sample in another way from now on (DDIM with eta = 0); the denoiser stays as it is.
 
@@ -352,21 +344,6 @@ class DiffusionPolicy(Policy):
         low, high = (self.action_normalizer.normalize(raw * torch.ones_like(x[..., :1])) for raw in (-1, 1))
         return x.clamp(low, high)
 
-    def values(self, obs: Tensor, x: Tensor, critic: QEnsemble | None = None) -> Tensor:
-        """Least Q of the ensemble's members for candidates, as they would be executed: within their bounds.
-
-        Args:
-            obs: prepared (B, To * W)
-            x: normalised chunks (B, N, Tp, Da)
-            critic: None for the policy's own.
-
-        Returns:
-            (B, N)
-        """
-        critic = critic or self.critic
-        assert critic is not None
-        return critic(obs, self.executed(x).flatten(2)).amin(0)
-
     @property
     def sampler_steps(self) -> int:
         return len(self.sampler)
@@ -405,11 +382,7 @@ class DiffusionPolicy(Policy):
         policy = super().from_description(description)
         if description["ft_denoising_steps"]:
             policy.start_finetuning(description["ft_denoising_steps"])
-        if description.get("critic"):
-            kind = description["critic"].get("kind", "q")  # the first ones do not tell
-            if kind not in NETWORKS:
-                raise BurnishError(f"critic.kind={kind}: expected {' or '.join(NETWORKS)}")
-            policy.add_critic(parse(NETWORKS[kind], description["critic"], where="critic"))
+        policy.add_described_critic(description.get("critic"))
         return policy
 
 

@@ -52,6 +52,7 @@ class IDQL(OffPolicyStage):
 
     Config = IDQLConfig
     config: IDQLConfig
+    policy: DiffusionPolicy
     critic: ExpectileCritic
     STATEFUL = (*OffPolicyStage.STATEFUL, "actor", "actor_optimizer")
 

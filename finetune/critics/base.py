@@ -18,7 +18,7 @@ from burnish.finetune.storage.replay import Batch
 from burnish.networks import CriticConfig, QEnsemble
 from burnish.networks.averages import polyak
 from burnish.networks.optimise import clipped_step
-from burnish.policies.diffusion import DiffusionPolicy
+from burnish.policies.base import Policy
 
 C = TypeVar("C", bound=CriticConfig)
 
@@ -50,7 +50,7 @@ class Critic(ABC, Generic[C]):
     bootstraps_from_chunks: ClassVar[bool] = True  # `update` needs what the target says of chunks at s'
     config: C
 
-    def __init__(self, policy: DiffusionPolicy, config: C, learning: Learning, generator: torch.Generator):
+    def __init__(self, policy: Policy, config: C, learning: Learning, generator: torch.Generator):
         self.policy, self.config, self.learning, self.generator = policy, config, learning, generator
         self.network: QEnsemble = policy.critic or policy.add_critic(config.network)
         if policy.critic_config != config.network:
@@ -88,9 +88,9 @@ class Critic(ABC, Generic[C]):
         return outputs[member[rows, best], rows, best], member[rows, best]
 
     def executed(self, batch: Batch) -> Tensor:
-        """The executed part of the batch's chunks, one for each observation (B, 1, Ta * Da)."""
+        """What the critic sees of the batch's chunks, one for each observation: their executed part (B, 1, Ta * Da)."""
         x = batch.chunk.view(len(batch.chunk), 1, self.policy.config.horizon, self.policy.action_dim)
-        return self.policy.executed(x).flatten(2)
+        return self.policy.critic_input(x)
 
     def values(self, obs: Tensor, x: Tensor, *, target: bool = False, clamp: bool = True) -> Tensor:
         """Least Q of the members -> (B, N).

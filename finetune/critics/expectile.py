@@ -19,7 +19,7 @@ from burnish.finetune.losses.critic import expectile_loss
 from burnish.finetune.storage.replay import Batch
 from burnish.networks import CriticConfig, ValueNetwork
 from burnish.networks.optimise import clipped_step
-from burnish.policies.diffusion import DiffusionPolicy
+from burnish.policies.base import Policy
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ExpectileCritic(Critic[ExpectileCriticConfig]):
 
     def __init__(
         self,
-        policy: DiffusionPolicy,
+        policy: Policy,
         config: ExpectileCriticConfig,
         learning: Learning,
         generator: torch.Generator,

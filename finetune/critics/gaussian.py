@@ -16,7 +16,7 @@ from burnish.finetune.critics.base import Critic, Learning
 from burnish.finetune.losses.critic import gaussian_loss
 from burnish.finetune.storage.replay import Batch
 from burnish.networks import GaussianCriticConfig
-from burnish.policies.diffusion import DiffusionPolicy
+from burnish.policies.base import Policy
 
 SAMPLED_WITHIN = 3.0  # standard deviations
 
@@ -26,7 +26,7 @@ class GaussianCritic(Critic[GaussianCriticConfig]):
 
     def __init__(
         self,
-        policy: DiffusionPolicy,
+        policy: Policy,
         config: GaussianCriticConfig,
         learning: Learning,
         generator: torch.Generator,
