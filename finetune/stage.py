@@ -26,6 +26,7 @@ STAGES = {
     "sdac": "burnish.finetune.algorithms.sdac:SDAC",
     "idql": "burnish.finetune.algorithms.idql:IDQL",
     "dsrl": "burnish.finetune.algorithms.dsrl:DSRL",
+    "residual": "burnish.finetune.algorithms.residual:Residual",
     "best_of_n": "burnish.finetune.algorithms.best_of_n:BestOfN",
     "frozen": "burnish.finetune.baselines.frozen:Frozen",
     "sac": "burnish.finetune.baselines.sac:SAC",

@@ -29,6 +29,7 @@ RUNS = {
     "best_of_n": ("finetune", *RL, *DRAWING),
     "idql": ("finetune", *RL, *DRAWING),
     "dsrl": ("finetune", *RL, *DRAWING),
+    "residual": ("finetune", *RL, *DRAWING),
     "sac": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "td3": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "ppo": (
@@ -36,7 +37,7 @@ RUNS = {
         f"policy={FILES / 'runs' / 'gaussian'}",
     ),
 }
-WITHOUT_SCHEDULE = ("sac", "td3", "ppo", "dsrl")
+WITHOUT_SCHEDULE = ("sac", "td3", "ppo", "dsrl", "residual")
 
 
 def documented() -> dict[str, list[str]]:
