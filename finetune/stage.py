@@ -27,6 +27,7 @@ STAGES = {
     "idql": "burnish.finetune.algorithms.idql:IDQL",
     "dsrl": "burnish.finetune.algorithms.dsrl:DSRL",
     "residual": "burnish.finetune.algorithms.residual:Residual",
+    "ogpo": "burnish.finetune.algorithms.ogpo:OGPO",
     "best_of_n": "burnish.finetune.algorithms.best_of_n:BestOfN",
     "frozen": "burnish.finetune.baselines.frozen:Frozen",
     "sac": "burnish.finetune.baselines.sac:SAC",

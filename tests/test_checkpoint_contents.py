@@ -30,6 +30,7 @@ RUNS = {
     "idql": ("finetune", *RL, *DRAWING),
     "dsrl": ("finetune", *RL, *DRAWING),
     "residual": ("finetune", *RL, *DRAWING),
+    "ogpo": ("finetune", *RL, *DRAWING, "stage.actor_every=1", "stage.states=4"),
     "sac": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "td3": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "ppo": (

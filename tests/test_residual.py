@@ -173,7 +173,9 @@ def test_acting_and_the_target_take_the_same_candidates(pretrained_weights, exec
     monkeypatch.setattr(stage, "of_base", lambda obs, n: x[:, :n])
     z = torch.randn(6, 3, TA, DA)
     monkeypatch.setattr(stage, "normal", lambda x: z[:, : x.shape[1]])
-    batch = Transitions(obs, x[:, 0].flatten(1), torch.zeros(6), torch.ones(6), obs)
+    batch = Transitions(obs + 1, x[:, 0].flatten(1), torch.zeros(6), torch.ones(6), obs)
+    with torch.no_grad():
+        next(stage.critic.target.parameters()).add_(0.3)
     with torch.no_grad():
         edited = stage.policy.edit(obs, x, z).x
         for steps, both in ((4, x), (5, torch.cat([x, edited], 1) if executes == "best" else edited)):
