@@ -97,9 +97,10 @@ def test_quick_run_of_costs_has_every_cost_beside_its_floor(tmp_path):
     left_out = [(cost["setting"], "draw_precision=float16" in cost["why"]) for cost in report["left_out"]]
     assert left_out == ([] if has_float16() else [("halfcheetah; float16 draws", True)])
     names = {"DPMD update", "SDAC update", "RSM action", "DPPO sampling with chain", "DPPO minibatch"}
+    names |= {"DSRL update", "Residual update", "OGPO update"}
     names |= {"Pretraining step", "Policy latency", "Gymnasium stepping", "robosuite stepping"}
     assert {row["cost"] for row in rows} == names
-    assert all(row["median"] > 0 and row["times_floor"] > 0 and row["target"] > 0 for row in rows)
+    assert all(row["median"] > 0 and row["times_floor"] > 0 and row["target"] != 0 for row in rows)
 
 
 def test_the_floors_rate_is_the_best_that_anything_reaches(measuring, monkeypatch):
