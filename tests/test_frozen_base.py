@@ -6,10 +6,20 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from test_checkpoint_contents import CLONED, DRAWING, RL, SHORT
+from test_observations import SPEC, parts
 
 from burnish.commands.cli import main
+from burnish.networks import CriticConfig
+from burnish.networks.encoders.encoder import EncoderConfig
+from burnish.networks.squashed import ActorConfig
+from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+from burnish.policies.load import load_policy
+from burnish.policies.residual import ResidualPolicy
+from burnish.policies.steered import SteeredPolicy
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "frozen_base.md").read_text().splitlines()
 COMMANDS = {
@@ -38,6 +48,34 @@ def test_the_commands_run_and_their_policies_are_taken_everywhere(stage, tmp_pat
     on = [word for word in (*RL, *DRAWING, *MORE[stage]) if not word.startswith("policy=")]
     assert main([*words, *on, policy, f"run_dir={again}"]) == 0  # it goes on with it
     assert json.loads((again / "checkpoints" / "latest" / "policy.json").read_text())["kind"] == saved["kind"]
+
+
+@pytest.mark.parametrize("kind", [SteeredPolicy, ResidualPolicy])
+def test_a_base_may_see_pictures(kind, tmp_path):
+    """What stands beside it has an encoder of its own, and all of it is saved."""
+    torch.manual_seed(0)
+    encoder = EncoderConfig(features=4, channels=[8], point_dims=[8])
+    base = DiffusionPolicy(PolicyConfig(n_obs_steps=2, encoder=encoder), SPEC, 2, ["a", "b"]).eval()
+    base.obs_normalizer.scale.fill_(2.0)
+    policy = kind(kind.Config.around(base, actor=ActorConfig(hidden_dim=32, n_layers=1)), base).eval()
+    policy.add_critic(CriticConfig(hidden_dim=32))
+    torch.nn.init.normal_(policy.actor.out.weight)
+    if kind is SteeredPolicy:
+        policy.steers.fill_(True)
+    policy.save(tmp_path / "policy")
+    again, obs = load_policy(tmp_path / "policy"), SPEC.record(parts(8, 2))
+    noise = torch.randn(policy.noise_shape()[0], 8, *policy.noise_shape()[1:])
+    assert np.array_equal(again.act(obs, noise=noise), policy.act(obs, noise=noise)) and again.obs_spec == SPEC
+    actor = policy.actor
+    prepared, darker = (policy.normalized_obs(each) for each in (obs, darkened(obs)))
+    given = () if kind is SteeredPolicy else (torch.zeros(8, 4 * 2),)
+    assert not torch.equal(actor(prepared, *given)[0], actor(darker, *given)[0])
+
+
+def darkened(obs):
+    obs = obs.copy()
+    obs["picture"] //= 2
+    return obs
 
 
 def test_what_cannot_be_is_told_in_a_line(tmp_path, capsys):

@@ -140,8 +140,8 @@ class OGPO(OffPolicyStage):
         """`n` chunks (B, n, Tp, Da) of the present policy at `obs` (B, To * W), with the noise that it explores with,
         and the last `keep` transitions."""
         noise = self.policy.draw_noise(len(obs), n, generator=self.generator)
-        how = {"sampler": self.sampler, "bounds": self.bounds, "noise_clip": self.config.randn_clip}
-        return self.policy.sample(obs, noise, keep=keep, **how)
+        clip = self.config.randn_clip
+        return self.policy.sample(obs, noise, sampler=self.sampler, bounds=self.bounds, noise_clip=clip, keep=keep)
 
     def candidates(self, obs: Tensor, n: int) -> Tensor:
         return self.draw(obs, n)[0]
@@ -199,7 +199,8 @@ class OGPO(OffPolicyStage):
 
     def _imitated(self, batch: Batch) -> Tensor:
         """Which rows of the batch are demonstrations, or of own episodes that succeeded: what follows online ones."""
-        rows, start, online = [], 0, False
+        rows: list[int] = []
+        start, online = 0, False
         for replay, found in batch.sources:
             if replay is self.demos or online:
                 rows += range(start, start + len(found))
