@@ -154,15 +154,21 @@ class Residual(OffPolicyStage):
         critic.requires_grad_(False)
         q = critic(batch.obs, self.policy.critic_input(edits.x)).amin(0)  # (B, 1)
         # L = E alpha log pi(e | s, x) - min_j Q_j(s, x + scale e) + bc_coef |e|^2 / d
-        penalty = edits.e.square().mean(2)
-        if self.config.bc_where == "no_better":
-            penalty = penalty * (q.detach() <= critic(batch.obs, self.policy.critic_input(x)).amin(0))
-        loss = (alpha * edits.log_prob - q + self.config.bc_coef * penalty).mean()
+        loss = (alpha * edits.log_prob - q).mean()
+        if self.config.bc_coef:
+            loss = loss + self.config.bc_coef * self._distance(batch.obs, x, edits.e, q.detach())
         clipped_step(self.actor_optimizer, loss, self.config.max_grad_norm)
         critic.requires_grad_(True)
         clipped_step(self.alpha_optimizer, self.entropy.loss(edits.log_prob), self.config.max_grad_norm)
         size = edits.e.detach().abs().mean()
         return {"actor_loss": loss.detach(), "alpha": alpha, "edit": size, "entropy": -edits.log_prob.detach().mean()}
+
+    def _distance(self, obs: Tensor, x: Tensor, e: Tensor, q: Tensor) -> Tensor:
+        """Mean square of the edits `e` (B, 1, d), whose Q is `q` (B, 1): of all, or of those no better than `x`."""
+        size = e.square().mean(2)
+        if self.config.bc_where == "no_better":
+            size = size * (q <= self.critic.network(obs, self.policy.critic_input(x)).amin(0))
+        return size.mean()
 
     @property
     def n_demos(self) -> int:
