@@ -17,8 +17,8 @@ from burnish.networks import CriticConfig
 from burnish.networks.encoders.encoder import EncoderConfig
 from burnish.networks.squashed import ActorConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
+from burnish.policies.edited import EditedPolicy
 from burnish.policies.load import load_policy
-from burnish.policies.residual import ResidualPolicy
 from burnish.policies.steered import SteeredPolicy
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "frozen_base.md").read_text().splitlines()
@@ -50,7 +50,7 @@ def test_the_commands_run_and_their_policies_are_taken_everywhere(stage, tmp_pat
     assert json.loads((again / "checkpoints" / "latest" / "policy.json").read_text())["kind"] == saved["kind"]
 
 
-@pytest.mark.parametrize("kind", [SteeredPolicy, ResidualPolicy])
+@pytest.mark.parametrize("kind", [SteeredPolicy, EditedPolicy])
 def test_a_base_may_see_pictures(kind, tmp_path):
     """What stands beside it has an encoder of its own, and all of it is saved."""
     torch.manual_seed(0)
@@ -85,7 +85,7 @@ def test_what_cannot_be_is_told_in_a_line(tmp_path, capsys):
     words = ["task=inverted_double_pendulum", f"run_dir={tmp_path / 'none'}"]
     for given, message in (
         (["finetune", "stage=dpmd", f"policy={run}"], "stage=dpmd trains a diffusion or a flow policy, but policy="),
-        (["finetune", "stage=residual", f"policy={run}"], "stage=residual trains a diffusion or a flow or a residual"),
+        (["finetune", "stage=residual", f"policy={run}"], "stage=residual trains a diffusion or a flow or a edited"),
         (["scratch", "stage=dsrl"], "stage=dsrl steers a pretrained policy: expected policy=FOLDER"),
         (
             ["finetune", "stage=dsrl", f"policy={CLONED}", "stage.base_steps=3"],
@@ -94,7 +94,10 @@ def test_what_cannot_be_is_told_in_a_line(tmp_path, capsys):
         (["finetune", "stage=dsrl", f"policy={CLONED}", "stage.critic.kind=quantile"], "stage.critic.kind=quantile"),
         (["finetune", "stage=dsrl", f"policy={CLONED}", "offline.steps=5"], "stage.demo_ratio=0 leaves the demonstr"),
         (["evaluate", f"policy={run}", "sampler=ddim"], "sampler=ddim: a steered policy has no sampler"),
-        (["evaluate", f"policy={run}", "mean_of=4"], "mean_of=4: expected 1, a steered policy acts by one chunk"),
+        (
+            ["evaluate", f"policy={run}", "mean_of=4"],
+            "mean_of=4: expected 1, a policy of kind steered acts by one chunk",
+        ),
     ):
         more = [f"out={tmp_path / 'out'}"] if given[0] == "evaluate" else words[1:]
         assert main([*given, words[0], *more]) != 0

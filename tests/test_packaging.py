@@ -146,7 +146,7 @@ def words_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 ABOUT = {  # benchmarks, and the algorithms whose cost is what they measure
-    "bench_costs.py": {"dppo", "dpmd", "sdac"},
+    "bench_costs.py": {"dppo", "dpmd", "sdac", "dsrl", "residual", "ogpo"},
     "bench_growth.py": {"dppo", "dpmd"},
     "bench_rsm.py": {"dpmd", "sdac"},
     "bench_threads.py": {"dppo", "dpmd"},

@@ -238,7 +238,7 @@ def test_an_algorithm_of_one_s_own_has_its_keys(rwr, capsys):
     assert main(["finetune", f"stage={rwr}:RWR", "stage.beta=2", "--help"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"stage\.beta=2 +temperature of the weights", shown) and "stage.clip_coef" not in shown
-    assert re.search(r"ppo_scratch,\s+rwr,\s+sac", shown)
+    assert re.search(r"ppo_scratch,\s+residual,\s+rwr,\s+sac", shown)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from burnish.finetune.start import finetune
 from burnish.finetune.storage.replay import Transitions
 from burnish.networks import CriticConfig
 from burnish.networks.squashed import ActorConfig
+from burnish.policies.edited import EditedConfig, EditedPolicy
 from burnish.policies.load import load_policy
-from burnish.policies.residual import ResidualPolicy, ResidualPolicyConfig
 from burnish.runs.evaluation_file import BEFORE, EvaluationFile
 
 SMALL = {"hidden_dim": 32, "n_layers": 2}
@@ -52,11 +52,11 @@ def make_residual(weights=None, policy=None, seed=0, has_base=True, **kwargs) ->
     return Residual(policy, ResidualConfig(**(settings | kwargs)), Setting(TASK, E, seed, has_base))
 
 
-def residual(base=None, moved=True, critic=True, **own) -> ResidualPolicy:
+def residual(base=None, moved=True, critic=True, **own) -> EditedPolicy:
     torch.manual_seed(3)
     base = base or make_policy(horizon=TA + 1)
-    made = ResidualPolicyConfig.around(base, actor=ActorConfig(**SMALL), **own)
-    policy = ResidualPolicy(made, base).eval().requires_grad_(False)
+    made = EditedConfig.around(base, actor=ActorConfig(**SMALL), **own)
+    policy = EditedPolicy(made, base).eval().requires_grad_(False)
     if moved:
         torch.nn.init.normal_(policy.actor.out.weight, std=0.5)
     if critic:
@@ -131,7 +131,7 @@ def test_a_saved_one_evaluates_alone_and_its_temperature_is_the_base_s(tmp_path)
     policy.save(tmp_path / "policy")
     obs, noise = observations(np.random.default_rng(0), 8), torch.randn(11, 8, TA + 1, DA)
     loaded = load_policy(tmp_path / "policy")
-    assert isinstance(loaded, ResidualPolicy) and loaded.config == policy.config
+    assert isinstance(loaded, EditedPolicy) and loaded.config == policy.config
     np.testing.assert_array_equal(loaded.act(obs, noise=noise), policy.act(obs, noise=noise))
     several = torch.randn(11, 8, 3, TA + 1, DA)
     np.testing.assert_array_equal(
@@ -147,7 +147,7 @@ def test_a_saved_one_evaluates_alone_and_its_temperature_is_the_base_s(tmp_path)
     with policy.sampling(temperature=0.0):
         np.testing.assert_array_equal(policy.act(obs, noise=noise), cold.act(obs, noise=noise))
     assert policy.base.config.temperature == 0.5
-    with pytest.raises(BurnishError, match="mean_of=2: expected 1, a residual policy acts by one chunk"):
+    with pytest.raises(BurnishError, match="mean_of=2: expected 1, a policy of kind edited acts by one chunk"):
         policy.set_sampling(mean_of=2)
 
 
@@ -291,7 +291,7 @@ def test_a_run_begins_with_the_base_and_ends_with_an_edited_policy(two_phased, p
         EvaluationFile.read(whole / BEFORE).returns == evaluate(base, config.task, config.evaluation).returns.tolist()
     )
     policy, lines = load_policy(whole), untimed_metrics(whole)
-    assert policy.config.kind == "residual" and any("edit" in line for line in lines)
+    assert policy.config.kind == "edited" and any("edit" in line for line in lines)
     assert json.loads((whole / "summary.json").read_text())["after_selected"]
     for name, each in policy.base.state_dict().items():
         assert torch.equal(each, base.state_dict()[name])

@@ -36,7 +36,7 @@ POLICIES = {
     "diffusion": "burnish.policies.diffusion:DiffusionPolicy",
     "flow": "burnish.policies.flow:FlowPolicy",
     "gaussian": "burnish.policies.gaussian:GaussianPolicy",
-    "residual": "burnish.policies.residual:ResidualPolicy",
+    "edited": "burnish.policies.edited:EditedPolicy",
     "steered": "burnish.policies.steered:SteeredPolicy",
 }
 """Kind -> module:class; the class names its config in `Config`. Others are registered by plugins, or named as

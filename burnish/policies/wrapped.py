@@ -29,7 +29,7 @@ class WrappedConfig(ChunkConfig):
 
     def check(self) -> None:
         if self.mean_of > 1:
-            raise WrongValue(f"mean_of={self.mean_of}: expected 1, a {self.kind} policy acts by one chunk")
+            raise WrongValue(f"mean_of={self.mean_of}: expected 1, a policy of kind {self.kind} acts by one chunk")
 
     @classmethod
     def around(cls: type[C], base: DiffusionPolicy, **own: Any) -> C:
@@ -59,7 +59,7 @@ class WrappedPolicy(Policy):
         self.action_normalizer.load_state_dict(base.action_normalizer.state_dict())
 
     def loss(self, obs: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        raise BurnishError(f"a {self.config.kind} policy is not cloned from demonstrations: pretrain its base")
+        raise BurnishError(f"a policy of kind {self.config.kind} is not cloned from demonstrations: pretrain its base")
 
     def noise_shape(self, candidates: int = 1) -> tuple[int, ...]:
         """The base's."""

@@ -1,6 +1,6 @@
 """Residual: the pretrained policy stays as it is, a small Gaussian edits its chunks within a bound.
 
-The edit learns by soft actor-critic at chunks x of the base (`burnish.policies.residual`):
+The edit learns by soft actor-critic at chunks x of the base (`burnish.policies.edited`):
 
     L = E alpha log pi(e | s, x) - min_j Q_j(s, x + scale e) + bc_coef E |e|^2 / d
 
@@ -30,7 +30,7 @@ from burnish.networks.optimise import clipped_step
 from burnish.networks.squashed import ActorConfig, EntropyTemperature
 from burnish.policies.base import Policy
 from burnish.policies.diffusion import DiffusionPolicy
-from burnish.policies.residual import ResidualPolicy, ResidualPolicyConfig
+from burnish.policies.edited import EditedConfig, EditedPolicy
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Residual(OffPolicyStage):
         policy: pretrained, which becomes the base of a residual one; or residual before, which goes on.
     """
 
-    kinds = ("diffusion", "flow", "residual")
+    kinds = ("diffusion", "flow", "edited")
     Config = ResidualConfig
     config: ResidualConfig
-    policy: ResidualPolicy
+    policy: EditedPolicy
     PARTS: ClassVar[dict[str, str]] = {**OffPolicyStage.PARTS, "next_values": "target", "update_actor": "actor, alpha"}
     STATEFUL = (*OffPolicyStage.STATEFUL, "actor_optimizer", "entropy", "alpha_optimizer")
 
@@ -102,19 +102,19 @@ class Residual(OffPolicyStage):
         self.alpha_optimizer = torch.optim.Adam(self.entropy.parameters(), lr=config.alpha_lr, fused=True)
 
     @staticmethod
-    def _residual(policy: Policy, config: ResidualConfig) -> ResidualPolicy:
+    def _residual(policy: Policy, config: ResidualConfig) -> EditedPolicy:
         own = {name: getattr(config, name) for name in ("actor", "scale", "per_step", "executes")}
-        if isinstance(policy, ResidualPolicy):
+        if isinstance(policy, EditedPolicy):
             for name, value in own.items():
                 if value != (found := getattr(policy.config, name)):
                     raise BurnishError(f"stage.{name}={value}, but the policy was edited with {found} before")
             return policy
         assert isinstance(policy, DiffusionPolicy)
         try:
-            made = ResidualPolicyConfig.around(policy, temperature=policy.config.temperature, **own)
+            made = EditedConfig.around(policy, temperature=policy.config.temperature, **own)
         except BurnishError as error:
             raise BurnishError(f"stage=residual: {error}") from error
-        return ResidualPolicy(made, policy).eval()
+        return EditedPolicy(made, policy).eval()
 
     @property
     def edits(self) -> bool:

@@ -26,10 +26,10 @@ LOG_STD = -1.0  # of the edit at first, before the tanh
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualPolicyConfig(WrappedConfig):
+class EditedConfig(WrappedConfig):
     """Everything that decides what the policy computes, but for its base."""
 
-    kind: Literal["residual"] = "residual"
+    kind: Literal["edited"] = "edited"
     temperature: float = key(1.0, "factor on all noise of the base", least=0)
     actor: ActorConfig = key(factory=ActorConfig, doc="that edits")
     scale: float = key(0.1, "bound of the edit of each normalised number", above=0)
@@ -47,17 +47,17 @@ class Edits(NamedTuple):
     log_prob: Tensor  # (B, n) of e
 
 
-class ResidualPolicy(WrappedPolicy):
+class EditedPolicy(WrappedPolicy):
     """See the module's docstring.
 
     Attributes:
         actor: from observations and executed steps of chunks to e.
     """
 
-    Config: ClassVar[type[ChunkConfig]] = ResidualPolicyConfig
-    config: ResidualPolicyConfig
+    Config: ClassVar[type[ChunkConfig]] = EditedConfig
+    config: EditedConfig
 
-    def __init__(self, config: ResidualPolicyConfig, base: DiffusionPolicy):
+    def __init__(self, config: EditedConfig, base: DiffusionPolicy):
         super().__init__(config, base)
         Ta, Da = config.n_action_steps, base.action_dim
         dim, given = (Da, Da + Ta) if config.per_step else (Ta * Da, Ta * Da)
