@@ -262,7 +262,7 @@ def test_candidates_are_chosen_by_what_the_critic_judges(pretrained_weights, mon
         (lambda d: d["config"].update(magnitude=0), "config.magnitude=0.0: expected more than 0"),
         (
             lambda d: d["config"].update(mean_of=4),
-            "config.mean_of=4: expected 1, a policy of kind steered acts by one chunk",
+            "config.mean_of=4: expected 1, a policy of kind steered acts",
         ),
         (lambda d: d["config"].update(base_steps=7), "sampler_steps=7: expected a divisor of denoising_steps=10"),
         (lambda d: d["base"].update(kind="gauss"), "kind=gauss: did you mean gaussian"),

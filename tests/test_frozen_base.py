@@ -96,7 +96,7 @@ def test_what_cannot_be_is_told_in_a_line(tmp_path, capsys):
         (["evaluate", f"policy={run}", "sampler=ddim"], "sampler=ddim: a steered policy has no sampler"),
         (
             ["evaluate", f"policy={run}", "mean_of=4"],
-            "mean_of=4: expected 1, a policy of kind steered acts by one chunk",
+            "mean_of=4: expected 1, a policy of kind steered acts",
         ),
     ):
         more = [f"out={tmp_path / 'out'}"] if given[0] == "evaluate" else words[1:]
