@@ -43,7 +43,8 @@ from burnish.envs.task import load_task
 from burnish.errors import BurnishError
 from burnish.evaluation.evaluate import act
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
-from burnish.finetune.stage import Setting
+from burnish.finetune.stage import Setting, stage_class
+from burnish.finetune.storage.replay import Transitions
 from burnish.machine.device import resolve_device
 from burnish.networks.compiled.mlp import why_not
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -233,6 +234,41 @@ def dppo_costs(rate: ProductRate, quick: bool) -> list[Cost]:
     ]
 
 
+def frozen_base_costs(rate: ProductRate, quick: bool) -> list[Cost]:
+    """Gradient steps beside a pretrained policy at Hopper's shapes, defaults, random transitions in the replay."""
+    M, B = (64, 16) if quick else (2048, 256)
+    few = {"states": 4, "group_size": 4} if quick else {}
+    costs = []
+    for stage_name, name, settings, calls, setting in (
+        (
+            "dsrl",
+            "DSRL update",
+            {"critic_of": "actions"},
+            2,
+            "batch 256, critic of actions, DDIM 5",
+        ),
+        ("dsrl", "DSRL update", {"critic_of": "noise"}, 2, "batch 256, critic of noise"),
+        ("residual", "Residual update", {}, 1, "batch 256, K = 20"),
+        ("ogpo", "OGPO update", {"actor_every": 10**9, **few}, 1, "batch 256, K = 20; the critic's alone"),
+        ("ogpo", "OGPO update", {"actor_every": 1, **few}, 1, "and a round: 32 states x 32 draws x K' = 10, twice"),
+    ):
+        torch.manual_seed(0)
+        policy = DiffusionPolicy(parse(PolicyConfig, compose("pretrain", [])["policy"]), 11, 3, ["flat"]).eval()
+        make_stage = stage_class(stage_name)
+        own = {"demos": None, "demo_ratio": 0.0, "batch_size": B, "buffer_size": M, "critic_warmup_updates": 0}
+        if stage_name == "ogpo":
+            own["bc_coef"] = 0.0
+        config = parse(make_stage.Config, {"name": stage_name, **own, **settings})
+        stage = make_stage(policy, config, Setting(load_task("hopper"), 40, seed=0))  # type: ignore[call-arg]
+        obs, next_obs = torch.randn(2, M, 11)
+        chunk = 2 * torch.rand(M, policy.config.horizon * 3) - 1
+        stage.replay.store(Transitions(obs, chunk, torch.randn(M), torch.full((M,), 0.99), next_obs))
+        stage.gradient_steps = 1  # of OGPO the critic's alone then, where rounds are rare
+        step = partial(gradient_step, stage)
+        costs.append(network_cost(rate, name, f"Hopper, {setting}", step, calls=calls))
+    return costs
+
+
 def pretraining_cost(rate: ProductRate) -> Cost:
     """On the shipped demonstrations of Lift."""
     config = parse(PretrainConfig, compose("pretrain", ["train.batch_size=128", *DPPO_NET]))
@@ -331,6 +367,7 @@ def all_costs(rate: ProductRate, quick: bool) -> list[Cost | LeftOut]:
         *rsm_costs(rate, quick),
         *rival_costs(rate, quick),
         *dppo_costs(rate, quick),
+        *frozen_base_costs(rate, quick),
         pretraining_cost(rate),
         *latency_costs(rate),
         *environment_costs(quick),

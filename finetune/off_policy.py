@@ -165,7 +165,7 @@ class OffPolicyStage(OfflineStage):
     def _select(self, obs: Tensor, n_candidates: int) -> Tensor:
         """The chunks to execute (E, Tp, Da), chosen by Q among `n_candidates` of the present policy."""
         x = self.candidates(obs, n_candidates)
-        if n_candidates == 1:
+        if x.shape[1] == 1:
             return x.squeeze(1)
         q = self.policy.values(obs, x)  # (E, N)
         if self.config.selection == "argmax":
@@ -245,13 +245,18 @@ class OffPolicyStage(OfflineStage):
     def _gradient_step(self) -> dict[str, Tensor]:
         return self.learn(self._batch())
 
+    @property
+    def n_demos(self) -> int:
+        """Demonstrations in the next batch."""
+        return self.config.n_demos
+
     def _batch(self) -> Batch:
         """Demonstrations first, then online transitions, then those of own successes, once there are any."""
-        n_demos, n_successes = self.config.n_demos, self.config.n_successes
+        n_demos, n_successes = self.n_demos, self.config.n_successes
         own = self.own_episodes.sample(n_successes, self.generator) if n_successes else None
         n_online = self.config.batch_size - n_demos - (n_successes if own is not None else 0)
         parts = [self.replay.sample(n_online, self.generator), *([] if own is None else [own])]
-        if self.demos is not None:
+        if self.demos is not None and n_demos:
             parts.insert(0, self.demos.sample(n_demos, self.generator))
         return Batch.joined(parts)
 

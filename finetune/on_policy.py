@@ -23,7 +23,7 @@ from burnish.envs.base import ChunkStep
 from burnish.errors import BurnishError, warn
 from burnish.finetune.losses.gae import RewardScaler, gae
 from burnish.finetune.losses.group import group_advantages
-from burnish.finetune.losses.ppo import clipped_surrogate, normalize_advantages
+from burnish.finetune.losses.ppo import RATIO_TOLERANCE, check_first_ratio, clipped_surrogate, normalize_advantages
 from burnish.finetune.stage import Setting, Stage, StageConfig
 from burnish.finetune.storage.rollout import Rollout
 from burnish.networks import ValueNetwork
@@ -31,7 +31,6 @@ from burnish.networks.optimise import clipped_step, load_optimizer
 from burnish.policies.base import Policy
 from burnish.runs.state import generator_state, restore_generator
 
-RATIO_TOLERANCE = 1e-5  # of |ratio - 1| before any update
 LR_FACTOR, LR_RANGE = 1.5, (1e-6, 1e-2)  # by which the learning rate is adapted, and within which
 FEW_EPISODES = 16  # in a rollout; with a sparse reward the advantages of fewer are noise
 
@@ -305,15 +304,8 @@ class OnPolicyStage(Stage):
             group["lr"] = min(max(group["lr"] * factor, LR_RANGE[0]), LR_RANGE[1])
 
     def check_first_ratio(self, ratio: Tensor) -> Tensor:
-        """Before any update the likelihood ratio is 1, or something is broken and no result can be trusted."""
-        error = (ratio - 1).abs().max()
-        if not error <= self.ratio_tolerance:
-            raise RuntimeError(
-                f"stage={self.config.name}: before the update the likelihood ratio differs from 1 by "
-                f"{float(error):.2e} (allowed: {self.ratio_tolerance:.0e}): sampling and update disagree about the "
-                "policy"
-            )
-        return error
+        """See `burnish.finetune.losses.ppo.check_first_ratio`."""
+        return check_first_ratio(ratio, self.ratio_tolerance, self.config.name)
 
     def _permutation(self, n: int) -> Tensor:
         return torch.randperm(n, device=self.policy.device, generator=self.generator)

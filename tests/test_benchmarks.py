@@ -98,10 +98,12 @@ def test_quick_run_of_costs_has_every_cost_beside_its_floor(tmp_path):
     assert left_out == ([] if has_float16() else [("halfcheetah; float16 draws", True)])
     names = {"DPMD update", "SDAC update", "RSM action", "DPPO sampling with chain", "DPPO minibatch"}
     names |= {"QSM update", "QVPO update", "DACER update", "DIPO update"}
+    frozen_base = {"DSRL update", "Residual update", "OGPO update"}
+    names |= frozen_base
     names |= {"Pretraining step", "Policy latency", "Gymnasium stepping", "robosuite stepping"}
     assert {row["cost"] for row in rows} == names
     assert all(row["median"] > 0 and row["times_floor"] > 0 for row in rows)
-    assert {row["cost"] for row in rows if row["target"] is None} == {"QVPO update", "DIPO update"}
+    assert {row["cost"] for row in rows if row["target"] is None} == {"QVPO update", "DIPO update", *frozen_base}
     assert all(row["target"] is None or row["target"] > 0 for row in rows)
 
 

@@ -38,6 +38,9 @@ RUNS = {
     "qc": ("finetune", *RL, *DRAWING),
     "calql": ("scratch", *RL, *OFF_POLICY, "network=gaussian"),
     "rlpd": ("scratch", *RL, *OFF_POLICY, "network=gaussian", "stage.utd_ratio=1"),
+    "dsrl": ("finetune", *RL, *DRAWING),
+    "residual": ("finetune", *RL, *DRAWING),
+    "ogpo": ("finetune", *RL, *DRAWING, "stage.actor_every=1", "stage.states=4"),
     "sac": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "td3": ("scratch", *RL, *REPLAY, "network=gaussian"),
     "ppo": (
@@ -45,7 +48,7 @@ RUNS = {
         f"policy={FILES / 'runs' / 'gaussian'}",
     ),
 }
-GAUSSIAN = ("sac", "td3", "ppo", "calql", "rlpd")
+WITHOUT_SCHEDULE = ("sac", "td3", "ppo", "calql", "rlpd", "dsrl", "residual")
 
 
 def documented() -> dict[str, list[str]]:
@@ -77,7 +80,7 @@ def test_a_fine_tunings_checkpoint_has_what_is_documented(stage, tmp_path):
     command, *words = RUNS[stage]
     assert main([command, *words, f"stage={stage}", f"run_dir={tmp_path / 'run'}"]) == 0
     folder, tables = checkpoint(tmp_path / "run"), documented()
-    absent = {SCHEDULER_FILE} if stage in GAUSSIAN else set()
+    absent = {SCHEDULER_FILE} if stage in WITHOUT_SCHEDULE else set()
     assert {path.name for path in folder.iterdir()} == set(tables["Files"]) - absent
     trainer = load_state(folder / "trainer.pt")
     assert list(trainer) == tables["trainer.pt"]

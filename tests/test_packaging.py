@@ -146,7 +146,7 @@ def words_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 ABOUT = {  # benchmarks, and the algorithms whose cost is what they measure
-    "bench_costs.py": {"dppo", "dpmd", "sdac", "qsm", "qvpo", "dacer", "dipo"},
+    "bench_costs.py": {"dppo", "dpmd", "sdac", "qsm", "qvpo", "dacer", "dipo", "dsrl", "residual", "ogpo"},
     "bench_growth.py": {"dppo", "dpmd"},
     "bench_offline_to_online.py": {"dql", "idql", "qc", "calql", "rlpd"},
     "bench_rsm.py": {"dpmd", "sdac"},

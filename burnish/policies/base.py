@@ -41,6 +41,8 @@ POLICIES = {
     "diffusion": "burnish.policies.diffusion:DiffusionPolicy",
     "flow": "burnish.policies.flow:FlowPolicy",
     "gaussian": "burnish.policies.gaussian:GaussianPolicy",
+    "edited": "burnish.policies.edited:EditedPolicy",
+    "steered": "burnish.policies.steered:SteeredPolicy",
 }
 """Kind -> module:class; the class names its config in `Config`. Others are registered by plugins, or named as
 module:Class."""
@@ -187,11 +189,16 @@ class Policy(nn.Module, ABC):
         return network
 
     def add_critic(self, config: CriticConfig) -> QEnsemble:
-        """A critic of prepared observations and executed, normalised chunks, freshly initialised."""
-        chunk_dim = self.config.n_action_steps * self.action_dim
-        self.critic = self.seeing(QEnsemble(config, self.features, chunk_dim)).to(self.device)
+        """A critic of prepared observations and of what `critic_input` gives, freshly initialised."""
+        chunk = torch.zeros(1, self.config.horizon, self.action_dim, device=self.device)
+        dim = self.critic_input(chunk).shape[-1]
+        self.critic = self.seeing(QEnsemble(config, self.features, dim)).to(self.device)
         self.critic_config = config
         return self.critic
+
+    def critic_input(self, x: Tensor) -> Tensor:
+        """What a critic sees of normalised chunks (..., Tp, Da): the executed part, flat (..., Ta * Da)."""
+        return self.executed(x).flatten(-2)
 
     def values(self, obs: Tensor, x: Tensor, critic: QEnsemble | None = None) -> Tensor:
         """Least Q of the ensemble's members for candidates, as they would be executed: within their bounds.
@@ -206,7 +213,7 @@ class Policy(nn.Module, ABC):
         """
         critic = critic or self.critic
         assert critic is not None
-        return critic(obs, self.executed(x).flatten(2)).amin(0)
+        return critic(obs, self.critic_input(x)).amin(0)
 
     @property
     def device(self) -> torch.device:

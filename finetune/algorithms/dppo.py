@@ -20,8 +20,8 @@ from torch import Tensor
 from burnish.config import WrongValue, key
 from burnish.diffusion import Chain, StdBounds, gaussian_log_prob
 from burnish.errors import BurnishError
-from burnish.finetune.losses.ppo import chain_kl, chunk_log_prob, clip_range, denoising_discount
-from burnish.finetune.on_policy import RATIO_TOLERANCE, Explored, OnPolicyConfig, OnPolicyStage
+from burnish.finetune.losses.ppo import RATIO_TOLERANCE, chain_kl, chunk_log_prob, clip_range, denoising_discount
+from burnish.finetune.on_policy import Explored, OnPolicyConfig, OnPolicyStage
 from burnish.finetune.stage import Setting
 from burnish.networks import Denoiser
 from burnish.policies.diffusion import DiffusionPolicy

@@ -88,9 +88,9 @@ class Critic(ABC, Generic[C]):
         return outputs[member[rows, best], rows, best], member[rows, best]
 
     def executed(self, batch: Batch) -> Tensor:
-        """The executed part of the batch's chunks, one for each observation (B, 1, Ta * Da)."""
+        """What the critic sees of the batch's chunks, one for each observation: their executed part (B, 1, Ta * Da)."""
         x = batch.chunk.view(len(batch.chunk), 1, self.policy.config.horizon, self.policy.action_dim)
-        return self.policy.executed(x).flatten(2)
+        return self.policy.critic_input(x)
 
     def values(self, obs: Tensor, x: Tensor, *, target: bool = False, clamp: bool = True) -> Tensor:
         """Least Q of the members -> (B, N).

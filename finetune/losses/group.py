@@ -1,11 +1,12 @@
-"""Advantages within groups of episodes from the same initial state (GRPO, Shao et al. 2024, arXiv 2402.03300, eq. 3).
+"""Advantages within groups: of episodes from the same initial state (GRPO, Shao et al. 2024, arXiv 2402.03300, eq. 3),
+or of draws at one state.
 
-Symbols: T chunks of a round, in which each of E environments plays one episode, G episodes of a group.
+Symbols: T chunks of a round, in which each of E environments plays one episode, G episodes or draws of a group.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,3 +36,16 @@ def group_advantages(reward: Tensor, ended: Tensor, group_size: int) -> GroupAdv
     A = torch.where(differ, (R - R.mean(1, keepdim=True)) / std.clamp(min=1e-12), torch.zeros_like(R))
     counts = first & differ.expand_as(R).flatten()
     return GroupAdvantages(A.flatten().expand_as(reward), counts, differ.float().mean())
+
+
+def centred(values: Tensor, divided_by: Literal["nothing", "batch", "group"]) -> Tensor:
+    """`values` (B, G) of G draws at each of B states, less the mean of their group.
+
+    Args:
+        divided_by: a standard deviation, of all of them once they are centred, or of each group; 1 where it is 0.
+    """
+    A = values - values.mean(1, keepdim=True)
+    if divided_by == "nothing":
+        return A
+    std = A.square().mean(1, keepdim=True).sqrt() if divided_by == "group" else A.square().mean().sqrt()
+    return A / torch.where(std > 0, std, torch.ones_like(std))

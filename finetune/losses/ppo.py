@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 LOG_PROB_RANGE = (-5.0, 2.0)  # of one element, in the released code's likelihood
+RATIO_TOLERANCE = 1e-5  # of |ratio - 1| before any update
 
 Reduction = Literal["mean", "joint"]
 
@@ -85,3 +86,15 @@ def clipped_surrogate(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor
         approx_kl = ((ratio - 1) - log_ratio).mean()
         clip_fraction = ((ratio - 1).abs() > eps).float().mean()
     return PolicyLoss(loss, approx_kl, clip_fraction, ratio.detach())
+
+
+def check_first_ratio(ratio: Tensor, tolerance: float, stage: str) -> Tensor:
+    """Before any update the likelihood ratios (M,) are 1, or something is broken and no result can be trusted -> their
+    largest distance from it. Raises RuntimeError where that is more than `tolerance`."""
+    error = (ratio - 1).abs().max()
+    if not error <= tolerance:
+        raise RuntimeError(
+            f"stage={stage}: before the update the likelihood ratio differs from 1 by {float(error):.2e} (allowed: "
+            f"{tolerance:.0e}): sampling and update disagree about the policy"
+        )
+    return error
