@@ -86,7 +86,8 @@ def test_a_gradient_step_is_the_authors(path, monkeypatch):
     data = {name: each.double() for name, each in numbers(path).items()}
     B, h, Da = len(data["obs"]), int(data["chunk"]), int(data["action_dim"])
     policy = make_policy(horizon=h, n_action_steps=h, denoiser=DenoiserConfig(hidden_dim=16))
-    stage = make_dsrl(policy=policy, critic_warmup_updates=0, target_entropy=float(data["target_entropy"]))
+    own = {"target_entropy": float(data["target_entropy"]), "max_grad_norm": 1e9}
+    stage = make_dsrl(policy=policy, critic_warmup_updates=0, **own)
     steered = stage.policy
     assert (steered.config.magnitude, stage.critic.config.n_critics) == (float(data["action_magnitude"]), 2)
     steered.actor = StubActor(data["policy_W"], data["policy_c"])
@@ -94,6 +95,10 @@ def test_a_gradient_step_is_the_authors(path, monkeypatch):
         StubCritic(data[f"{name}_Qx"].clone(), data[f"{name}_Qs"].clone()) for name in ("qa", "qat", "qw")
     )
     stage.entropy = EntropyTemperature(float(data["log_ent_coef"].exp()), float(data["target_entropy"])).double()
+    learning = {"noise": stage.noise_critic, "actor": steered.actor, "alpha": stage.entropy}
+    for name, each in learning.items():
+        setattr(stage, f"{name}_optimizer", torch.optim.SGD(each.parameters(), lr=0.0))  # the gradients alone
+    stage.critic.optimizer = torch.optim.SGD(stage.critic.network.parameters(), lr=0.0)
     steered.steers.fill_(True)
 
     def chunks_of(obs, u):
