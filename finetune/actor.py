@@ -40,6 +40,7 @@ class ActorStage(OffPolicyStage):
     """See the module's docstring; a subclass gives the actor's loss."""
 
     config: ActorConfig
+    policy: DiffusionPolicy
     STATEFUL: ClassVar[tuple[str, ...]] = (*OffPolicyStage.STATEFUL, "actor", "actor_optimizer")
     PARTS: ClassVar[dict[str, str]] = {
         **OffPolicyStage.PARTS,

@@ -11,7 +11,6 @@ Symbols: those of `burnish.finetune.off_policy`, d = Ta Da.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,15 +21,13 @@ from torch import Tensor, nn
 from burnish.config import key
 from burnish.errors import BurnishError
 from burnish.finetune.critics import QCritic
-from burnish.finetune.losses.squashed import squashed_sample
 from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
 from burnish.finetune.stage import Setting
 from burnish.finetune.storage.replay import Batch
 from burnish.networks import CriticConfig
 from burnish.networks.optimise import clipped_step
+from burnish.networks.squashed import LOG_STD_RANGE, EntropyTemperature, squash
 from burnish.policies.gaussian import GaussianPolicy
-
-LOG_STD_RANGE = (-20.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class SoftActorConfig(OffPolicyConfig):
     n_step: int = 1
     update_every: int = 1
     actor_lr: float = key(3e-4, "of Adam; the temperature's too", above=0)
-    temperature: float = key(1.0, "alpha at the start, in units of Q", above=0)
+    alpha: float = key(1.0, "temperature of the entropy, at first, in units of Q", above=0)
     target_entropy: float | None = key(None, "of a chunk, by which alpha is learned (null: the paper's)")
     entropy_in_target: bool = key(False, "the critic's target has the entropy, -alpha log pi(a' | s')")
     target_candidates: int = key(1, "N', draws of the actor whose best is the critic's target", least=1)
@@ -55,7 +52,7 @@ class SoftActorStage(OffPolicyStage):
     config: SoftActorConfig
     policy: GaussianPolicy
     critic: QCritic
-    STATEFUL = (*OffPolicyStage.STATEFUL, "log_std", "alpha", "actor_optimizer", "alpha_optimizer")
+    STATEFUL = (*OffPolicyStage.STATEFUL, "log_std", "entropy", "actor_optimizer", "alpha_optimizer")
     ENTROPY: ClassVar[float] = -1.0  # target for each of the d numbers of a chunk
     LOG_STD_OFFSET: ClassVar[float] = 0.0  # what a fresh head's output is moved by
 
@@ -68,12 +65,12 @@ class SoftActorStage(OffPolicyStage):
         super().__init__(policy, config, setting)
         self.n_candidates = 1
         self.log_std = self._make_head(policy, setting).to(policy.device)
-        self.alpha = nn.ParameterDict({"log": torch.tensor(math.log(config.temperature))}).to(policy.device)
+        d = policy.config.n_action_steps * policy.action_dim
+        target = self.ENTROPY * d if config.target_entropy is None else config.target_entropy
+        self.entropy = EntropyTemperature(config.alpha, target).to(policy.device)
         actor = [*policy.encoder.parameters(), *policy.network.parameters(), *self.log_std.parameters()]
         self.actor_optimizer = torch.optim.Adam(actor, lr=config.actor_lr, fused=True)
-        self.alpha_optimizer = torch.optim.Adam(self.alpha.parameters(), lr=config.actor_lr, fused=True)
-        d = policy.config.n_action_steps * policy.action_dim
-        self.target_entropy = self.ENTROPY * d if config.target_entropy is None else config.target_entropy
+        self.alpha_optimizer = torch.optim.Adam(self.entropy.parameters(), lr=config.actor_lr, fused=True)
 
     def _make_head(self, policy: GaussianPolicy, setting: Setting) -> nn.Linear:
         """Of log sigma; of a cloned policy it begins with the spread of the demonstrations around its mean."""
@@ -95,7 +92,7 @@ class SoftActorStage(OffPolicyStage):
         h = self.policy.network[:-1](self.policy.encoder(obs))
         mean, log_std = self.policy.network[-1](h), (self.log_std(h) + self.LOG_STD_OFFSET).clamp(*LOG_STD_RANGE)
         noise = torch.randn(len(obs), n, mean.shape[1], device=mean.device, generator=self.generator)
-        return squashed_sample(mean[:, None], log_std[:, None], noise)
+        return squash(mean[:, None], log_std[:, None], noise)
 
     def candidates(self, obs: Tensor, n: int) -> Tensor:
         return self.policy.chunks(self.draw(obs, n)[0])
@@ -105,12 +102,7 @@ class SoftActorStage(OffPolicyStage):
         x, log_prob = self.draw(batch.next_obs, self.config.target_candidates)
         q = self.critic.target(batch.next_obs, x)  # (n, B, N')
         # y = r + gamma^h (1 - terminated) (min_j Qbar_j(s', a') - alpha log pi(a' | s'))
-        return q - self.temperature * log_prob if self.config.entropy_in_target else q
-
-    @property
-    def temperature(self) -> Tensor:
-        """alpha"""
-        return self.alpha["log"].exp()
+        return q - self.entropy.alpha * log_prob if self.config.entropy_in_target else q
 
     @property
     def actor_is_due(self) -> bool:
@@ -123,12 +115,10 @@ class SoftActorStage(OffPolicyStage):
         if not self.actor_is_due:
             return {}
         x, log_prob = self.draw(batch.obs, 1)
+        alpha = self.entropy.alpha
         q = self.agreed(self.critic.climbed(batch.obs, self.policy.chunks(x)))
         # L_pi = E[alpha log pi(a | s) - Q(s, a)]
-        loss = (self.temperature.detach() * log_prob - q).mean()
+        loss = (alpha * log_prob - q).mean()
         clipped_step(self.actor_optimizer, loss, self.config.max_grad_norm)
-        # L_alpha = alpha (H - H_target)
-        entropy = -log_prob.detach().mean()
-        loss_of_alpha = self.temperature * (entropy - self.target_entropy)
-        clipped_step(self.alpha_optimizer, loss_of_alpha, self.config.max_grad_norm)
-        return {"actor_loss": loss.detach(), "entropy": entropy, "temperature": self.temperature.detach()}
+        clipped_step(self.alpha_optimizer, self.entropy.loss(log_prob, by_log=False), self.config.max_grad_norm)
+        return {"actor_loss": loss.detach(), "alpha": alpha, "entropy": -log_prob.detach().mean()}

@@ -12,15 +12,16 @@ import torch
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.envs.base import ChunkStep
 from burnish.envs.task import TaskConfig
+from burnish.finetune import offline
 from burnish.finetune.algorithms.best_of_n import BestOfN, BestOfNConfig
 from burnish.finetune.algorithms.dacer import DACER, DACERConfig
 from burnish.finetune.algorithms.dipo import DIPO, DIPOConfig
 from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
 from burnish.finetune.algorithms.dql import DQL, DQLConfig
 from burnish.finetune.algorithms.idql import IDQL, IDQLConfig
+from burnish.finetune.algorithms.qc import QChunking, QChunkingConfig
 from burnish.finetune.algorithms.qsm import QSM, QSMConfig
 from burnish.finetune.algorithms.qvpo import QVPO, QVPOConfig
-from burnish.finetune.algorithms.qc import QChunking, QChunkingConfig
 from burnish.finetune.algorithms.sdac import SDAC, SDACConfig
 from burnish.finetune.critics import ExpectileCriticConfig
 from burnish.finetune.losses.rsm import RSMConfig
@@ -148,6 +149,11 @@ def score(policy, candidates=1, n=2000) -> float:
     obs = observations(np.random.default_rng(1), n)
     actions = policy.act(obs, generator=torch.Generator().manual_seed(2), candidates=candidates)
     return float(reward_of(actions, obs).mean())
+
+
+def learns_from(monkeypatch, demonstrations) -> None:
+    """Stages learn from what `demonstrations` makes of a file's name, in place of the file's content."""
+    monkeypatch.setattr(offline, "demonstrations_for", lambda task, source, **_: demonstrations(source))
 
 
 def demonstrations(source, sensors=()) -> Demonstrations:

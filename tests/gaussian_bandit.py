@@ -19,6 +19,6 @@ def make_stage(name: str, policy=None, pretrained=False, **kwargs):
     make, config = STAGES[name]
     settings = {"critic": CriticConfig(hidden_dim=64, n_layers=2, n_critics=4 if name == "rlpd" else 2)}
     settings |= {"batch_size": 64, "buffer_size": 2000, "learning_starts": 2 * E * TA, "critic_warmup_updates": 20}
-    settings |= {"critic_lr": 1e-3, "actor_lr": 1e-3, "temperature": 0.1, "demos": None, "demo_ratio": 0.0}
+    settings |= {"critic_lr": 1e-3, "actor_lr": 1e-3, "alpha": 0.1, "demos": None, "demo_ratio": 0.0}
     settings["utd_ratio"] = 1.0
     return make(policy or make_policy("sac"), config(**(settings | kwargs)), Setting(TASK, E, 0, pretrained))

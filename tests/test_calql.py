@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bandit import TA, E, chunk_step, observations, score
+from bandit import TA, E, chunk_step, learns_from, observations, score
 from gaussian_bandit import make_stage
 from test_offline import bandit_demonstrations
 
 from burnish.datasets.episodes import Episode
-from burnish.finetune import offline
 from burnish.finetune.storage.replay import _returns
 from burnish.finetune.storage.returns import endless
 
@@ -18,7 +17,7 @@ NEVER = -torch.inf
 
 
 def test_a_bandit_is_learned_from_demonstrations_alone(monkeypatch):
-    monkeypatch.setattr(offline, "load", bandit_demonstrations)
+    learns_from(monkeypatch, bandit_demonstrations)
     stage = make_stage("calql", demos="demos.hdf5", demo_ratio=0.5)
     metrics = stage.update_offline(200)
     assert score(stage.policy, n=500) > 0.15  # of 0.5; their mean is 0
@@ -27,7 +26,7 @@ def test_a_bandit_is_learned_from_demonstrations_alone(monkeypatch):
 
 def test_no_return_leaves_conservative_q_learning_and_a_high_one_no_push(monkeypatch):
     """Of chunks of the policy; uniform ones are pushed down whatever followed."""
-    monkeypatch.setattr(offline, "load", bandit_demonstrations)
+    learns_from(monkeypatch, bandit_demonstrations)
     stage = make_stage("calql", demos="demos.hdf5", demo_ratio=0.5)
     batch = stage.demos.sample(16, stage.generator)
     q = stage.critic.network(batch.obs, stage.critic.executed(batch)).squeeze(2)

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from bandit import DA, TA, E, assert_resumes_bitwise, demonstrations, make_policy, make_stage, play, score
+from bandit import DA, TA, E, assert_resumes_bitwise, demonstrations, learns_from, make_policy, make_stage, play, score
 
-from burnish.finetune import offline
 from burnish.finetune.algorithms.dipo import ascend
 
 
@@ -18,7 +17,7 @@ def test_a_bandit_is_learned(pretrained_weights):
 @pytest.mark.parametrize("demo_ratio", [0.0, 0.5])
 def test_resumes_bitwise(pretrained_weights, monkeypatch, demo_ratio):
     """What has become of the demonstrations' twins is kept too."""
-    monkeypatch.setattr(offline, "load", demonstrations)
+    learns_from(monkeypatch, demonstrations)
     demos = {"demos": "demos.hdf5", "demo_ratio": 0.5} if demo_ratio else {}
     assert_resumes_bitwise("dipo", pretrained_weights, action_steps=3, **demos)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bandit import DA, TA, make_stage, score
+from bandit import DA, TA, learns_from, make_stage, score
 from test_offline import bandit_demonstrations
 
 from burnish.errors import BurnishError
-from burnish.finetune import offline
 from burnish.finetune.algorithms.dql import DQLConfig
 from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.policies.flow import FlowPolicy, FlowPolicyConfig
@@ -18,7 +17,7 @@ DEMOS = {"demos": "demos.hdf5", "demo_ratio": 0.5}
 
 @pytest.fixture(autouse=True)
 def _demonstrations(monkeypatch):
-    monkeypatch.setattr(offline, "load", bandit_demonstrations)
+    learns_from(monkeypatch, bandit_demonstrations)
 
 
 def test_single_samples_of_a_bandits_policy_improve_offline(pretrained_weights):

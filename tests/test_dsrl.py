@@ -9,7 +9,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bandit import DA, TA, TASK, E, chunk_step, demonstrations, make_policy, observations, play, score, tensors
+from bandit import (
+    DA,
+    TA,
+    TASK,
+    E,
+    chunk_step,
+    demonstrations,
+    learns_from,
+    make_policy,
+    observations,
+    play,
+    score,
+    tensors,
+)
 from stopped import assert_same_run, untimed_metrics
 from test_offline import signal_at, two_phases
 from test_parity import files, numbers
@@ -18,7 +31,6 @@ from test_training import dataset, pretrained  # noqa: F401 - fixtures
 from burnish.diffusion import Sampler
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation.evaluate import evaluate
-from burnish.finetune import offline
 from burnish.finetune.algorithms.dsrl import DSRL, DSRLConfig
 from burnish.finetune.stage import Setting
 from burnish.finetune.start import finetune
@@ -358,7 +370,7 @@ def test_a_restored_stage_goes_on_bitwise(pretrained_weights, critic_of):
 
 
 def test_demonstrations_teach_the_critic_of_actions(pretrained_weights, monkeypatch):
-    monkeypatch.setattr(offline, "load", demonstrations)
+    learns_from(monkeypatch, demonstrations)
     stage = make_dsrl(pretrained_weights, demos="demos.hdf5", demo_ratio=0.5, critic_warmup_updates=5)
     metrics = stage.update_offline(8)
     assert {"critic_loss", "actor_loss", "noise_critic_loss", "alpha", "entropy"} <= set(metrics)

@@ -15,6 +15,7 @@ from bandit import (
     E,
     chunk_step,
     demonstrations,
+    learns_from,
     make_policy,
     make_stage,
     play,
@@ -27,7 +28,7 @@ from densities import batch_of, values
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.diffusion import Sampler
 from burnish.errors import BurnishError
-from burnish.finetune import off_policy, offline
+from burnish.finetune import off_policy
 from burnish.finetune.algorithms.dpmd import DPMD, DPMDConfig
 from burnish.finetune.losses.rsm import RSMConfig
 from burnish.networks import CriticConfig, DenoiserConfig
@@ -320,7 +321,7 @@ def test_candidates_are_chosen_by_q(pretrained_weights, monkeypatch, selection):
 
 @pytest.mark.parametrize("demo_ratio", [0.25, 0.5])
 def test_so_much_of_a_batch_is_demonstrations(pretrained_weights, monkeypatch, demo_ratio):
-    monkeypatch.setattr(offline, "load", demonstrations)
+    learns_from(monkeypatch, demonstrations)
     stage = make_stage("dpmd", pretrained_weights, demos="demos.hdf5", demo_ratio=demo_ratio, reward_scale=0.5)
     play(stage, np.random.default_rng(0), 1)
     batch = stage._batch()
@@ -332,7 +333,7 @@ def test_so_much_of_a_batch_is_demonstrations(pretrained_weights, monkeypatch, d
 
 
 def test_bc_term_is_plain_denoising_of_the_demonstrations(pretrained_weights, monkeypatch):
-    monkeypatch.setattr(offline, "load", demonstrations)
+    learns_from(monkeypatch, demonstrations)
     stage = make_stage("dpmd", pretrained_weights, demos="demos.hdf5", demo_ratio=0.5, bc_coef=1.0)
     play(stage, np.random.default_rng(0), 1)
     batch = stage._batch()
@@ -466,7 +467,7 @@ CONSTANT = RSMConfig(weights="constant")
 )
 def test_gradient_steps_are_those_by_hand(monkeypatch, name, settings):
     """Losses and all five networks, over the warm-up, several refreshes and the whole fall of the learning rate."""
-    monkeypatch.setattr(offline, "load", random_demonstrations)
+    learns_from(monkeypatch, random_demonstrations)
     torch.manual_seed(1)
     policy = make_policy(horizon=TA + 1, denoiser=DenoiserConfig(hidden_dim=16))
     stage = make_stage(name, policy=policy, **(BY_HAND | settings))

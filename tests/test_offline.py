@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from bandit import DA, TA, TASK, make_policy, make_stage, observations, play, reward_of, score
+from bandit import DA, TA, TASK, learns_from, make_policy, make_stage, observations, play, reward_of, score
 from stopped import assert_same_run, untimed_metrics
 from test_training import (  # noqa: F401 - fixtures
     dataset,
@@ -29,7 +29,7 @@ from burnish.commands.cli import main
 from burnish.compare.results import curve, with_minutes
 from burnish.datasets.episodes import Demonstrations, Episode
 from burnish.errors import BurnishError, Stopped
-from burnish.finetune import offline, start
+from burnish.finetune import start
 from burnish.finetune.algorithms.dpmd import DPMD
 from burnish.finetune.algorithms.idql import IDQL
 from burnish.finetune.config import OfflinePhaseConfig
@@ -220,7 +220,7 @@ def bandit_demonstrations(source, sensors=()) -> Demonstrations:
 
 @pytest.mark.parametrize(("name", "kind"), [("dpmd", "q"), ("dpmd", "expectile"), ("idql", "expectile")])
 def test_a_bandit_is_learned_from_demonstrations_alone(pretrained_weights, monkeypatch, name, kind):
-    monkeypatch.setattr(offline, "load", bandit_demonstrations)
+    learns_from(monkeypatch, bandit_demonstrations)
     critic = {"q": CriticConfig, "expectile": ExpectileCriticConfig}[kind](hidden_dim=64, n_layers=2)
     settings = {"critic": critic, "demos": "demos.hdf5", "demo_ratio": 0.5, "actor_tau": 0.02, "actor_lr": 1e-3}
     settings |= {"temperature": 0.2} if name == "idql" else {"train_on": "executed", "draw_at": "current"}
@@ -235,7 +235,7 @@ def test_a_bandit_is_learned_from_demonstrations_alone(pretrained_weights, monke
 
 def test_constant_weights_are_plain_cloning(pretrained_weights, monkeypatch):
     """And single samples do not improve; the best of N does."""
-    monkeypatch.setattr(offline, "load", bandit_demonstrations)
+    learns_from(monkeypatch, bandit_demonstrations)
     settings = {"demos": "demos.hdf5", "demo_ratio": 0.5, "actor_lr": 1e-3, "actor_tau": 0.02}
     stage = make_stage("idql", pretrained_weights, **settings)
     stage.config = replace(stage.config, weights="constant")
@@ -254,7 +254,7 @@ def test_constant_weights_are_plain_cloning(pretrained_weights, monkeypatch):
 
 def test_what_was_learned_offline_acts_online(pretrained_weights, monkeypatch):
     """From the first chunk on the critic chooses, and the warm-up is over."""
-    monkeypatch.setattr(offline, "load", bandit_demonstrations)
+    learns_from(monkeypatch, bandit_demonstrations)
     settings = {"demos": "demos.hdf5", "demo_ratio": 0.5, "critic_warmup_updates": 30}
     stage = make_stage("dpmd", pretrained_weights, **settings)
     stage.update_offline(20)

@@ -14,6 +14,7 @@ from bandit import (
     E,
     chunk_step,
     demonstrations,
+    learns_from,
     make_policy,
     observations,
     play,
@@ -26,7 +27,7 @@ from test_offline import bandit_demonstrations, signal_at, two_phases
 from test_training import dataset, pretrained  # noqa: F401 - fixtures
 
 from burnish.errors import BurnishError, Stopped
-from burnish.finetune import offline, on_policy
+from burnish.finetune import on_policy
 from burnish.finetune.algorithms import ogpo
 from burnish.finetune.algorithms.dppo import DPPO, DPPOConfig
 from burnish.finetune.algorithms.ogpo import OGPO, OGPOConfig
@@ -180,7 +181,7 @@ def test_a_minibatch_is_of_triples_with_their_own_numbers(monkeypatch):
 
 
 def test_what_is_cloned_are_demonstrations_and_own_successes(pretrained_weights, monkeypatch):
-    monkeypatch.setattr(offline, "load", demonstrations)
+    learns_from(monkeypatch, demonstrations)
     ratios = {"demo_ratio": 0.25, "success_ratio": 0.125, "bc_coef": 0.5}
     stage, rng = make_ogpo(pretrained_weights, demos="demos.hdf5", **ratios), np.random.default_rng(0)
     play(stage, rng, 2, learn=False)
@@ -228,7 +229,7 @@ def test_a_bandit_is_learned(pretrained_weights, kind):
 
 
 def test_a_bandit_is_learned_from_demonstrations_alone(pretrained_weights, monkeypatch):
-    monkeypatch.setattr(offline, "load", bandit_demonstrations)
+    learns_from(monkeypatch, bandit_demonstrations)
     stage = make_ogpo(pretrained_weights, demos="demos.hdf5", demo_ratio=0.5)
     for _ in range(4):
         stage.update_offline(75)

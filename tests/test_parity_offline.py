@@ -21,11 +21,11 @@ from burnish.finetune.algorithms.idql import IDQL, IDQLConfig
 from burnish.finetune.algorithms.qc import QChunking, QChunkingConfig
 from burnish.finetune.algorithms.rlpd import RLPD, RLPDConfig
 from burnish.finetune.critics import ExpectileCriticConfig
-from burnish.finetune.losses.squashed import squashed_sample
 from burnish.finetune.stage import Setting
 from burnish.finetune.storage.replay import Batch, _returns
 from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.networks.encoded import Encoded
+from burnish.networks.squashed import squash
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.flow import FlowPolicy, FlowPolicyConfig
 from burnish.policies.gaussian import GaussianPolicy, GaussianPolicyConfig
@@ -298,8 +298,8 @@ def rlpd(request):
 def rlpd_stage(case, **settings) -> RLPD:
     n, members = int(case["ensemble"]), int(case["subset_size"])
     settings |= {"critic": CriticConfig(n_critics=n), "target_critics": members, "gamma": float(case["discount"])}
-    stage = linear_actor(case, RLPD, RLPDConfig(temperature=float(case["log_temp"].exp()), **settings, **ALONE))
-    stage.alpha.double()["log"].data.copy_(case["log_temp"][0])
+    stage = linear_actor(case, RLPD, RLPDConfig(alpha=float(case["log_temp"].exp()), **settings, **ALONE))
+    stage.entropy.double().log_alpha.data.copy_(case["log_temp"][0])
     return with_critics(stage, stub_q(case, "q"), stub_q(case, "qt"))
 
 
@@ -320,7 +320,7 @@ def test_rlpd_s_critic_loss(rlpd, monkeypatch, entropy, key):
 
 def test_rlpd_s_actor_and_temperature(rlpd, monkeypatch):
     stage = rlpd_stage(rlpd, utd_ratio=1.0)
-    assert stage.target_entropy == float(rlpd["target_entropy"]) == -3 / 2
+    assert stage.entropy.target == float(rlpd["target_entropy"]) == -3 / 2
     normal(monkeypatch, rlpd["pi_noise"][:, None])
     found = losses(monkeypatch, "soft_actor")
     metrics = stage.update_actor(batch_of(rlpd, "masks"))
@@ -333,7 +333,7 @@ def test_rlpd_s_actor_and_temperature(rlpd, monkeypatch):
     same(W, rlpd, "actor_grad_W")
     same(c, rlpd, "actor_grad_c")
     same(loss_of_alpha, rlpd, "temperature_loss")
-    (gradient,) = torch.autograd.grad(loss_of_alpha, [stage.alpha["log"]])
+    (gradient,) = torch.autograd.grad(loss_of_alpha, [stage.entropy.log_alpha])
     same(gradient, rlpd, "log_temp_grad")
 
 
@@ -365,7 +365,7 @@ def calql_stage(case, monkeypatch, **settings) -> CalQL:
     settings = {"target_candidates": n, "conservative_draws": n} | settings
     settings |= {"conservatism": float(case["min_q_weight"]), "gamma": float(case["discount"])}
     stage = linear_actor(case, CalQL, CalQLConfig(**settings, **ALONE))
-    stage.alpha.double()["log"].data.copy_(case["log_alpha"][0])
+    stage.entropy.double().log_alpha.data.copy_(case["log_alpha"][0])
     monkeypatch.setattr(torch, "rand", lambda *_, **__: (case["random_actions"] + 1) / 2)
     drawn = iter((name, case[f"{name}_actions"], case.get(f"{name}_logp")) for name in ("target", "current", "next"))
     monkeypatch.setattr(stage, "draw", lambda obs, n: next(drawn)[1:])
@@ -406,7 +406,7 @@ def test_calql_s_actor(calql, monkeypatch):
     """Their loss of the temperature is log alpha (H - H_target), ours alpha times that: the same to Adam."""
     stage = calql_stage(calql, monkeypatch)
     monkeypatch.undo()
-    assert stage.target_entropy == float(calql["target_entropy"]) == -3
+    assert stage.entropy.target == float(calql["target_entropy"]) == -3
     mean, log_std = (calql["obs"] @ calql["policy_W"] + calql["policy_c"]).chunk(2, -1)
     noise = (calql["pi_actions"].atanh() - mean) / (log_std - 1).clamp(-20, 2).exp()
     normal(monkeypatch, noise[:, None])
@@ -417,7 +417,7 @@ def test_calql_s_actor(calql, monkeypatch):
     W, c = actor_gradient(stage, loss)
     same(W, calql, "policy_grad_W", rtol=1e-8, atol=1e-8)
     same(c, calql, "policy_grad_c", rtol=1e-8, atol=1e-8)
-    same(loss_of_alpha / stage.temperature, calql, "log_alpha_grad", rtol=1e-9, atol=0)
+    same(loss_of_alpha / stage.entropy.alpha, calql, "log_alpha_grad", rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("name", ["pi", "current"])
@@ -425,7 +425,7 @@ def test_the_likelihood_of_a_squashed_gaussian(calql, name):
     mean, log_std = (calql["obs"] @ calql["policy_W"] + calql["policy_c"]).chunk(2, -1)
     mean, log_std = (each if name == "pi" else each[:, None] for each in (mean, (log_std - 1).clamp(-20, 2)))
     noise = (calql[f"{name}_actions"].atanh() - mean) / log_std.exp()
-    actions, log_prob = squashed_sample(mean, log_std, noise)
+    actions, log_prob = squash(mean, log_std, noise)
     same(actions, calql, f"{name}_actions")
     same(log_prob, calql, f"{name}_logp", rtol=1e-9, atol=1e-9)
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bandit import make_stage, play, score
+from bandit import learns_from, make_stage, play, score
 from test_offline import bandit_demonstrations
 
 from burnish.errors import BurnishError
-from burnish.finetune import offline
 from burnish.finetune.algorithms.qc import QChunkingConfig
 
 
 def test_the_best_of_a_bandits_chunks_improves_offline_single_ones_stay(pretrained_weights, monkeypatch):
-    monkeypatch.setattr(offline, "load", bandit_demonstrations)
+    learns_from(monkeypatch, bandit_demonstrations)
     stage = make_stage("qc", pretrained_weights, demos="demos.hdf5", demo_ratio=0.5, target_candidates=4)
     stage.update_offline(200)
     assert abs(score(stage.policy, n=500)) < 0.1 < score(stage.policy, candidates=8, n=500) - 0.1

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from bandit import DA, TA, TASK, E, demonstrations, make_policy, observations, play, score, tensors
+from bandit import DA, TA, TASK, E, demonstrations, learns_from, make_policy, observations, play, score, tensors
 from stopped import assert_same_run, untimed_metrics
 from test_offline import signal_at, two_phases
 from test_training import dataset, pretrained  # noqa: F401 - fixtures
@@ -16,7 +16,6 @@ from test_training import dataset, pretrained  # noqa: F401 - fixtures
 from burnish.commands.policy import set_policy
 from burnish.errors import BurnishError, Stopped
 from burnish.evaluation.evaluate import evaluate
-from burnish.finetune import offline
 from burnish.finetune.algorithms.residual import Residual, ResidualConfig
 from burnish.finetune.stage import Setting
 from burnish.finetune.start import finetune
@@ -215,7 +214,7 @@ def test_the_loss_is_that_by_hand(pretrained_weights, monkeypatch, bc_where):
 
 
 def test_the_share_of_demonstrations_falls(pretrained_weights, monkeypatch):
-    monkeypatch.setattr(offline, "load", demonstrations)
+    learns_from(monkeypatch, demonstrations)
     falling = {"demo_ratio_final": 0.125, "demo_ratio_decay": 10}
     stage = make_residual(pretrained_weights, demos="demos.hdf5", demo_ratio=0.5, **falling)
     play(stage, np.random.default_rng(0), 2, learn=False)

@@ -7,16 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from bandit import DA, TA, demonstrations, make_policy, observations, play, score
+from bandit import DA, TA, demonstrations, learns_from, make_policy, observations, play, score
 from baseline_stages import make_policy as make_gaussian
 from gaussian_bandit import STAGES, make_stage
 
 from burnish.config import parse
 from burnish.errors import BurnishError
-from burnish.finetune import offline
 from burnish.finetune.algorithms.rlpd import RLPDConfig
-from burnish.finetune.losses.squashed import squashed_sample
 from burnish.networks import CriticConfig
+from burnish.networks.squashed import squash
 from burnish.policies.load import load_policy
 
 OBS = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
@@ -37,7 +36,7 @@ def test_the_papers_settings_are_the_defaults():
 
 
 def test_half_of_each_batch_is_demonstrations(monkeypatch):
-    monkeypatch.setattr(offline, "load", demonstrations)  # observations of 9
+    learns_from(monkeypatch, demonstrations)  # observations of 9
     stage = make_stage("rlpd", demos="demos.hdf5", demo_ratio=0.5)
     play(stage, np.random.default_rng(0), 3, learn=False)
     shown = stage.policy.normalized_obs(np.full((1, 1, 2), 9, np.float32))
@@ -75,10 +74,10 @@ def test_the_density_of_what_is_drawn_integrates_to_one():
     """One dimension, by a histogram: the mean of 1 / p over draws is the length of the interval, 2."""
     noise = torch.randn(400_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean, log_std = torch.tensor([0.3], dtype=torch.float64), torch.tensor([-0.4], dtype=torch.float64)
-    x, log_prob = squashed_sample(mean, log_std, noise)
+    x, log_prob = squash(mean, log_std, noise)
     inside = x[:, 0].abs() < 0.9
     assert float((-log_prob).exp()[inside].sum() / len(x)) == pytest.approx(1.8, rel=0.01)
-    far, finite = squashed_sample(mean, log_std, torch.tensor([[60.0]], dtype=torch.float64))
+    far, finite = squash(mean, log_std, torch.tensor([[60.0]], dtype=torch.float64))
     assert float(far) == 1 and torch.isfinite(finite).all()
 
 

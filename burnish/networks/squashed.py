@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from burnish.config import Checked, key
 from burnish.networks.activation import ACTIVATIONS
 
 LOG_STD_RANGE = (-20.0, 2.0)  # SAC's
-SLACK = 1e-6  # in log(1 - a^2), where a is rounded to 1
+SLACK = 1e-6  # Stable-Baselines3's, in log(1 - a^2 + slack)
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,20 @@ class SquashedGaussian(nn.Module):
         return mean, log_std.clamp(*LOG_STD_RANGE)
 
 
-def squash(mean: Tensor, log_std: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """a = tanh(mean + std z) for standard normal `z` (..., D), and log pi(a) (...) (Haarnoja et al. 2018, eq. 21)."""
-    a = (mean + log_std.exp() * z).tanh()
+def squash(mean: Tensor, log_std: Tensor, z: Tensor, slack: float = 0.0) -> tuple[Tensor, Tensor]:
+    """a = tanh(mean + std z) for standard normal `z` (..., D), and log pi(a) (...) (Haarnoja et al. 2018, eq. 21).
+
+    Args:
+        slack: 0 is exact; released code that computes 1 - a^2 adds some, to be finite where a is rounded to 1.
+    """
+    u = mean + log_std.exp() * z
     log_normal = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
+    # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u))
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
+    if slack:
+        log_slope = (log_slope.exp() + slack).log()
     # log pi(a) = sum_d log N(u_d; mu_d, sigma_d) - log(1 - tanh(u_d)^2)
-    return a, (log_normal - (1 - a.square() + SLACK).log()).sum(-1)
+    return u.tanh(), (log_normal - log_slope).sum(-1)
 
 
 class EntropyTemperature(nn.Module):
@@ -88,7 +97,12 @@ class EntropyTemperature(nn.Module):
         """Without gradient."""
         return self.log_alpha.detach().exp()
 
-    def loss(self, log_prob: Tensor) -> Tensor:
-        """Of actions with these log-probabilities (B,): a scalar."""
-        # L = -E log alpha (log pi(a | s) + target entropy)
-        return -(self.log_alpha * (log_prob.detach() + self.target)).mean()
+    def loss(self, log_prob: Tensor, by_log: bool = True) -> Tensor:
+        """Of actions with these log-probabilities, of any shape: a scalar.
+
+        Args:
+            by_log: of log alpha, as most released code has it; else of alpha, as the paper.
+        """
+        # L = alpha (H - H_target), H = -E log pi(a | s), or log alpha in its place
+        weight = self.log_alpha if by_log else self.log_alpha.exp()
+        return weight * (-log_prob.detach().mean() - self.target)

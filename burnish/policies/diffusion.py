@@ -38,7 +38,7 @@ from burnish.diffusion.scheduler_file import SCHEDULER_FILE, betas_of, is_schedu
 from burnish.errors import BurnishError
 from burnish.networks import Denoiser, DenoiserConfig, DenoiserKeys, Encoded, build_denoiser
 from burnish.observations import ObsSpec
-from burnish.policies.base import MOST_STEPS, ChunkConfig, Policy, require_keys
+from burnish.policies.base import MOST_STEPS, ChunkConfig, Policy
 from burnish.registry import address
 
 C = TypeVar("C", bound="ChainConfig")

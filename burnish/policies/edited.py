@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from burnish.config import key
-from burnish.networks.squashed import ActorConfig, SquashedGaussian, squash
+from burnish.networks.squashed import SLACK, ActorConfig, SquashedGaussian, squash
 from burnish.policies.base import ChunkConfig
 from burnish.policies.diffusion import DiffusionPolicy, choose
 from burnish.policies.wrapped import WrappedConfig, WrappedPolicy
@@ -78,7 +78,7 @@ class EditedPolicy(WrappedPolicy):
         """
         Ta, executed = self.config.n_action_steps, self.executed(x)  # (B, n, Ta, Da)
         mean, log_std = self._network(obs, executed)
-        e, log_prob = squash(mean, log_std, torch.zeros_like(mean) if z is None else z.flatten(2))
+        e, log_prob = squash(mean, log_std, torch.zeros_like(mean) if z is None else z.flatten(2), SLACK)
         edited = x[..., :Ta, :] + self.config.scale * e.view_as(executed)
         return Edits(torch.cat([edited, x[..., Ta:, :]], -2), e, log_prob)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from burnish.config import key
 from burnish.diffusion import FlowProcess
-from burnish.networks.squashed import ActorConfig, SquashedGaussian, squash
+from burnish.networks.squashed import SLACK, ActorConfig, SquashedGaussian, squash
 from burnish.policies.base import ChunkConfig
 from burnish.policies.diffusion import DiffusionPolicy, choose
 from burnish.policies.wrapped import WrappedConfig, WrappedPolicy
@@ -66,7 +66,7 @@ class SteeredPolicy(WrappedPolicy):
         """The actor's u (B, N, Tp, Da) for standard normal `z` (B, N, Tp, Da) at prepared observations (B, To * W),
         and its log-probability (B, N)."""
         mean, log_std = self.actor(obs)  # (B, Tp * Da)
-        u, log_prob = squash(mean[:, None], log_std[:, None], z.flatten(2))
+        u, log_prob = squash(mean[:, None], log_std[:, None], z.flatten(2), SLACK)
         return u.view(z.shape), log_prob
 
     @torch.no_grad()

@@ -44,7 +44,6 @@ class IDQL(ActorStage):
 
     Config = IDQLConfig
     config: IDQLConfig
-    policy: DiffusionPolicy
     critic: ExpectileCritic
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
