@@ -240,9 +240,6 @@ class DrawingStage(OffPolicyStage):
         outputs = self.critic.target.outputs(obs, self.policy.executed(x).flatten(2))
         return Draws(obs, x, self.critic.target.mean(outputs), outputs)
 
-    def update_actor(self, batch: Batch) -> dict[str, Tensor]:
-        return {}
-
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"x0_errors": self.x0_errors}
 

@@ -6,7 +6,7 @@ Symbols: those of `burnish.policies.diffusion`, whose policies are the base.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from burnish.config import WrongValue, key, parse
 from burnish.errors import BurnishError
-from burnish.policies.base import ChunkConfig, Policy, policy_class
+from burnish.policies.base import ChunkConfig, Policy, policy_class, require_keys
 from burnish.policies.diffusion import DiffusionPolicy
 
 C = TypeVar("C", bound="WrappedConfig")
@@ -53,7 +53,7 @@ class WrappedPolicy(Policy):
 
     def __init__(self, config: WrappedConfig, base: DiffusionPolicy):
         super().__init__(config, base.obs_spec, base.action_dim, base.obs_keys, base.task)
-        self.trained_in, self.plugins = base.trained_in, base.plugins
+        self.trained_in, self.trained_with, self.plugins = base.trained_in, base.trained_with, base.plugins
         self.base = base.requires_grad_(False)
         self.obs_normalizer.load_state_dict(base.obs_normalizer.state_dict())
         self.action_normalizer.load_state_dict(base.action_normalizer.state_dict())
@@ -85,15 +85,17 @@ class WrappedPolicy(Policy):
         return self.base.least_rows
 
     def description(self) -> dict[str, Any]:
-        critic = self.critic_config and asdict(self.critic_config)
-        return {**super().description(), "base": self.base.description(), "critic": critic}
+        return {**super().description(), "base": self.base.description()}
 
     @classmethod
     def from_description(cls: type[W], description: Mapping[str, Any]) -> W:
-        base = policy_class(description["base"]["kind"]).from_description(description["base"])
+        of_base = policy_class(description["base"]["kind"])
+        require_keys(of_base.Config, description["base"]["config"], "base.config")
+        base = of_base.from_description(description["base"])
         if not isinstance(base, DiffusionPolicy):
             raise BurnishError(f"base.kind={base.config.kind}: expected a diffusion policy or a flow")
         policy = cls(parse(cls.Config, description["config"], where="config"), base)  # type: ignore[arg-type]
         policy.trained_in, policy.plugins = description.get("trained_in"), description.get("plugins", [])
+        policy.trained_with = description.get("trained_with", {})
         policy.add_described_critic(description.get("critic"))
         return policy

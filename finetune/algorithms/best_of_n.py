@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from burnish.config import WrongValue
 from burnish.finetune.drawing import DrawingConfig, DrawingStage
+from burnish.finetune.storage.replay import Batch
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,6 @@ class BestOfN(DrawingStage):
 
     trains_policy = False
     Config = BestOfNConfig
+
+    def update_actor(self, batch: Batch) -> dict[str, Tensor]:
+        return {}
