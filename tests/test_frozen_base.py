@@ -13,7 +13,8 @@ from test_checkpoint_contents import CLONED, DRAWING, RL, SHORT
 from test_observations import SPEC, parts
 
 from burnish.commands.cli import main
-from burnish.networks import CriticConfig
+from burnish.evaluation.evaluate import act
+from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.networks.encoders.encoder import EncoderConfig
 from burnish.networks.squashed import ActorConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -70,6 +71,28 @@ def test_a_base_may_see_pictures(kind, tmp_path):
     prepared, darker = (policy.normalized_obs(each) for each in (obs, darkened(obs)))
     given = () if kind is SteeredPolicy else (torch.zeros(8, 4 * 2),)
     assert not torch.equal(actor(prepared, *given)[0], actor(darker, *given)[0])
+
+
+@pytest.mark.parametrize(("kind", "own"), [(SteeredPolicy, {}), (EditedPolicy, {"per_step": True})])
+def test_an_action_depends_on_its_row_alone(kind, own):
+    """Bit for bit, whatever the number of environments."""
+    torch.manual_seed(0)
+    base = DiffusionPolicy(PolicyConfig(denoiser=DenoiserConfig(hidden_dim=64)), 23, 7, ["a"]).eval()
+    policy = kind(kind.Config.around(base, actor=ActorConfig(hidden_dim=64), **own), base).eval()
+    policy.add_critic(CriticConfig(hidden_dim=64))
+    torch.nn.init.normal_(policy.actor.out.weight)
+    if kind is SteeredPolicy:
+        policy.steers.fill_(True)
+    obs = np.random.default_rng(0).normal(size=(37, 1, 23)).astype(np.float32)
+
+    def actions(part: slice, candidates: int) -> np.ndarray:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(37)[part]]
+        return act(policy, obs[part], generators, candidates)
+
+    for candidates in (1, 3):
+        everyone = actions(slice(None), candidates)
+        for n in (1, 3, 16):
+            np.testing.assert_array_equal(actions(slice(5, 5 + n), candidates), everyone[5 : 5 + n])
 
 
 def darkened(obs):

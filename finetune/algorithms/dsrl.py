@@ -172,11 +172,9 @@ class DSRL(OffPolicyStage):
     def _actor_step(self, obs: Tensor) -> dict[str, Tensor]:
         u, log_prob = self.policy.noise(obs, self.normal(len(obs), 1))
         alpha = self.entropy.alpha
-        self.noise_critic.requires_grad_(False)
         # L = E alpha log pi(u | s) - min_j Q_W,j(s, u)
         loss = (alpha * log_prob - self.noise_critic(obs, u.flatten(2)).amin(0)).mean()
         clipped_step(self.actor_optimizer, loss, self.config.max_grad_norm)
-        self.noise_critic.requires_grad_(True)
         clipped_step(self.alpha_optimizer, self.entropy.loss(log_prob), self.config.max_grad_norm)
         self.policy.steers.fill_(True)
         return {"actor_loss": loss.detach(), "alpha": alpha, "entropy": -log_prob.detach().mean()}

@@ -149,16 +149,14 @@ class Residual(OffPolicyStage):
     def update_actor(self, batch: Batch) -> dict[str, Tensor]:
         if self.gradient_steps < self.config.critic_warmup_updates:
             return {}
-        x, alpha, critic = self.of_base(batch.obs, 1), self.entropy.alpha, self.critic.network
+        x, alpha = self.of_base(batch.obs, 1), self.entropy.alpha
         edits = self.policy.edit(batch.obs, x, self.normal(x))
-        critic.requires_grad_(False)
-        q = critic(batch.obs, self.policy.critic_input(edits.x)).amin(0)  # (B, 1)
+        q = self.critic.network(batch.obs, self.policy.critic_input(edits.x)).amin(0)  # (B, 1)
         # L = E alpha log pi(e | s, x) - min_j Q_j(s, x + scale e) + bc_coef |e|^2 / d
         loss = (alpha * edits.log_prob - q).mean()
         if self.config.bc_coef:
             loss = loss + self.config.bc_coef * self._distance(batch.obs, x, edits.e, q.detach())
         clipped_step(self.actor_optimizer, loss, self.config.max_grad_norm)
-        critic.requires_grad_(True)
         clipped_step(self.alpha_optimizer, self.entropy.loss(edits.log_prob), self.config.max_grad_norm)
         size = edits.e.detach().abs().mean()
         return {"actor_loss": loss.detach(), "alpha": alpha, "edit": size, "entropy": -edits.log_prob.detach().mean()}
