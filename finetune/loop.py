@@ -8,7 +8,6 @@ steps of the other.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ import numpy as np
 from burnish.envs.base import VectorEnv
 from burnish.envs.vector.checks import LEAST_EPISODES, require_finite
 from burnish.errors import BurnishError, SimulatorsLost, warn
-from burnish.evaluation.evaluate import Evaluation, EvaluationConfig, about, evaluate
-from burnish.evaluation.temperatures import Sampling, best, compare_samplings, samplings
+from burnish.evaluation.evaluate import Evaluation, about
 from burnish.evaluation.video import record
 from burnish.finetune.config import FinetuneConfig
+from burnish.finetune.evaluations import Evaluations
 from burnish.finetune.stage import Stage
 from burnish.finetune.statistics import EpisodeStatistics
 from burnish.finetune.watch import TrainingEpisodes, fall, values
@@ -31,7 +30,6 @@ from burnish.runs.checkpoint import FinetuneState
 from burnish.runs.course import Course, passed
 from burnish.runs.evaluation_file import (
     AT_BEST_TEMPERATURE,
-    AT_TEMPERATURE,
     BEFORE,
     EVALUATION,
     SELECTED,
@@ -50,7 +48,8 @@ class Loop:
     """State and course of one fine-tuning run."""
 
     def __init__(self, config: FinetuneConfig, stage: Stage, envs: VectorEnv | None, eval_envs: VectorEnv, run: Run):
-        self.config, self.stage, self.envs, self.eval_envs, self.run = config, stage, envs, eval_envs, run
+        self.config, self.stage, self.envs, self.run = config, stage, envs, run
+        self.evaluations = Evaluations(config, stage, eval_envs, run)
         self.course = Course(run, "finetune", self._save)
         self.statistics = EpisodeStatistics(config.n_envs)
         self.offline_steps = 0  # gradient steps of the offline phase
@@ -184,26 +183,12 @@ class Loop:
         minutes = self.config.max_minutes
         return minutes is not None and self.training_seconds >= 60 * minutes
 
-    def _evaluate(self, config: EvaluationConfig | None = None) -> Evaluation:
-        return evaluate(self.stage.policy, self.config.task, config or self.config.evaluation, envs=self.eval_envs)
-
-    def _evaluate_shown(self, when: str) -> Evaluation:
-        """`_evaluate` where nothing else shows that the run goes on: it takes longer than the first update."""
-        config = self.config.evaluation
-        with self.run.progress(config.episodes, f"evaluation {when}") as progress:
-            return evaluate(self.stage.policy, self.config.task, config, envs=self.eval_envs, progress=progress)
-
-    def _selecting(self) -> EvaluationConfig | None:
-        """How to evaluate with selection among candidates by the critic, where the stage has one."""
-        n = self.stage.n_candidates
-        return replace(self.config.evaluation, candidates=n) if n > 1 else None
-
     def _evaluate_now(self) -> dict[str, float]:
         """The evaluation between updates -> its metrics; remembers which was best."""
-        evaluation = self._evaluate()
+        evaluation = self.evaluations.now()
         metrics = evaluation.metrics()
-        if selecting := self._selecting():
-            metrics |= self._evaluate(selecting).metrics("eval_selected")
+        if selecting := self.evaluations.selecting:
+            metrics |= self.evaluations.now(selecting).metrics("eval_selected")
         self._judge(evaluation)
         return metrics
 
@@ -225,7 +210,7 @@ class Loop:
         return passed(every, self.looked_at, self.env_steps)
 
     def _evaluate_pretrained(self) -> None:
-        evaluation = self._evaluate_shown("before")
+        evaluation = self.evaluations.shown("before")
         self.before = evaluation.summary()
         evaluation.save(self.run.folder / BEFORE, about(self.config.policy, self.config.task, self.config.evaluation))
         self.run.log(evaluation.metrics() | self._accounts("offline"), 0)
@@ -348,7 +333,7 @@ class Loop:
         """Last checkpoint, evaluations, videos, curve and summary.json."""
         self._save()  # first: killed from here on, a resumed run does all of this again
         self.course.savable = False
-        evaluation = self._evaluate_shown("after")
+        evaluation = self.evaluations.shown("after")
         self._judge(evaluation)
         went_back_to = None
         if self.fallen and self.config.when_worse == "go_back" and self.run.checkpoints.best() is None:
@@ -359,11 +344,11 @@ class Loop:
         metrics["time/training"] = self.unlogged[0]  # of a rollout that was not learned from
         self.training_seconds += self.unlogged[0]
         self.unlogged = (0.0, 0)
-        selecting = self._selecting()
-        selected = self._evaluate(selecting) if selecting else None
+        selecting = self.evaluations.selecting
+        selected = self.evaluations.now(selecting) if selecting else None
         if selected:
             metrics |= selected.metrics("eval_selected")
-        at_best, tried = self._at_best_temperature(evaluation)
+        at_best, tried = self.evaluations.at_best_temperature(evaluation)
         metrics |= at_best.metrics("eval_best_temperature")
         self.run.log(metrics | self._accounts("online" if self.env_steps else "offline"), self.step)
         if self.course.best_step == self.step:
@@ -372,7 +357,7 @@ class Loop:
         evaluation.save(self.run.folder / EVALUATION, about(latest, self.config.task, self.config.evaluation))
         if selected and selecting:
             selected.save(self.run.folder / SELECTED, about(latest, self.config.task, selecting))
-        self._save_sampled(at_best, AT_BEST_TEMPERATURE)
+        self.evaluations.save(at_best, AT_BEST_TEMPERATURE)
         seeds = evaluation.seeds[: self.config.evaluation.video]
         record(self.stage.policy, self.config.task, seeds, self.run.folder / "videos")
         self.run.plot_curve(
@@ -410,31 +395,6 @@ class Loop:
         self.stage.policy.load_weights(best / WEIGHTS)
         unit = "steps of both phases" if self.config.offline.steps else "environment steps"
         warn(f"went back to the policy after {self.course.best_step} {unit}, the best")
-        evaluation = self._evaluate_shown("after going back")
+        evaluation = self.evaluations.shown("after going back")
         self._save()  # last: before, a resumed run would not know that it went back
         return evaluation
-
-    def _at_best_temperature(self, own: Evaluation) -> tuple[Evaluation, dict[float, float]]:
-        """At the temperature that is best in other episodes -> evaluation, and what was tried: temperature: measure.
-
-        `own`: at the policy's own temperature, which it is where nothing else may be tried.
-        """
-        config, policy, task = self.config.evaluation, self.stage.policy, self.config.task
-        each = samplings(policy, config.temperatures)
-        if not each:
-            return own, {}
-        elsewhere = replace(config, seed=config.selection_seed)
-        found = compare_samplings(policy, task, elsewhere, each, envs=self.eval_envs, shown="choosing among ")
-        tried = {sampling.temperature: one.summary().value(task.measure) for sampling, one in found.items()}
-        chosen, measured = best(found), {Sampling(own.temperature, own.mean_of): own}
-        kept = [] if self.stage.learns else each  # a policy that stays as it is shows what each of them gives
-        missing = [one for one in dict.fromkeys([chosen, *kept]) if one not in measured]
-        measured |= compare_samplings(policy, task, config, missing, envs=self.eval_envs, shown="evaluation at ")
-        for one in kept:
-            self._save_sampled(measured[one], AT_TEMPERATURE.format(f"{one.temperature:g}"))
-        return measured[chosen], tried
-
-    def _save_sampled(self, evaluation: Evaluation, name: str) -> None:
-        """Of the last checkpoint, with how it sampled."""
-        how = replace(self.config.evaluation, temperature=evaluation.temperature, mean_of=evaluation.mean_of)
-        evaluation.save(self.run.folder / name, about(str(self.run.checkpoints.latest()), self.config.task, how))

@@ -20,7 +20,7 @@ from burnish.envs.vector.sync import SyncVectorEnv
 from burnish.errors import Stopped
 from burnish.evaluation.evaluate import Evaluation
 from burnish.evaluation.temperatures import TrainingEvaluationConfig
-from burnish.finetune import loop, watch
+from burnish.finetune import evaluations, loop, watch
 from burnish.finetune.algorithms.dppo import DPPOConfig
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.loop import Loop
@@ -99,7 +99,7 @@ class Course:
             "checkpoint_every": 12,
         } | settings
         monkeypatch.setattr(loop, "time", self.clock)
-        monkeypatch.setattr(loop, "evaluate", self.evaluate)
+        monkeypatch.setattr(evaluations, "evaluate", self.evaluate)
         self.filmed: list[Any] = []
         monkeypatch.setattr(loop, "record", lambda *given: self.filmed.append(given))
         monkeypatch.setattr(loop, "StopRequest", lambda: self)
@@ -249,7 +249,7 @@ def test_a_run_ends_at_its_best_temperature(tmp_path, monkeypatch):
             for sampling in each
         }
 
-    monkeypatch.setattr(loop, "compare_samplings", compare)
+    monkeypatch.setattr(evaluations, "compare_samplings", compare)
     how = TrainingEvaluationConfig(episodes=4, n_envs=4, temperatures=[1.0, 0.5, 0.0], selection_seed=7)
     for name, best, temperature, measured in (("a", 0.9, 0.5, [(100_000, [0.5])]), ("b", 0.1, 0.0, [(100_000, [0.0])])):
         asked.clear()

@@ -115,6 +115,7 @@ GENERAL = (
 )
 GENERAL += (
     "finetune/loop.py",
+    "finetune/evaluations.py",
     "finetune/start.py",
     "finetune/watch.py",
     "finetune/statistics.py",

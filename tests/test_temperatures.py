@@ -97,7 +97,7 @@ def test_policy_set_changes_how_it_samples_and_nothing_else(policy, tmp_path, ca
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("temperature=-1", "at least 0"), ("mean_of=0", "at least 1"), ("eta=1", "temperature=..., mean_of=...")],
+    [("temperature=-1", "at least 0"), ("mean_of=0", "expected 1 to 10000"), ("eta=1", "temperature=..., mean_of=...")],
 )
 def test_policy_set_refuses_what_cannot_be(policy, tmp_path, capsys, setting, message):
     policy.save(tmp_path / "policy")
