@@ -22,7 +22,7 @@ import torch
 
 from burnish.compose import compose
 from burnish.config import parse
-from burnish.finetune import loop, start
+from burnish.finetune import evaluations, loop, start
 from burnish.finetune.config import FinetuneConfig
 from burnish.finetune.critics import CRITICS, base
 from burnish.finetune.losses import rsm
@@ -71,7 +71,7 @@ class Clock:
 
 def watch_parts(clock: Clock, stage: type[Stage]) -> None:
     clock.watch(loop.Loop, "_learn", "the loop itself")
-    clock.watch(loop.Loop, "_evaluate", "evaluation")
+    clock.watch(evaluations.Evaluations, "now", "evaluation")
     clock.watch(Run, "save_checkpoint", "checkpoints")
     clock.watch(stage, "act", "acting")
     clock.watch(stage, "observe", "storing")

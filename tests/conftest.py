@@ -1,6 +1,7 @@
-"""Where the shared data lie, and one thread for torch: parallel tests must not fight for two cores."""
+"""Where the shared data lie, Ctrl-C as in a terminal, one thread for torch: parallel tests must not fight for cores."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 from bandit import cloned_weights
 
 ROOT = Path(__file__).resolve().parent.parent
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a script starts with &
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -75,7 +75,9 @@ def one_dimensional_actions(path: Path) -> Path:
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(words) == 2
     *before, last = capsys.readouterr().err.strip().splitlines()
-    assert all("of the action values are outside" in line for line in before), before  # of demonstrations that were read
+    assert all("of the action values are outside" in line for line in before), (
+        before
+    )  # of demonstrations that were read
     assert last.startswith("burnish: error: ")
     return last
 

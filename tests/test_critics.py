@@ -363,7 +363,7 @@ def test_a_critic_that_asks_no_chunks_saves_the_draws(pretrained_weights, monkey
 def test_mistakes():
     for make, message in (
         (lambda: ExpectileCriticConfig(expectile=1.0), "expectile=1.0: expected at least 0.5 and less than 1"),
-        (lambda: QuantileCriticConfig(n_quantiles=1), "n_quantiles=1: expected at least 2"),
+        (lambda: QuantileCriticConfig(n_quantiles=1), "n_quantiles=1: expected 2 to 65536"),
     ):
         with pytest.raises(BurnishError, match=message):
             make()

@@ -87,7 +87,7 @@ def test_what_a_subclass_does_not_set_is_plain_ppo(monkeypatch):
 def test_a_first_ratio_that_is_not_1_stops_the_run():
     stage = make_stage()
     play(stage, np.random.default_rng(0), 8, learn=False)
-    stage.rollout.log_prob[3, 2] += 1e-4
+    stage.rollout.log_prob[3, 2] += 1.2e-4
     with pytest.raises(RuntimeError, match="stage=least: before the update the likelihood ratio differs from 1 by 1"):
         for _ in range(20):  # the pair is in one of the minibatches, of which the first is checked
             stage.update_actor(torch.zeros(8 * E))

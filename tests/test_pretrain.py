@@ -170,7 +170,7 @@ def run(tmp_path, monkeypatch):
             list(range(10)), np.arange(10) < 10 * success, np.full(10, mean_return), np.full(10, 5), 1.5, 0, 1.0, 1
         )
 
-    def opened(config):
+    def opened(config, data):
         run = run_class.create(config.run_dir, config)
         save, mark = run.save_checkpoint, run.checkpoints.mark_best
         run.save_checkpoint = lambda step, *rest: saved.append(step) or save(step, *rest)
@@ -186,7 +186,7 @@ def run(tmp_path, monkeypatch):
     demos = Demonstrations(
         episodes(6, 5, 9, 4), source="demos", masks={"train": ["demo_0", "demo_2", "demo_3"], "valid": ["demo_1"]}
     )
-    monkeypatch.setattr(behaviour_cloning, "load", lambda source, key, sensors: demos)
+    monkeypatch.setattr(behaviour_cloning, "demonstrations_for", lambda task, source, key, allow: demos)
     train = TrainConfig(**(TRAIN | {"epochs": 7, "eval_every": 4, "checkpoint_every": 6, "max_demos": 2}))
     config = PretrainConfig(
         task=TASK,

@@ -94,7 +94,7 @@ def test_members_start_different_and_as_torch_initialises():
 
 
 def test_impossible_critics():
-    with pytest.raises(BurnishError, match=r"n_critics=0: expected at least 1"):
+    with pytest.raises(BurnishError, match=r"n_critics=0: expected 1 to"):
         CriticConfig(n_critics=0)
     with pytest.raises(BurnishError, match=r"activation=sine: expected one of relu, "):
         CriticConfig(activation="sine")

@@ -146,7 +146,9 @@ def require_alike(found: Any, example: Any, where: str) -> None:
 def _kind(value: Any) -> str:
     if isinstance(value, (torch.Tensor, np.ndarray)):
         beyond = "".join(f", {n}" for n in value.shape[1:])
-        return f"{type(value).__name__} of {value.dtype}, {f'(...{beyond})' if value.ndim else 'one number'}"
+        fields = getattr(value.dtype, "fields", None)  # of records; how they are aligned is no other kind
+        dtype = {name: str(field[0]) for name, field in fields.items()} if fields else value.dtype
+        return f"{type(value).__name__} of {dtype}, {f'(...{beyond})' if value.ndim else 'one number'}"
     if isinstance(value, np.generic):
         value = value.item()
     return type(value).__name__

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.datasets.episodes import Episode
-from burnish.envs.robosuite.observables import robosuite_name
 
 ABSOLUTE = 0.001  # metres or parts of a quaternion: in a step robosuite observes one of its substeps earlier
 RELATIVE = 0.05  # of what a number varies by, for velocities
@@ -35,6 +34,8 @@ def observe(env: Any) -> dict[str, Any]:
 
 def compare_step(env: Any, episode: Episode, step: int) -> Compared:
     """Observe in the state that `env` is in; keys that it does not observe are left out."""
+    from burnish.envs.robosuite.observables import robosuite_name  # there is no `env` without a simulator
+
     seen = observe(env)
     keys = [key for key in episode.obs if robosuite_name(key) in seen]
     recorded = {key: np.ravel(episode.obs[key][step]).astype(np.float64) for key in keys}
