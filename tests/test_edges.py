@@ -671,6 +671,16 @@ def npz_with(path: Path, header_shape: tuple[int, ...], data: bytes) -> Path:
     return path
 
 
+@pytest.mark.parametrize(("field", "value"), [(6, 109), (10, 77)])  # version that is needed, kind of compression
+def test_npz_of_a_zip_that_is_not_known(tmp_path, field: int, value: int) -> None:
+    path = tmp_path / "a.npz"
+    write_npz(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + field] = value  # in the list of the members
+    path.write_bytes(content)
+    assert "damaged, or not an npz file" in said(lambda: load(path))
+
+
 @pytest.mark.parametrize("shape", [(2**40,), (2**62,), (13,)])
 def test_npz_that_declares_more_than_it_has(tmp_path, shape: tuple[int, ...]) -> None:
     assert "rewards declares" in said(lambda: load(npz_with(tmp_path / "a.npz", shape, bytes(8 * N))))

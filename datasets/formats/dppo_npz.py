@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -96,12 +98,22 @@ def _arrays(path: Path, keys: tuple[str, ...] = KEYS) -> dict[str, NDArray[np.fl
         raise BurnishError(f"{path}: no such file")
     with told_as(f"{path}: damaged, or not an npz file of plain arrays"):
         room = Room(path.stat().st_size)
-        with zipfile.ZipFile(path) as archive:
+        with _known_zip(path) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
             for key in members.keys() & set(keys):
                 _require_room(archive, members[key], f"{path}: {key}", room)
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files if key in keys}
+
+
+@contextmanager
+def _known_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """zipfile raises NotImplementedError for a version or a compression that it does not know."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except NotImplementedError as error:
+        raise ValueError(str(error)) from error
 
 
 def _require_room(archive: zipfile.ZipFile, name: str, where: str, room: Room) -> None:
