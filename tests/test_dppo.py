@@ -311,6 +311,6 @@ def test_a_tempered_policy_is_explored_from(temperature):
     config = DPPOConfig(ft_denoising_steps=3, min_sampling_denoising_std=0.05, min_logprob_denoising_std=0.02)
     stage = DPPO(policy, config, Setting(TASK, 2, 0))
     whole = make_policy().sampler.std
-    assert stage.sampler.temperature == temperature
-    torch.testing.assert_close(stage.sampler.std, temperature * whole)
-    torch.testing.assert_close(stage.logprob_std, (temperature * whole).clamp(min=0.02))
+    assert stage.inner.sampler.temperature == temperature
+    torch.testing.assert_close(stage.inner.sampler.std, temperature * whole)
+    torch.testing.assert_close(stage.inner.logprob_std, (temperature * whole).clamp(min=0.02))

@@ -147,11 +147,11 @@ def test_the_first_ratio_is_one_and_is_checked(policy, settings, monkeypatch):
         torch.nn.init.normal_(parameter, std=0.1)
     obs = torch.randn(40, 2)
     metrics = stage._improve(batch_at(obs))
-    assert float(metrics["first_ratio_error"]) <= stage.ratio_tolerance
+    assert float(metrics["first_ratio_error"]) <= stage.inner.ratio_tolerance
     assert {"actor_loss", "approx_kl", "clip_fraction", "q_spread"} <= set(metrics)
-    monkeypatch.setattr(stage, "logprob_std", 1.5 * stage.logprob_std)
-    new = stage._new_log_prob
-    monkeypatch.setattr(stage, "_new_log_prob", lambda *given: new(*given) + 1e-3)
+    monkeypatch.setattr(stage.inner, "logprob_std", 1.5 * stage.inner.logprob_std)
+    new = stage.inner.new_log_prob
+    monkeypatch.setattr(stage.inner, "new_log_prob", lambda *given: new(*given) + 1e-3)
     with pytest.raises(RuntimeError, match="stage=ogpo: before the update the likelihood ratio differs from 1 by"):
         stage._improve(batch_at(obs))
 
@@ -160,7 +160,7 @@ def test_a_minibatch_is_of_triples_with_their_own_numbers(monkeypatch):
     """The surrogate's log-probabilities, advantages, clip ranges, against each triple written out."""
     torch.manual_seed(0)
     stage = make_ogpo(policy=make_policy(denoiser=DenoiserConfig(**SMALL)), states=3, group_size=4, update_epochs=1)
-    stage.discount, stage.eps = torch.linspace(0.5, 1, 5), torch.linspace(0.1, 0.2, 5)
+    stage.inner.discount, stage.inner.eps = torch.linspace(0.5, 1, 5), torch.linspace(0.1, 0.2, 5)
     seen, drawn, surrogate, draw = [], [], ogpo.clipped_surrogate, stage.draw
     monkeypatch.setattr(ogpo, "clipped_surrogate", lambda *given: seen.append(given) or surrogate(*given))
     monkeypatch.setattr(stage, "draw", lambda *given, **how: drawn.append((given, draw(*given, **how))) or drawn[-1][1])
@@ -170,14 +170,14 @@ def test_a_minibatch_is_of_triples_with_their_own_numbers(monkeypatch):
     assert G == 4 and chain.x.shape == (3, 6, 4, TA, DA)
     A = centred(stage.critic.values(obs, x).detach(), "batch")
     triples = [(b, i, g) for b in range(3) for i in range(5) for g in range(4)][::-1]
-    std = stage.sampler.std.clamp(min=0.05)[-5:]
+    std = stage.inner.sampler.std.clamp(min=0.05)[-5:]
     for n, (b, i, g) in enumerate(triples):
         normal = torch.distributions.Normal(chain.mean[b, i, g], std[i])
         expected = normal.log_prob(chain.x[b, i + 1, g]).clamp(-5, 2).mean()
         torch.testing.assert_close(old[n], expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(new[n].detach(), expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(advantages[n], A[b, g] * stage.discount[i])
-        assert eps[n] == stage.eps[i]
+        torch.testing.assert_close(advantages[n], A[b, g] * stage.inner.discount[i])
+        assert eps[n] == stage.inner.eps[i]
 
 
 def test_what_is_cloned_are_demonstrations_and_own_successes(pretrained_weights, monkeypatch):
@@ -247,7 +247,7 @@ def test_rounds_come_every_so_many_steps_and_explore_with_noise(pretrained_weigh
     x = stage.draw(torch.zeros(1, 2), 4000)[0]
     noise = torch.randn(11, 1, 1, TA, DA).expand(-1, 1, 4000, -1, -1).clone()
     noise[-1] = torch.randn_like(noise[-1])
-    last = stage.policy.sample(torch.zeros(1, 2), noise, sampler=stage.sampler, bounds=stage.bounds)[0]
+    last = stage.inner.sample(torch.zeros(1, 2), noise)[0]
     assert float(last.detach().std(1).mean()) == pytest.approx(0.05, rel=0.05) and float(x.detach().std()) > 0.2
 
 

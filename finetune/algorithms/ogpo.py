@@ -22,17 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from burnish.config import WrongValue, key
-from burnish.diffusion import Chain, StdBounds, gaussian_log_prob
-from burnish.errors import BurnishError
+from burnish.diffusion import Chain
+from burnish.finetune.denoising_steps import DenoisingSteps, DenoisingStepsConfig
 from burnish.finetune.losses.group import centred
-from burnish.finetune.losses.ppo import (
-    RATIO_TOLERANCE,
-    check_first_ratio,
-    chunk_log_prob,
-    clip_range,
-    clipped_surrogate,
-    denoising_discount,
-)
+from burnish.finetune.losses.ppo import check_first_ratio, clipped_surrogate
 from burnish.finetune.off_policy import OffPolicyConfig, OffPolicyStage
 from burnish.finetune.stage import Setting
 from burnish.finetune.storage.replay import Batch
@@ -42,10 +35,8 @@ from burnish.policies.diffusion import DiffusionPolicy
 
 
 @dataclass(frozen=True)
-class OGPOConfig(OffPolicyConfig):
-    """Settings of OGPO, see `OffPolicyConfig` for those of critic and replay."""
-
-    EXPLORATION: ClassVar[str] = "min_sampling_denoising_std"
+class OGPOConfig(DenoisingStepsConfig, OffPolicyConfig):
+    """Settings of OGPO, see `DenoisingStepsConfig`, and `OffPolicyConfig` for those of critic and replay."""
 
     name: Literal["ogpo"] = "ogpo"
     n_candidates: int = key(1, "chunks sampled for each that is executed", least=1)
@@ -54,11 +45,6 @@ class OGPOConfig(OffPolicyConfig):
         0.25, "share of each batch that is of own episodes with a success, once there are any", least=0, below=1
     )
     target_candidates: int = key(1, "N', draws whose best is the critic's target", least=1)
-    ft_denoising_steps: int = key(10, "K', the last denoising steps, which are fine-tuned", least=1)
-    sampler: Literal["inherit", "ddpm", "ddim"] = key(
-        "inherit", "inherit (the policy's), ddpm, or ddim (trained with eta 1, evaluated with eta 0)"
-    )
-    ddim_steps: int = key(5, "with sampler=ddim", least=1)
     actor_every: int = key(10, "gradient steps of the critic for each round of the actor's", least=1)
     states: int = key(32, "B, states of a round, of the batch", least=1)
     group_size: int = key(32, "G, draws of each", least=2)
@@ -68,26 +54,11 @@ class OGPOConfig(OffPolicyConfig):
     update_epochs: int = key(2, "passes over a round; fewer where target_kl is exceeded", least=1)
     actor_batch_size: int = key(2560, "(state, step, draw) triples of a minibatch", least=1)
     actor_lr: float = key(3e-5, "of Adam", above=0)
-    clip_coef: float = key(0.02, "clip range of the likelihood ratio, at the last denoising step", above=0)
-    clip_coef_base: float = key(0.02, "clip range at the first step that is fine-tuned", least=0)
-    clip_coef_rate: float = key(3.0, "how fast it grows in between", least=0)
-    gamma_denoising: float = key(0.99, "discount per denoising step", least=0, most=1)
     target_kl: float = key(1.0, "no further epoch once the approximate KL of one exceeds it", above=0)
-    min_sampling_denoising_std: float = key(0.05, "floor of the exploration noise", least=0)
-    min_logprob_denoising_std: float = key(0.05, "floor of std in log-probabilities", above=0)
-    randn_clip: float = key(3.0, "bound that a step's noise is clipped to, in standard deviations", above=0)
-    log_prob: Literal["mean", "joint"] = key(
-        "mean", "mean of clamped elements, or joint (then raise clip_coef about Ta * Da times)"
-    )
     bc_coef: float = key(0.1, "weight of the denoising loss on demonstrations and own successes", least=0)
 
     def check(self) -> None:
         super().check()
-        if self.min_sampling_denoising_std < self.min_logprob_denoising_std:
-            raise WrongValue(
-                f"min_sampling_denoising_std={self.min_sampling_denoising_std} is less than "
-                f"min_logprob_denoising_std={self.min_logprob_denoising_std}: the likelihood ratios would be biased"
-            )
         if self.states > self.batch_size:
             raise WrongValue(f"states={self.states}: expected at most batch_size={self.batch_size}")
         if self.bc_coef and not (self.demo_ratio or self.success_ratio):
@@ -108,40 +79,16 @@ class OGPO(OffPolicyStage):
     STATEFUL = (*OffPolicyStage.STATEFUL, "actor_optimizer")
 
     def __init__(self, policy: DiffusionPolicy, config: OGPOConfig, setting: Setting):
-        if policy.finetuned is None:
-            if config.sampler != "inherit":
-                policy.set_sampler(config.sampler, config.ddim_steps)
-            if not policy.sampler.gaussian:
-                raise BurnishError(
-                    f"stage.sampler={config.sampler}: the policy acts with sampler={policy.sampler.kind}, whose steps "
-                    "have no likelihood; expected ddpm or ddim (a flow's: burnish policy set POLICY sampler=euler)"
-                )
-            policy.start_finetuning(config.ft_denoising_steps, from_scratch=not setting.pretrained)
-        elif policy.ft_denoising_steps != config.ft_denoising_steps:
-            raise BurnishError(
-                f"stage.ft_denoising_steps={config.ft_denoising_steps}, but the policy was fine-tuned with "
-                f"{policy.ft_denoising_steps} before"
-            )
+        self.inner = DenoisingSteps(policy, config, setting)
         super().__init__(policy, config, setting)
-        assert policy.finetuned is not None
-        self.actor: Denoiser = policy.finetuned.requires_grad_(True)
+        self.actor: Denoiser = self.inner.actor.requires_grad_(True)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr, fused=True)
-        K_ft, device = config.ft_denoising_steps, policy.device
-        # with eta = 1, so that every transition has noise; the policy's own sampler evaluates
-        self.sampler = policy.config.chain_sampler(policy.process, eta=1.0).to(device)
-        self.bounds = StdBounds(config.min_sampling_denoising_std)
-        self.logprob_std = self.sampler.bounded_std(StdBounds(config.min_logprob_denoising_std))  # (S,)
-        self.first = len(self.sampler) - K_ft  # transition of i = 0
-        self.discount = denoising_discount(K_ft, config.gamma_denoising, device)
-        self.eps = clip_range(K_ft, config.clip_coef, config.clip_coef_base, config.clip_coef_rate, device)
 
     @torch.no_grad()
-    def draw(self, obs: Tensor, n: int, keep: int = 0) -> tuple[Tensor, Chain]:
+    def draw(self, obs: Tensor, n: int) -> tuple[Tensor, Chain]:
         """`n` chunks (B, n, Tp, Da) of the present policy at `obs` (B, To * W), with the noise that it explores with,
-        and the last `keep` transitions."""
-        noise = self.policy.draw_noise(len(obs), n, generator=self.generator)
-        clip = self.config.randn_clip
-        return self.policy.sample(obs, noise, sampler=self.sampler, bounds=self.bounds, noise_clip=clip, keep=keep)
+        and their last transitions."""
+        return self.inner.sample(obs, self.policy.draw_noise(len(obs), n, generator=self.generator))
 
     def candidates(self, obs: Tensor, n: int) -> Tensor:
         return self.draw(obs, n)[0]
@@ -161,10 +108,10 @@ class OGPO(OffPolicyStage):
         """A round of PPO: groups at states of the batch, and minibatches of their denoising steps."""
         config, G, K_ft = self.config, self.config.group_size, self.config.ft_denoising_steps
         obs = batch.obs[self._permutation(len(batch.obs))[: config.states]]
-        x, chain = self.draw(obs, G, keep=K_ft)  # chain.x (B, K' + 1, G, Tp, Da)
+        x, chain = self.draw(obs, G)  # chain.x (B, K' + 1, G, Tp, Da)
         with torch.no_grad():
             q = self.critic.values(obs, x)  # (B, G)
-            old = self._log_prob(chain.x[:, 1:], chain.mean, self.logprob_std[self.first :, None])  # (B, K', G)
+            old = self.inner.log_prob_of(chain)  # (B, K', G)
         # A_g = Q(s, a_g) - mean of the group
         advantages = centred(q, config.advantage_scale)
         cloned = self._imitated(batch)
@@ -173,10 +120,13 @@ class OGPO(OffPolicyStage):
             results = []
             for triples in self._permutation(old.numel()).split(config.actor_batch_size):
                 b, i, g = triples // (K_ft * G), triples // G % K_ft, triples % G
-                log_prob = self._new_log_prob(obs[b], chain.x[b, i, g], chain.x[b, i + 1, g], i)
-                result = clipped_surrogate(log_prob, old[b, i, g], advantages[b, g] * self.discount[i], self.eps[i])
+                log_prob = self.inner.new_log_prob(obs[b], chain.x[b, i, g], chain.x[b, i + 1, g], i)
+                advantage = advantages[b, g] * self.inner.discount[i]
+                result = clipped_surrogate(log_prob, old[b, i, g], advantage, self.inner.eps[i])
                 if "first_ratio_error" not in metrics:
-                    metrics["first_ratio_error"] = check_first_ratio(result.ratio, self.ratio_tolerance, config.name)
+                    metrics["first_ratio_error"] = check_first_ratio(
+                        result.ratio, self.inner.ratio_tolerance, config.name
+                    )
                 loss = result.loss + config.bc_coef * self._bc_loss(batch, cloned)
                 clipped_step(self.actor_optimizer, loss, config.max_grad_norm)
                 results.append(torch.stack([loss.detach(), result.approx_kl, result.clip_fraction]))
@@ -185,17 +135,6 @@ class OGPO(OffPolicyStage):
             if approx_kl > config.target_kl:  # the one wait for the device in an epoch
                 break
         return metrics
-
-    def _new_log_prob(self, obs: Tensor, x: Tensor, x_next: Tensor, i: Tensor) -> Tensor:
-        """Log-probability under the present actor of steps `i` (M,) from `x` to `x_next` (M, Tp, Da) -> (M,)."""
-        transition = self.first + i
-        output = self.actor(x, self.sampler.timesteps[transition], self.actor.encode(obs))
-        return self._log_prob(x_next, self.sampler.mean(output, x, transition), self.logprob_std[transition])
-
-    def _log_prob(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Of transitions to `x` (..., Tp, Da) with `std` broadcast over the leading dimensions -> (...)."""
-        elements = gaussian_log_prob(x, mean, std[..., None, None])
-        return chunk_log_prob(elements, self.policy.config.n_action_steps, self.config.log_prob)
 
     def _imitated(self, batch: Batch) -> Tensor:
         """Which rows of the batch are demonstrations, or of own episodes that succeeded: what follows online ones."""
@@ -215,12 +154,6 @@ class OGPO(OffPolicyStage):
             self.actor, batch.obs[rows], x0, self.generator, self.policy.finetuned_timesteps
         )
         return F.mse_loss(output.float(), target)
-
-    @property
-    def ratio_tolerance(self) -> float:
-        """By how much the first ratio may differ from 1."""
-        elements = self.policy.config.n_action_steps * self.policy.action_dim
-        return RATIO_TOLERANCE * (elements if self.config.log_prob == "joint" else 1)
 
     def _permutation(self, n: int) -> Tensor:
         return torch.randperm(n, device=self.policy.device, generator=self.generator)
