@@ -35,6 +35,7 @@ from burnish.envs.task import TaskConfig, load_task
 from burnish.errors import BurnishError, Stopped
 from burnish.machine import memory
 from burnish.machine.allocation import AtMost
+from burnish.machine.device import DeviceConfig, resolve_device
 from burnish.networks.optimise import load_optimizer
 from burnish.policies.load import load_policy
 from burnish.registry import import_named
@@ -824,3 +825,18 @@ def test_states_are_still_read(tmp_path, state: dict[str, Any]) -> None:
 def test_readers_that_are_asked_directly(tmp_path) -> None:
     assert "no such file" in said(lambda: dppo_npz.read(tmp_path / "a.npz"))
     assert "no such file" in said(lambda: d4rl.read(tmp_path / "a.hdf5"))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), {"a": float("inf")}])
+def test_numbers_of_an_environment_are_finite(value: Any) -> None:
+    with pytest.raises(BurnishError, match=r"env_kwargs\.ctrl_cost_weight=.*: expected finite numbers"):
+        TaskConfig("t", "gymnasium", "Hopper-v5", 10, env_kwargs={"ctrl_cost_weight": value})
+    TaskConfig("t", "gymnasium", "Hopper-v5", 10, env_kwargs={"healthy_z_range": [0.7, float("inf")]})
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**40])
+def test_so_many_threads_nobody_has(number: int) -> None:
+    with pytest.raises(BurnishError, match=f"torch_threads={number}: expected 1 to 4096"):
+        DeviceConfig(torch_threads=number)
+    with pytest.raises(BurnishError, match=f"torch_threads={number}: expected 1 to 4096"):
+        resolve_device("cpu", number)

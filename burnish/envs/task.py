@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,6 +63,9 @@ class TaskConfig(Checked):
             raise WrongValue(f"env_id is missing: give env_id=..., suite={self.suite}'s name of the environment")
         if self.has_simulator and self.max_episode_steps < 1:
             raise WrongValue(f"max_episode_steps={self.max_episode_steps}: expected at least 1")
+        for name, value in self.env_kwargs.items():
+            if _is_infinite(value):
+                raise WrongValue(f"env_kwargs.{name}={value}: expected finite numbers, but for the ends of ranges")
 
     @property
     def has_simulator(self) -> bool:
@@ -79,6 +83,13 @@ class TaskConfig(Checked):
     def measure(self) -> MeasureName:
         """What evaluations of the task are judged by."""
         return recorded_measure({"suite": self.suite, "judged_by": self.judged_by})
+
+
+def _is_infinite(value: Any) -> bool:
+    """A number, or one by name; what stands in a list may be the end of a range."""
+    if isinstance(value, Mapping):
+        return any(map(_is_infinite, value.values()))
+    return isinstance(value, float) and math.isinf(value)
 
 
 def recorded_measure(task: Mapping[str, Any]) -> MeasureName:

@@ -11,13 +11,17 @@ from burnish.errors import BurnishError
 from burnish.foreign import told_as
 from burnish.machine.memory import keep_freed_memory
 
+MOST_THREADS = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig(Checked):
     """See `resolve_device`."""
 
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
-    torch_threads: int = key(1, "of torch on the CPU; more for large networks on an idle machine", least=1)
+    torch_threads: int = key(
+        1, "of torch on the CPU; more for large networks on an idle machine", least=1, most=MOST_THREADS
+    )
 
 
 def resolve_device(name: str, torch_threads: int = 1) -> torch.device:
@@ -31,8 +35,8 @@ def resolve_device(name: str, torch_threads: int = 1) -> torch.device:
     Raises:
         BurnishError: no such device here.
     """
-    if torch_threads < 1:
-        raise BurnishError(f"torch_threads={torch_threads}: expected at least 1")
+    if not 1 <= torch_threads <= MOST_THREADS:
+        raise BurnishError(f"torch_threads={torch_threads}: expected 1 to {MOST_THREADS}")
     torch.set_num_threads(torch_threads)
     keep_freed_memory()
     if name == "auto":
