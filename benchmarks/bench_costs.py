@@ -379,7 +379,7 @@ def print_table(rows: list[dict[str, object]], left_out: Iterable[LeftOut]) -> N
     for row in rows:
         low, high = row["range"]  # type: ignore[misc]
         authors = row["authors"]
-        theirs = "" if authors is None else "-".join(dict.fromkeys(f"{value:,g}" for value in authors))  # type: ignore
+        theirs = "" if authors is None else "-".join(dict.fromkeys(f"{value:,g}" for value in authors))  # type: ignore[attr-defined]
         sign = "<=" if row["unit"] == "ms" else ">="
         ours = f"{number(row['median'])} {row['unit']} ({number(low)} to {number(high)})"  # type: ignore[arg-type]
         aim = "" if row["target"] is None else f"{sign} {row['target']:,}"

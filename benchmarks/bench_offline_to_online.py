@@ -20,18 +20,17 @@ from typing import NamedTuple
 import torch
 from bench_costs import Cost, network_cost
 from measuring import ProductRate, setup
+from rsm_steps import TASKS, TRANSITIONS, fill
 
 from burnish.compose import compose
 from burnish.config import parse
 from burnish.envs.task import TaskConfig
 from burnish.finetune.off_policy import OffPolicyStage
 from burnish.finetune.stage import Setting, stage_class
-from burnish.finetune.storage.replay import Transitions
 from burnish.machine.device import resolve_device
 from burnish.policies.base import ChunkConfig, policy_class
 
-TRANSITIONS = 2048
-OBS_DIM, ACTION_DIM = 17, 6  # HalfCheetah
+OBS_DIM, ACTION_DIM = TASKS["halfcheetah"]
 ALONE = ["stage.demos=null", "stage.demo_ratio=0", "stage.critic_warmup_updates=0"]
 DIFFUSION, GAUSSIAN = ["network=mlp", "network.denoising_steps=5"], ["network=gaussian"]
 
@@ -63,10 +62,8 @@ def build(case: Measured, batch_size: int) -> OffPolicyStage:
     make_policy, make_stage = policy_class(keys.kind), stage_class(case.name)
     policy = make_policy(keys, OBS_DIM, ACTION_DIM, ["flat"]).eval()
     setting = Setting(parse(TaskConfig, config["task"]), 1, 0, pretrained=False)
-    stage: OffPolicyStage = make_stage(policy, parse(make_stage.Config, config["stage"]), setting)  # type: ignore
-    obs, next_obs = torch.randn(2, TRANSITIONS, OBS_DIM)
-    chunk = 2 * torch.rand(TRANSITIONS, policy.config.horizon * ACTION_DIM) - 1
-    stage.replay.store(Transitions(obs, chunk, torch.randn(TRANSITIONS), torch.full((TRANSITIONS,), 0.99), next_obs))
+    stage: OffPolicyStage = make_stage(policy, parse(make_stage.Config, config["stage"]), setting)  # type: ignore[assignment]
+    fill(stage, OBS_DIM, policy.config.horizon * ACTION_DIM)
     return stage
 
 

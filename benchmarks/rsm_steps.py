@@ -61,12 +61,17 @@ def build(case: Case, more: Sequence[str] = ()) -> OffPolicyStage:
     policy = DiffusionPolicy(parse(PolicyConfig, config["network"]), obs_dim, action_dim, ["flat"]).eval()
     make_stage = stage_class(case.algorithm)
     setting = Setting(parse(TaskConfig, config["task"]), N_ENVS, seed=0)
-    stage: OffPolicyStage = make_stage(policy, parse(make_stage.Config, config["stage"]), setting)  # type: ignore
-    obs, next_obs = torch.randn(2, TRANSITIONS, obs_dim)
-    chunk = 2 * torch.rand(TRANSITIONS, policy.config.horizon * action_dim) - 1
-    stage.replay.store(Transitions(obs, chunk, torch.randn(TRANSITIONS), torch.full((TRANSITIONS,), 0.99), next_obs))
+    stage: OffPolicyStage = make_stage(policy, parse(make_stage.Config, config["stage"]), setting)  # type: ignore[assignment]
+    fill(stage, obs_dim, policy.config.horizon * action_dim)
     stage.env_steps = stage.config.random_steps
     return stage
+
+
+def fill(stage: OffPolicyStage, obs_dim: int, chunk_dim: int) -> None:
+    """Random transitions into its replay."""
+    obs, next_obs = torch.randn(2, TRANSITIONS, obs_dim)
+    chunk = 2 * torch.rand(TRANSITIONS, chunk_dim) - 1
+    stage.replay.store(Transitions(obs, chunk, torch.randn(TRANSITIONS), torch.full((TRANSITIONS,), 0.99), next_obs))
 
 
 def gradient_step(stage: OffPolicyStage) -> None:

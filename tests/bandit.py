@@ -63,29 +63,35 @@ def make_policy(**kwargs) -> DiffusionPolicy:
     return DiffusionPolicy(PolicyConfig(**(settings | {"denoising_steps": 10} | kwargs)), 2, DA, ["flat"]).eval()
 
 
+LITTLE = {
+    "critic": CriticConfig(hidden_dim=64, n_layers=2),
+    "batch_size": 128,
+    "buffer_size": 2000,
+    "learning_starts": 2 * E * TA,
+    "update_every": 1,
+    "critic_lr": 1e-3,
+    "demos": None,
+    "utd_ratio": 0.5,
+}
+"""Settings of an off-policy stage that learns the bandit in seconds."""
+
+
 def make_stage(name="dpmd", weights=None, policy=None, task=TASK, seed=0, **kwargs):
     policy = policy or make_policy()
     if weights is not None:
         policy.load_state_dict(weights)
     settings = {
-        "critic": CriticConfig(hidden_dim=64, n_layers=2),
-        "batch_size": 128,
-        "buffer_size": 2000,
-        "learning_starts": 2 * E * TA,
+        **LITTLE,
         "draws": 16,
-        "update_every": 1,
         "critic_warmup_updates": 100,
         "old_policy_every": 50,
         "actor_tau": 0.02,
         "actor_lr": 1e-3,
         "actor_lr_final": 1e-3,
-        "critic_lr": 1e-3,
-        "demos": None,
         "demo_ratio": 0.0,
         "bc_coef": 0.0,
         "rsm": RSMConfig(kl_target=0.7),
         "n_step": 1,
-        "utd_ratio": 0.5,
         "draw_at": "next",
     }
     make, config = STAGES[name]
@@ -167,11 +173,13 @@ def demonstrations(source, sensors=()) -> Demonstrations:
 def assert_resumes_bitwise(name: str, weights, **settings) -> None:
     """A restored stage learns and acts as the one that was saved, in the middle of a round of chunks."""
     settings = {"update_every": 2, "critic_warmup_updates": 5, "exploration_noise": 0.1, "batch_size": 32} | settings
-    stage = make_stage(name, weights, **settings)
+    assert_goes_on_bitwise(make_stage(name, weights, **settings), make_stage(name, **settings))
+
+
+def assert_goes_on_bitwise(stage, again) -> None:
+    """`again`, which is given the state of `stage` after some chunks, learns and acts as it does."""
     play(stage, np.random.default_rng(0), 5)
-    state = copy.deepcopy(stage.state_dict())
-    again = make_stage(name, **settings)
-    again.load_state_dict(state)
+    again.load_state_dict(copy.deepcopy(stage.state_dict()))
     for one in (stage, again):
         play(one, np.random.default_rng(1), 3)
     ours, theirs = stage.state_dict(), again.state_dict()

@@ -11,9 +11,11 @@ import pytest
 import torch
 from bandit import (
     DA,
+    LITTLE,
     TA,
     TASK,
     E,
+    assert_goes_on_bitwise,
     chunk_step,
     demonstrations,
     learns_from,
@@ -21,7 +23,6 @@ from bandit import (
     observations,
     play,
     score,
-    tensors,
 )
 from stopped import assert_same_run, untimed_metrics
 from test_offline import signal_at, two_phases
@@ -37,7 +38,7 @@ from burnish.finetune.start import finetune
 from burnish.finetune.storage.replay import Transitions
 from burnish.machine.checksums import CHECKSUMS
 from burnish.networks import CriticConfig, DenoiserConfig
-from burnish.networks.squashed import ActorConfig, EntropyTemperature, SquashedGaussian, squash
+from burnish.networks.squashed import EntropyTemperature, SquashedConfig, SquashedGaussian, squash
 from burnish.policies.flow import FlowPolicy, FlowPolicyConfig
 from burnish.policies.load import load_policy
 from burnish.policies.steered import SteeredConfig, SteeredPolicy
@@ -51,17 +52,10 @@ def make_dsrl(weights=None, policy=None, seed=0, has_base=True, **kwargs) -> DSR
     if weights is not None:
         policy.load_state_dict(weights)
     settings = {
-        "critic": CriticConfig(hidden_dim=64, n_layers=2),
-        "actor": ActorConfig(**SMALL),
-        "batch_size": 128,
-        "buffer_size": 2000,
-        "learning_starts": 2 * E * TA,
-        "update_every": 1,
+        **LITTLE,
+        "actor": SquashedConfig(**SMALL),
         "critic_warmup_updates": 60,
-        "critic_lr": 1e-3,
         "actor_lr": 3e-3,
-        "demos": None,
-        "utd_ratio": 0.5,
         "alpha": 0.01,
         "target_entropy": -2.0,
     }
@@ -164,7 +158,7 @@ def test_the_squashed_gaussian_integrates_to_one_and_its_entropy_is_learned():
 
 def test_an_actor_begins_at_zero_and_sees_what_it_is_given():
     torch.manual_seed(0)
-    actor = SquashedGaussian(ActorConfig(**SMALL), features=3, dim=2, given=4, log_std=-1.0)
+    actor = SquashedGaussian(SquashedConfig(**SMALL), features=3, dim=2, given=4, log_std=-1.0)
     obs, given = torch.randn(5, 3), torch.randn(5, 6, 4)
     mean, log_std = actor(obs, given)
     assert mean.shape == (5, 6, 2) and not mean.any() and bool((log_std == -1).all())
@@ -181,7 +175,7 @@ def steered(weights=None, base=None, **own) -> SteeredPolicy:
     base = base or make_policy()
     if weights is not None:
         base.load_state_dict(weights)
-    policy = SteeredPolicy(SteeredConfig.around(base, actor=ActorConfig(**SMALL), **own), base).eval()
+    policy = SteeredPolicy(SteeredConfig.around(base, actor=SquashedConfig(**SMALL), **own), base).eval()
     torch.manual_seed(3)
     torch.nn.init.normal_(policy.actor.out.weight, std=0.3)
     return policy
@@ -358,17 +352,7 @@ def test_the_entropy_is_in_the_target(pretrained_weights, monkeypatch):
 @pytest.mark.parametrize("critic_of", ["actions", "noise"])
 def test_a_restored_stage_goes_on_bitwise(pretrained_weights, critic_of):
     settings = {"critic_of": critic_of, "critic_warmup_updates": 10, "update_every": 2}
-    stage = make_dsrl(pretrained_weights, **settings)
-    play(stage, np.random.default_rng(0), 5)
-    state = copy.deepcopy(stage.state_dict())
-    again = make_dsrl(seed=4, **settings)
-    again.load_state_dict(state)
-    for one in (stage, again):
-        play(one, np.random.default_rng(1), 3)
-    ours, theirs = stage.state_dict(), again.state_dict()
-    assert len(tensors(ours)) == len(tensors(theirs)) > 60
-    assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs)))
-    assert all(ours[key] == theirs[key] for key in stage.COUNTERS)
+    assert_goes_on_bitwise(make_dsrl(pretrained_weights, **settings), make_dsrl(seed=4, **settings))
 
 
 def test_demonstrations_teach_the_critic_of_actions(pretrained_weights, monkeypatch):
@@ -397,7 +381,7 @@ def test_user_mistakes(pretrained_weights):
 def two_phased(dataset, pretrained, tmp_path_factory):  # noqa: F811
     """A run that nobody stopped, and how to make one."""
     few = {"batch_size": 32, "learning_starts": 200, "update_every": 5, "critic_warmup_updates": 14}
-    nets = {"critic": CriticConfig(**SMALL), "actor": ActorConfig(**SMALL)}
+    nets = {"critic": CriticConfig(**SMALL), "actor": SquashedConfig(**SMALL)}
     stage = DSRLConfig(demos=str(dataset), demo_ratio=0.25, **few, **nets)
     folder = tmp_path_factory.mktemp("dsrl") / "whole"
     finetune(two_phases(folder, pretrained, stage))

@@ -16,7 +16,7 @@ from burnish.commands.cli import main
 from burnish.evaluation.evaluate import act
 from burnish.networks import CriticConfig, DenoiserConfig
 from burnish.networks.encoders.encoder import EncoderConfig
-from burnish.networks.squashed import ActorConfig
+from burnish.networks.squashed import SquashedConfig
 from burnish.policies.diffusion import DiffusionPolicy, PolicyConfig
 from burnish.policies.edited import EditedPolicy
 from burnish.policies.load import load_policy
@@ -58,7 +58,7 @@ def test_a_base_may_see_pictures(kind, tmp_path):
     encoder = EncoderConfig(features=4, channels=[8], point_dims=[8])
     base = DiffusionPolicy(PolicyConfig(n_obs_steps=2, encoder=encoder), SPEC, 2, ["a", "b"]).eval()
     base.obs_normalizer.scale.fill_(2.0)
-    policy = kind(kind.Config.around(base, actor=ActorConfig(hidden_dim=32, n_layers=1)), base).eval()
+    policy = kind(kind.Config.around(base, actor=SquashedConfig(hidden_dim=32, n_layers=1)), base).eval()
     policy.add_critic(CriticConfig(hidden_dim=32))
     torch.nn.init.normal_(policy.actor.out.weight)
     if kind is SteeredPolicy:
@@ -78,7 +78,7 @@ def test_an_action_depends_on_its_row_alone(kind, own):
     """Bit for bit, whatever the number of environments."""
     torch.manual_seed(0)
     base = DiffusionPolicy(PolicyConfig(denoiser=DenoiserConfig(hidden_dim=64)), 23, 7, ["a"]).eval()
-    policy = kind(kind.Config.around(base, actor=ActorConfig(hidden_dim=64), **own), base).eval()
+    policy = kind(kind.Config.around(base, actor=SquashedConfig(hidden_dim=64), **own), base).eval()
     policy.add_critic(CriticConfig(hidden_dim=64))
     torch.nn.init.normal_(policy.actor.out.weight)
     if kind is SteeredPolicy:

@@ -13,6 +13,7 @@ from bandit import (
     DA,
     TA,
     E,
+    assert_goes_on_bitwise,
     chunk_step,
     demonstrations,
     learns_from,
@@ -20,7 +21,6 @@ from bandit import (
     make_stage,
     play,
     score,
-    tensors,
 )
 from by_hand import OffPolicyByHand
 from densities import batch_of, values
@@ -238,17 +238,7 @@ def test_a_restored_stage_goes_on_bitwise(pretrained_weights, name, weights):
     settings["update_every"] = 2  # of which one chunk was stored when it is saved
     if name == "dpmd" and weights == "paper":
         settings["train_on"] = "best"  # which has moving averages
-    stage = make_stage(name, pretrained_weights, **settings)
-    play(stage, np.random.default_rng(0), 5)
-    state = copy.deepcopy(stage.state_dict())
-    again = make_stage(name, **settings)
-    again.load_state_dict(state)
-    for one in (stage, again):
-        play(one, np.random.default_rng(1), 3)
-    ours, theirs = stage.state_dict(), again.state_dict()
-    assert tensors(ours) and len(tensors(ours)) == len(tensors(theirs))
-    assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs)))
-    assert all(ours[key] == theirs[key] for key in stage.COUNTERS)
+    assert_goes_on_bitwise(make_stage(name, pretrained_weights, **settings), make_stage(name, **settings))
 
 
 def test_the_actor_s_rate_falls_with_its_own_updates(pretrained_weights):

@@ -9,9 +9,11 @@ import pytest
 import torch
 from bandit import (
     DA,
+    LITTLE,
     TA,
     TASK,
     E,
+    assert_goes_on_bitwise,
     chunk_step,
     demonstrations,
     learns_from,
@@ -20,7 +22,6 @@ from bandit import (
     play,
     reward_of,
     score,
-    tensors,
 )
 from stopped import assert_same_run, untimed_metrics
 from test_offline import bandit_demonstrations, signal_at, two_phases
@@ -46,13 +47,8 @@ def make_ogpo(weights=None, policy=None, seed=0, n_envs=E, **kwargs) -> OGPO:
     if weights is not None:
         policy.load_state_dict(weights)
     settings = {
-        "critic": CriticConfig(hidden_dim=64, n_layers=2),
-        "batch_size": 128,
-        "buffer_size": 2000,
-        "learning_starts": 2 * E * TA,
-        "update_every": 1,
+        **LITTLE,
         "critic_warmup_updates": 60,
-        "critic_lr": 1e-3,
         "actor_lr": 1e-3,
         "actor_every": 5,
         "states": 16,
@@ -61,8 +57,6 @@ def make_ogpo(weights=None, policy=None, seed=0, n_envs=E, **kwargs) -> OGPO:
         "ft_denoising_steps": 5,
         "clip_coef": 0.05,
         "clip_coef_base": 0.05,
-        "demos": None,
-        "utd_ratio": 0.5,
         "n_step": 1,
         "bc_coef": 0.0,
     }
@@ -260,16 +254,7 @@ def test_a_long_step_of_the_policy_ends_a_round(pretrained_weights):
 
 def test_a_restored_stage_goes_on_bitwise(pretrained_weights):
     settings = {"critic_warmup_updates": 10, "update_every": 2, "success_ratio": 0.2, "bc_coef": 0.3}
-    stage = make_ogpo(pretrained_weights, **settings)
-    play(stage, np.random.default_rng(0), 5)
-    again = make_ogpo(seed=4, **settings)
-    again.load_state_dict(copy.deepcopy(stage.state_dict()))
-    for one in (stage, again):
-        play(one, np.random.default_rng(1), 3)
-    ours, theirs = stage.state_dict(), again.state_dict()
-    assert len(tensors(ours)) == len(tensors(theirs)) > 60
-    assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs)))
-    assert all(ours[key] == theirs[key] for key in stage.COUNTERS)
+    assert_goes_on_bitwise(make_ogpo(pretrained_weights, **settings), make_ogpo(seed=4, **settings))
 
 
 def test_user_mistakes(pretrained_weights):

@@ -8,7 +8,20 @@ import json
 import numpy as np
 import pytest
 import torch
-from bandit import DA, TA, TASK, E, demonstrations, learns_from, make_policy, observations, play, score, tensors
+from bandit import (
+    DA,
+    LITTLE,
+    TA,
+    TASK,
+    E,
+    assert_goes_on_bitwise,
+    demonstrations,
+    learns_from,
+    make_policy,
+    observations,
+    play,
+    score,
+)
 from stopped import assert_same_run, untimed_metrics
 from test_offline import signal_at, two_phases
 from test_training import dataset, pretrained  # noqa: F401 - fixtures
@@ -21,7 +34,7 @@ from burnish.finetune.stage import Setting
 from burnish.finetune.start import finetune
 from burnish.finetune.storage.replay import Transitions
 from burnish.networks import CriticConfig
-from burnish.networks.squashed import ActorConfig
+from burnish.networks.squashed import SquashedConfig
 from burnish.policies.edited import EditedConfig, EditedPolicy
 from burnish.policies.load import load_policy
 from burnish.runs.evaluation_file import BEFORE, EvaluationFile
@@ -34,18 +47,11 @@ def make_residual(weights=None, policy=None, seed=0, has_base=True, **kwargs) ->
     if weights is not None:
         policy.load_state_dict(weights)
     settings = {
-        "critic": CriticConfig(hidden_dim=64, n_layers=2),
-        "actor": ActorConfig(**SMALL),
-        "batch_size": 128,
-        "buffer_size": 2000,
-        "learning_starts": 2 * E * TA,
-        "update_every": 1,
+        **LITTLE,
+        "actor": SquashedConfig(**SMALL),
         "critic_warmup_updates": 60,
-        "critic_lr": 1e-3,
         "actor_lr": 3e-3,
-        "demos": None,
         "demo_ratio": 0.0,
-        "utd_ratio": 0.5,
         "n_step": 1,
     }
     return Residual(policy, ResidualConfig(**(settings | kwargs)), Setting(TASK, E, seed, has_base))
@@ -54,7 +60,7 @@ def make_residual(weights=None, policy=None, seed=0, has_base=True, **kwargs) ->
 def residual(base=None, moved=True, critic=True, **own) -> EditedPolicy:
     torch.manual_seed(3)
     base = base or make_policy(horizon=TA + 1)
-    made = EditedConfig.around(base, actor=ActorConfig(**SMALL), **own)
+    made = EditedConfig.around(base, actor=SquashedConfig(**SMALL), **own)
     policy = EditedPolicy(made, base).eval().requires_grad_(False)
     if moved:
         torch.nn.init.normal_(policy.actor.out.weight, std=0.5)
@@ -234,16 +240,7 @@ def test_the_share_of_demonstrations_falls(pretrained_weights, monkeypatch):
 @pytest.mark.parametrize("executes", ["best", "edited"])
 def test_a_restored_stage_goes_on_bitwise(pretrained_weights, executes):
     settings = {"executes": executes, "critic_warmup_updates": 10, "update_every": 2, "bc_coef": 0.1}
-    stage = make_residual(pretrained_weights, **settings)
-    play(stage, np.random.default_rng(0), 5)
-    again = make_residual(seed=4, **settings)
-    again.load_state_dict(copy.deepcopy(stage.state_dict()))
-    for one in (stage, again):
-        play(one, np.random.default_rng(1), 3)
-    ours, theirs = stage.state_dict(), again.state_dict()
-    assert len(tensors(ours)) == len(tensors(theirs)) > 60
-    assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs)))
-    assert all(ours[key] == theirs[key] for key in stage.COUNTERS)
+    assert_goes_on_bitwise(make_residual(pretrained_weights, **settings), make_residual(seed=4, **settings))
 
 
 def test_user_mistakes(pretrained_weights):
@@ -263,7 +260,7 @@ def test_user_mistakes(pretrained_weights):
 def two_phased(dataset, pretrained, tmp_path_factory):  # noqa: F811
     """A run that nobody stopped, and how to make one."""
     few = {"batch_size": 32, "learning_starts": 200, "update_every": 5, "critic_warmup_updates": 14, "n_candidates": 2}
-    nets = {"critic": CriticConfig(**SMALL), "actor": ActorConfig(**SMALL)}
+    nets = {"critic": CriticConfig(**SMALL), "actor": SquashedConfig(**SMALL)}
     falling = {"demo_ratio": 0.5, "demo_ratio_final": 0.25, "demo_ratio_decay": 60}
     stage = ResidualConfig(demos=str(dataset), bc_coef=0.1, **falling, **few, **nets)
     folder = tmp_path_factory.mktemp("residual") / "whole"

@@ -20,7 +20,7 @@ SLACK = 1e-6  # Stable-Baselines3's, in log(1 - a^2 + slack)
 
 
 @dataclass(frozen=True)
-class ActorConfig(Checked):
+class SquashedConfig(Checked):
     """The network of a squashed Gaussian."""
 
     hidden_dim: int = key(256, "of each layer", least=1)
@@ -38,7 +38,7 @@ class SquashedGaussian(nn.Module):
         features: F. given: G, of the numbers beside an observation. dim: D.
     """
 
-    def __init__(self, config: ActorConfig, features: int, dim: int, given: int = 0, log_std: float = 0.0):
+    def __init__(self, config: SquashedConfig, features: int, dim: int, given: int = 0, log_std: float = 0.0):
         super().__init__()
         self.encoder: nn.Module = nn.Identity()  # from observations to features
         layers: list[nn.Module] = []

@@ -11,15 +11,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from burnish.config import Checked, WrongValue, chosen, key, parse, section_class
+from burnish.config import Checked, WrongValue, key, parse
 from burnish.errors import BurnishError
 from burnish.foreign import told_as
 from burnish.machine.allocation import AtMost
@@ -30,9 +30,11 @@ from burnish.networks.encoders.encoder import Encoder, EncoderConfig
 from burnish.networks.q import NETWORKS
 from burnish.networks.weights import load_weights
 from burnish.observations import STATE, ObsSpec
-from burnish.policies.folder import DESCRIPTION, FORMAT, WEIGHTS, policy_folder, read_description
+from burnish.policies.folder import DESCRIPTION, FORMAT, WEIGHTS, policy_folder, read_description, require_keys
 from burnish.policies.normalizer import Normalizer
 from burnish.registry import address, find
+
+LARGEST, SMALL = 4, 2**26  # what networks may take while they are made: times the weights' bytes, and bytes
 
 P = TypeVar("P", bound="Policy")
 N = TypeVar("N", bound=nn.Module)
@@ -420,28 +422,6 @@ class Policy(nn.Module, ABC):
         """Take the weights from `path`. Raises BurnishError where they are damaged or those of another policy."""
         verify(path)
         load_weights(self, path, DESCRIPTION)
-
-
-LATER_KEYS = frozenset(
-    {"kind", "encoder", "temperature", "mean_of", "sampler_steps", "trained_betas", "timestep_spacing"}
-)
-"""Of a policy's config: the first policies do not have them, and did what their defaults say. All others are always
-there, and where one is missing the file is not what was written."""
-LARGEST, SMALL = 4, 2**26  # what networks may take while they are made: times the weights' bytes, and bytes
-
-
-def require_keys(cls: type, given: Mapping[str, Any], where: str) -> None:
-    """Raise BurnishError where a section of policy.json lacks a key of Burnish's dataclass `cls`, or of one in it."""
-    cls = chosen(cls, given)
-    hints = get_type_hints(cls)
-    for field in fields(cls):
-        owner = next(base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {}))
-        key = f"{where}.{field.name}"
-        if field.name not in given:
-            if field.name not in LATER_KEYS and owner.__module__.startswith("burnish."):
-                raise BurnishError(f"{key} is missing: expected all that decides what the policy computes")
-        elif (section := section_class(hints[field.name], given[field.name], key)) is not None:
-            require_keys(section, given[field.name], key)
 
 
 def policy_class(kind: str) -> type[Policy]:

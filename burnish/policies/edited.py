@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from burnish.config import key
-from burnish.networks.squashed import SLACK, ActorConfig, SquashedGaussian, squash
+from burnish.networks.squashed import SLACK, SquashedConfig, SquashedGaussian, squash
 from burnish.policies.base import ChunkConfig
 from burnish.policies.diffusion import DiffusionPolicy, choose
 from burnish.policies.wrapped import WrappedConfig, WrappedPolicy
@@ -31,7 +31,7 @@ class EditedConfig(WrappedConfig):
 
     kind: Literal["edited"] = "edited"
     temperature: float = key(1.0, "factor on all noise of the base", least=0)
-    actor: ActorConfig = key(factory=ActorConfig, doc="that edits")
+    actor: SquashedConfig = key(factory=SquashedConfig, doc="that edits")
     scale: float = key(0.1, "bound of the edit of each normalised number", above=0)
     per_step: bool = key(
         False, "each executed step is edited for itself, by the same network, which is told which it is"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from burnish.config import Checked, key, parse
+from burnish.config import Checked, chosen, key, parse, section_class
 from burnish.errors import BurnishError
 from burnish.foreign import one_line, told_as
 from burnish.machine.checksums import verify
@@ -94,6 +95,7 @@ class Description(Checked):
     kind: str = key("diffusion", "of the policy")
     task: str = key(doc="name of the task that it was trained for")
     trained_in: dict[str, Any] | None = key(None, "that task's keys")
+    trained_with: dict[str, str] = key(factory=dict, doc="versions of the simulator's packages then")
     plugins: list[str] = key([], "of the run that made it")
     obs_dim: int = key(doc="Do", least=0)
     sensors: dict[str, dict[str, Any]] | None = key(None, "name -> shape and dtype")
@@ -102,3 +104,24 @@ class Description(Checked):
     config: dict[str, Any] = key(doc="`ChunkConfig` of its kind")
     ft_denoising_steps: int = key(0, "K' (0: not fine-tuned)", least=0)
     critic: dict[str, Any] | None = key(None, "`CriticConfig`")
+
+
+LATER_KEYS = frozenset(
+    {"kind", "encoder", "temperature", "mean_of", "sampler_steps", "trained_betas", "timestep_spacing"}
+)
+"""Of a policy's config: the first policies do not have them, and did what their defaults say. All others are always
+there, and where one is missing the file is not what was written."""
+
+
+def require_keys(cls: type, given: Mapping[str, Any], where: str) -> None:
+    """Raise BurnishError where a section of policy.json lacks a key of Burnish's dataclass `cls`, or of one in it."""
+    cls = chosen(cls, given)
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        owner = next(base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {}))
+        name = f"{where}.{field.name}"
+        if field.name not in given:
+            if field.name not in LATER_KEYS and owner.__module__.startswith("burnish."):
+                raise BurnishError(f"{name} is missing: expected all that decides what the policy computes")
+        elif (section := section_class(hints[field.name], given[field.name], name)) is not None:
+            require_keys(section, given[field.name], name)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from burnish.config import key
 from burnish.diffusion import FlowProcess
-from burnish.networks.squashed import SLACK, ActorConfig, SquashedGaussian, squash
+from burnish.networks.squashed import SLACK, SquashedConfig, SquashedGaussian, squash
 from burnish.policies.base import ChunkConfig
 from burnish.policies.diffusion import DiffusionPolicy, choose
 from burnish.policies.wrapped import WrappedConfig, WrappedPolicy
@@ -29,7 +29,7 @@ class SteeredConfig(WrappedConfig):
 
     kind: Literal["steered"] = "steered"
     temperature: float = key(0.0, "factor on the actor's standard deviation; 0: it acts by its mean", least=0)
-    actor: ActorConfig = key(factory=ActorConfig, doc="that gives the noise")
+    actor: SquashedConfig = key(factory=SquashedConfig, doc="that gives the noise")
     magnitude: float = key(1.5, "bound of each number of the noise (the base was trained with N(0, 1))", above=0)
     base_steps: int | None = key(
         None, "S, deterministic denoising steps of the base (null: its own number of DDIM or Euler steps)", least=1

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from burnish.config import WrongValue, key, parse
 from burnish.errors import BurnishError
-from burnish.policies.base import ChunkConfig, Policy, policy_class, require_keys
+from burnish.policies.base import ChunkConfig, Policy, policy_class
 from burnish.policies.diffusion import DiffusionPolicy
+from burnish.policies.folder import require_keys
 
 C = TypeVar("C", bound="WrappedConfig")
 W = TypeVar("W", bound="WrappedPolicy")

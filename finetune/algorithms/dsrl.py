@@ -29,7 +29,7 @@ from burnish.finetune.stage import Setting
 from burnish.finetune.storage.replay import Batch
 from burnish.networks import CriticConfig, QEnsemble
 from burnish.networks.optimise import clipped_step
-from burnish.networks.squashed import ActorConfig, EntropyTemperature
+from burnish.networks.squashed import EntropyTemperature, SquashedConfig
 from burnish.policies.base import Policy
 from burnish.policies.diffusion import DiffusionPolicy
 from burnish.policies.steered import SteeredConfig, SteeredPolicy
@@ -49,7 +49,7 @@ class DSRLConfig(OffPolicyConfig):
     base_steps: int | None = key(
         None, "S, deterministic denoising steps of the base (null: its own number of DDIM or Euler steps)", least=1
     )
-    actor: ActorConfig = key(factory=ActorConfig, doc="that gives the noise")
+    actor: SquashedConfig = key(factory=SquashedConfig, doc="that gives the noise")
     actor_lr: float = key(3e-4, "of Adam", above=0)
     alpha: float = key(0.1, "temperature of the entropy, at first", above=0)
     alpha_lr: float = key(3e-4, "of Adam; 0: alpha stays", least=0)

@@ -27,7 +27,7 @@ from burnish.finetune.stage import Setting
 from burnish.finetune.storage.replay import Batch
 from burnish.networks import CriticConfig
 from burnish.networks.optimise import clipped_step
-from burnish.networks.squashed import ActorConfig, EntropyTemperature
+from burnish.networks.squashed import EntropyTemperature, SquashedConfig
 from burnish.policies.base import Policy
 from burnish.policies.diffusion import DiffusionPolicy
 from burnish.policies.edited import EditedConfig, EditedPolicy
@@ -50,7 +50,7 @@ class ResidualConfig(OffPolicyConfig):
     )
     n_candidates: int = key(8, "chunks of the base for each that is executed (N)", least=1)
     target_candidates: int = key(1, "N', chunks of the base at s' in the critic's target", least=1)
-    actor: ActorConfig = key(factory=ActorConfig, doc="that edits")
+    actor: SquashedConfig = key(factory=SquashedConfig, doc="that edits")
     actor_lr: float = key(3e-4, "of Adam", above=0)
     alpha: float = key(0.01, "temperature of the entropy, at first", above=0)
     alpha_lr: float = key(3e-4, "of Adam; 0: alpha stays", least=0)
